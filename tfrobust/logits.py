@@ -1,0 +1,211 @@
+"""The logits view of any Keras classifier: the same weights without the final softmax.
+
+Margins, gradients and bounds are statements about logits. A view shares the classifier's
+variables, so that training either trains both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrobust.batches import model_input_shape
+
+__all__ = ["NotLogitsError", "logits_model"]
+
+_ADVICE = (
+    "Give a model that returns logits, for instance one whose last layer is Dense(classes) "
+    "without an activation, or that ends in a softmax layer, which is then left out."
+)
+# reshaping only: a softmax before them can be dropped and they can be applied again
+_TRANSPARENT = ("Flatten", "Reshape", "Dropout", "Identity", "Squeeze")
+_NOT_LOGITS = ("ReLU", "LeakyReLU", "PReLU", "ELU", "Sigmoid", "Tanh", "Softplus")
+_PROBE_ROWS = 8
+
+
+class NotLogitsError(ValueError):
+    """The model's output is not logits, and no logits could be found inside it."""
+
+
+@keras.saving.register_keras_serializable("tfrobust")
+class WithoutActivation(keras.layers.Layer):
+    """A built layer without its activation, sharing its variables."""
+
+    def __init__(self, layer: keras.layers.Layer, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.layer = layer
+
+    def call(self, inputs: Any) -> Any:
+        with _linear_heads([self.layer]):
+            return self.layer(inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        layer = keras.saving.serialize_keras_object(self.layer)
+        return {**super().get_config(), "layer": layer}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> WithoutActivation:
+        config = dict(config)
+        return cls(keras.saving.deserialize_keras_object(config.pop("layer")), **config)
+
+
+class _SubclassedLogits(keras.Model):
+    """A subclassed classifier called with the softmax of one of its layers left out."""
+
+    def __init__(self, classifier: keras.Model, head: keras.layers.Layer):
+        super().__init__(name=f"{classifier.name}_logits")
+        self.classifier = classifier
+        self.head = head
+        self.built = True
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        with _linear_heads([self.head]):
+            return self.classifier(inputs, training=training)
+
+
+@contextlib.contextmanager
+def _linear_heads(layers: list[keras.layers.Layer]) -> Iterator[None]:
+    """Take the activations of `layers` away while a call is traced; weights stay where they are."""
+    saved = []
+    for layer in layers:
+        if isinstance(layer, keras.layers.Softmax):
+            saved.append((layer, "call", layer.call))
+            layer.call = lambda inputs, mask=None: inputs
+        else:
+            saved.append((layer, "activation", layer.activation))
+            layer.activation = keras.activations.linear
+    try:
+        yield
+    finally:
+        for layer, name, value in saved:
+            setattr(layer, name, value)
+
+
+def logits_model(model: keras.Model, x: Any = None) -> keras.Model:
+    """A Keras model of `model`'s logits, sharing its weights.
+
+    A softmax at the end, fused into a layer or standing alone, also inside a nested model, is
+    left out; a model that already returns logits comes back as it is.
+
+    Args:
+        model: classifier with output (batch, classes): Sequential, Functional or subclassed.
+        x: a few inputs (batch, ...), needed only where the model declares no input shape.
+
+    Raises:
+        TypeError: not a Keras model.
+        NotLogitsError: one output unit, several outputs, or an output that is not logits and
+            whose logits cannot be found.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"expected a keras.Model, got {type(model).__name__}")
+    if getattr(model, "outputs", None):  # Functional, or Sequential with a known input
+        if len(model.outputs) != 1 or len(model.inputs) != 1:
+            raise NotLogitsError(
+                f"{model.name} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; "
+                "one of each is needed"
+            )
+        _check_output_shape(model.name, tuple(model.outputs[0].shape))
+        output = _without_softmax(model.outputs[0], model, x)
+        if output is model.outputs[0]:
+            return model
+        return keras.Model(model.inputs[0], output, name=f"{model.name}_logits")
+    return _subclassed(model, x)
+
+
+def _without_softmax(output: Any, model: keras.Model, x: Any) -> Any:
+    """The symbolic tensor of the logits behind `output`; `output` itself if it holds them."""
+    history = output._keras_history
+    layer = history.operation
+    inputs = layer._inbound_nodes[history.node_index].input_tensors
+    kind = type(layer).__name__
+    activation = getattr(layer, "activation", None)
+    if kind == "Softmax" or (kind == "Activation" and _is_softmax(activation)):
+        return inputs[0]
+    if isinstance(layer, keras.Model):
+        view = logits_model(layer, x)
+        return output if view is layer else view(inputs[0])
+    if kind in _TRANSPARENT:
+        before = _without_softmax(inputs[0], model, x)
+        return output if before is inputs[0] else layer(before)
+    if _is_softmax(activation):
+        return WithoutActivation(layer, name=f"{layer.name}_logits")(inputs[0])
+    if kind in _NOT_LOGITS or activation not in (None, keras.activations.linear):
+        name = getattr(activation, "__name__", kind)
+        raise NotLogitsError(
+            f"{model.name} ends in {name} (layer {layer.name!r}); its outputs are not logits. "
+            + _ADVICE
+        )
+    if kind not in ("Dense", "Conv2D", "Conv1D", "Add", "BatchNormalization"):
+        _probe(model, x)
+    return output
+
+
+def _is_softmax(activation: Any) -> bool:
+    return activation is keras.activations.softmax
+
+
+def _check_output_shape(name: str, shape: tuple[int | None, ...]) -> None:
+    if len(shape) != 2:
+        raise NotLogitsError(f"{name} returns {shape}; logits have shape (batch, classes)")
+    if shape[1] == 1:
+        raise NotLogitsError(
+            f"{name} has one output unit; one logit a class is needed, two for a binary problem"
+        )
+
+
+def _probe_batch(model: keras.Model, x: Any) -> tf.Tensor:
+    if x is not None:
+        return tf.constant(np.asarray(x)[:_PROBE_ROWS], tf.float32)
+    shape = model_input_shape(model)
+    if shape is None or None in shape:
+        raise NotLogitsError(
+            f"{model.name} declares no input shape; give a few inputs: logits_model(model, x)"
+        )
+    return tf.constant(np.random.default_rng(0).random((_PROBE_ROWS, *shape)), tf.float32)
+
+
+def _probe(model: keras.Model, x: Any) -> tuple[tf.Tensor, np.ndarray]:
+    """Run the model and refuse outputs that can only be probabilities or their logarithms."""
+    batch = _probe_batch(model, x)
+    values = np.asarray(model(batch, training=False))
+    _check_output_shape(model.name, values.shape)
+    if _are_probabilities(values):
+        raise NotLogitsError(
+            f"{model.name} returns probabilities, and the softmax that makes them is no layer "
+            "that could be left out. " + _ADVICE
+        )
+    if _are_probabilities(np.exp(np.minimum(values, 1.0))):
+        raise NotLogitsError(f"{model.name} returns log-probabilities. " + _ADVICE)
+    if (values >= 0).all() and (values <= 1).all() and values.std() > 0:
+        raise NotLogitsError(
+            f"every output of {model.name} lies between 0 and 1, as a sigmoid's do. " + _ADVICE
+        )
+    return batch, values
+
+
+def _are_probabilities(values: np.ndarray) -> bool:
+    return bool((values >= 0).all() and np.allclose(values.sum(axis=1), 1, atol=1e-4))
+
+
+def _subclassed(model: keras.Model, x: Any) -> keras.Model:
+    batch = _probe_batch(model, x)
+    values = np.asarray(model(batch, training=False))
+    _check_output_shape(model.name, values.shape)
+    if _are_probabilities(values):
+        for layer in reversed(list(model._flatten_layers(include_self=False))):
+            softmax = isinstance(layer, keras.layers.Softmax)
+            if not (softmax or _is_softmax(getattr(layer, "activation", None))):
+                continue
+            view = _SubclassedLogits(model, layer)
+            # the right head, and the only softmax on the way out
+            logits = view(batch, training=False)
+            same = np.allclose(tf.nn.softmax(logits), values, atol=1e-5)
+            if same and not _are_probabilities(np.asarray(logits)):
+                return view
+    _probe(model, batch)
+    return model

@@ -1,0 +1,95 @@
+"""Per-example lp norms, unit vectors, and projections onto balls and pixel ranges.
+
+Every function maps a batch of shape (batch, ...) to one number, or one array, per example.
+"""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+__all__ = ["clip_to_range", "flatten", "inner", "norm", "project_ball", "unit"]
+
+
+def flatten(x: tf.Tensor) -> tf.Tensor:
+    """(batch, ...) -> (batch, features)."""
+    x = tf.convert_to_tensor(x)
+    return tf.reshape(x, [tf.shape(x)[0], math.prod(x.shape[1:])])
+
+
+def per_example(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Reshape (batch,) values so that they broadcast against `like`, (batch, ...)."""
+    return tf.reshape(values, [-1] + [1] * (len(like.shape) - 1))
+
+
+def inner(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Euclidean inner product of each pair of examples: (batch, ...) twice -> (batch,)."""
+    return tf.reduce_sum(flatten(a) * flatten(b), axis=1)
+
+
+def norm(x: tf.Tensor, p: float = 2) -> tf.Tensor:
+    """lp norm of each example, p in {1, 2, inf}: (batch, ...) -> (batch,).
+
+    The gradient at a zero example is zero, a subgradient, instead of NaN.
+
+    Raises:
+        ValueError: p is not 1, 2 or infinity.
+    """
+    x = flatten(x)
+    if p == 2:
+        squares = tf.reduce_sum(tf.square(x), axis=1)
+        positive = squares > 0
+        safe = tf.where(positive, squares, tf.ones_like(squares))
+        return tf.where(positive, tf.sqrt(safe), tf.zeros_like(squares))
+    if p == 1:
+        return tf.reduce_sum(tf.abs(x), axis=1)
+    if p == math.inf:
+        return tf.reduce_max(tf.abs(x), axis=1)
+    raise ValueError(f"p must be 1, 2 or infinity, got {p!r}")
+
+
+def unit(x: tf.Tensor, p: float = 2) -> tf.Tensor:
+    """Each example divided by its lp norm; a zero example stays zero. Same shape as x."""
+    x = tf.convert_to_tensor(x)
+    return tf.math.divide_no_nan(x, per_example(norm(x, p), x))
+
+
+def project_ball(x: tf.Tensor, radius: float | tf.Tensor, p: float = 2) -> tf.Tensor:
+    """Euclidean projection of each example onto the lp ball of `radius` about zero.
+
+    Args:
+        x: (batch, ...).
+        radius: a number, or one for each example, (batch,); not negative.
+        p: 1, 2 or infinity. p = 1 is the sort-based projection of Duchi et al. 2008.
+
+    Raises:
+        ValueError: p is not 1, 2 or infinity.
+    """
+    x = tf.convert_to_tensor(x)
+    radius = tf.broadcast_to(tf.cast(radius, x.dtype), tf.shape(x)[:1])
+    if p == math.inf:
+        bound = per_example(radius, x)
+        return tf.clip_by_value(x, -bound, bound)
+    if p == 2:
+        norms = norm(x)
+        # a zero example has no direction, and is inside every ball
+        scale = tf.where(norms > radius, tf.math.divide_no_nan(radius, norms), tf.ones_like(norms))
+        return x * per_example(scale, x)
+    if p == 1:
+        flat = flatten(x)
+        magnitudes = tf.sort(tf.abs(flat), axis=1, direction="DESCENDING")
+        excess = tf.cumsum(magnitudes, axis=1) - radius[:, None]
+        ranks = tf.range(1, tf.shape(flat)[1] + 1, dtype=x.dtype)
+        kept = tf.reduce_sum(tf.cast(magnitudes * ranks > excess, tf.int32), axis=1)
+        last = tf.maximum(kept - 1, 0)
+        threshold = tf.gather(excess, last, batch_dims=1) / tf.cast(last + 1, x.dtype)
+        threshold = tf.maximum(threshold, 0.0)[:, None]
+        return tf.reshape(tf.sign(flat) * tf.nn.relu(tf.abs(flat) - threshold), tf.shape(x))
+    raise ValueError(f"p must be 1, 2 or infinity, got {p!r}")
+
+
+def clip_to_range(x: tf.Tensor, value_range: tuple[float, float]) -> tf.Tensor:
+    """Project onto the box of valid pixels, (minimum, maximum)."""
+    low, high = value_range
+    return tf.clip_by_value(x, low, high)
