@@ -1,4 +1,4 @@
-"""Checked inputs, cut into batches, behind a progress bar: the boundary of every public function."""
+"""Checked inputs, cut into batches behind a progress bar: the boundary of the public functions."""
 
 from __future__ import annotations
 
