@@ -1,0 +1,35 @@
+"""Fixtures shared by all tests: seeds, the data folder, small models."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "tfrobust", deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+)
+settings.load_profile("tfrobust")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def data_dir():
+    """The folder of real data sets, or a skip that says what is missing."""
+    folder = os.environ.get("TFROBUST_DATA_DIR")
+    if not folder:
+        pytest.skip("TFROBUST_DATA_DIR names no folder of data sets")
+    return folder
