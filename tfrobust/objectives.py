@@ -1,0 +1,230 @@
+"""What training minimises: the cross-entropy plus weighted penalties, added with `+`.
+
+    objective = CrossEntropy() + DoubleBackprop(1e4, penalty_scale="batch_mean") + WeightDecay(1e-6)
+
+A term is a scalar function of one batch's `ForwardPass`, which holds what terms share: logits,
+losses and input gradients are computed once a batch however many terms ask for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+from tfrobust.norms import flatten, inner
+
+__all__ = [
+    "AlignmentPenalty",
+    "CrossEntropy",
+    "DoubleBackprop",
+    "ForwardPass",
+    "Objective",
+    "WeightDecay",
+]
+
+
+class ForwardPass:
+    """One batch through a model, with input gradients that can be differentiated again.
+
+    Args:
+        logits_model: returns logits (batch, classes).
+        x: (batch, *input) float32.
+        labels: (batch,) int32.
+        training: dropout and batch statistics on.
+        input_gradients: watch x; without it no term may ask for a gradient.
+    """
+
+    def __init__(
+        self,
+        logits_model: keras.Model,
+        x: tf.Tensor,
+        labels: tf.Tensor,
+        *,
+        training: bool,
+        input_gradients: bool,
+    ):
+        self.model = logits_model
+        self.x = x
+        self.labels = labels
+        self._tape = tf.GradientTape(persistent=True) if input_gradients else None
+        if self._tape is None:
+            self.logits = logits_model(x, training=training)
+            self.losses = self._cross_entropy()
+        else:
+            with self._tape:
+                self._tape.watch(x)
+                self.logits = logits_model(x, training=training)
+                self.losses = self._cross_entropy()
+                self._label_logits = tf.gather(self.logits, labels, batch_dims=1)
+
+    def _cross_entropy(self) -> tf.Tensor:
+        """Cross-entropy of each example, (batch,)."""
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(self.labels, self.logits)
+
+    @cached_property
+    def loss_gradients(self) -> tf.Tensor:
+        """Gradient of each example's cross-entropy with respect to the example, like x."""
+        return self._gradient(self.losses)
+
+    @cached_property
+    def logit_gradients(self) -> tf.Tensor:
+        """Gradient of the label's logit with respect to the example, like x."""
+        return self._gradient(self._label_logits)
+
+    def _gradient(self, values: tf.Tensor) -> tf.Tensor:
+        if self._tape is None:
+            raise RuntimeError("set input_gradients=True: a term needs input gradients")
+        return self._tape.gradient(values, self.x)
+
+
+class _Term:
+    """Base of all terms: makes them add up to an `Objective`."""
+
+    needs_input_gradients = False
+    weight: float
+
+    @property
+    def name(self) -> str:
+        """Label of the term in progress bars, TensorBoard and results."""
+        words = type(self).__name__
+        return "".join(f"_{c.lower()}" if c.isupper() else c for c in words).lstrip("_")
+
+    def __call__(self, batch: ForwardPass) -> tf.Tensor:
+        raise TypeError(f"{type(self).__name__} must define its value")
+
+    def __add__(self, other: _Term | Objective) -> Objective:
+        return Objective((self,)) + other
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A sum of terms. `Objective.parts(batch)` gives each term's weighted value by name."""
+
+    terms: tuple[_Term, ...]
+
+    def __post_init__(self) -> None:
+        names = [term.name for term in self.terms]
+        if len(set(names)) != len(names):
+            raise ValueError(f"an objective takes each kind of term once, got {names}")
+
+    def __add__(self, other: _Term | Objective) -> Objective:
+        if isinstance(other, Objective):
+            return Objective(self.terms + other.terms)
+        if isinstance(other, _Term):
+            return Objective((*self.terms, other))
+        return NotImplemented
+
+    @property
+    def needs_input_gradients(self) -> bool:
+        """Whether some term differentiates with respect to the input."""
+        return any(term.needs_input_gradients for term in self.terms)
+
+    def forward(
+        self, logits_model: keras.Model, x: tf.Tensor, labels: tf.Tensor, *, training: bool
+    ) -> ForwardPass:
+        """The pass that this objective's terms need: x (batch, *input), labels (batch,)."""
+        return ForwardPass(
+            logits_model,
+            x,
+            labels,
+            training=training,
+            input_gradients=self.needs_input_gradients,
+        )
+
+    def parts(self, batch: ForwardPass) -> dict[str, tf.Tensor]:
+        """Weighted value of each term; their sum is what training minimises."""
+        return {term.name: term(batch) for term in self.terms}
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Plain settings of all terms, for run folders and error messages."""
+        return [{"term": term.name, **dataclasses.asdict(term)} for term in self.terms]
+
+
+def _check_weight(weight: float) -> None:
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"weight must be finite and not negative, got {weight}")
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy(_Term):
+    """weight * mean over the batch of the cross-entropy L_i of logits and labels."""
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+
+    def __call__(self, batch: ForwardPass) -> tf.Tensor:
+        return self.weight * tf.reduce_mean(batch.losses)
+
+
+@dataclasses.dataclass(frozen=True)
+class DoubleBackprop(_Term):
+    """Double backpropagation: the mean squared l2 norm of the cross-entropy's input gradient.
+
+    Args:
+        weight: lambda.
+        penalty_scale: "per_example" is lambda * mean_i ||grad_x L_i||^2, as Etmann 2019 prints it
+            (eq. 21). "batch_mean" is what the released code computes: it differentiates the batch
+            mean of the loss, which makes the penalty smaller by N^2 for N examples on the device.
+            The lambdas that the paper quotes are the code's.
+
+    Source: Drucker and LeCun 1992; Etmann 2019, section 5.
+    """
+
+    weight: float
+    penalty_scale: Literal["per_example", "batch_mean"] = "per_example"
+    needs_input_gradients = True
+
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+        if self.penalty_scale not in ("per_example", "batch_mean"):
+            raise ValueError(
+                f'penalty_scale must be "per_example" or "batch_mean", got {self.penalty_scale!r}'
+            )
+
+    def __call__(self, batch: ForwardPass) -> tf.Tensor:
+        squares = tf.reduce_sum(tf.square(flatten(batch.loss_gradients)), axis=1)
+        penalty = self.weight * tf.reduce_mean(squares)
+        if self.penalty_scale == "batch_mean":
+            penalty /= tf.square(tf.cast(tf.shape(batch.x)[0], penalty.dtype))
+        return penalty
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightDecay(_Term):
+    """weight * sum of squares of all trainable weights, biases included (Etmann 2019's code)."""
+
+    weight: float
+
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+
+    def __call__(self, batch: ForwardPass) -> tf.Tensor:
+        squares = [tf.reduce_sum(tf.square(v.value)) for v in batch.model.trainable_variables]
+        return self.weight * tf.add_n(squares)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignmentPenalty(_Term):
+    """lambda * mean_i (||x||^2 ||grad Psi||^2 - <x, grad Psi>^2), Psi the label's logit.
+
+    Not negative by Cauchy-Schwarz, and zero where the saliency map is parallel to the input.
+
+    Source: Etmann 2019, outlook.
+    """
+
+    weight: float
+    needs_input_gradients = True
+
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+
+    def __call__(self, batch: ForwardPass) -> tf.Tensor:
+        gradient = batch.logit_gradients
+        products = inner(batch.x, batch.x) * inner(gradient, gradient)
+        return self.weight * tf.reduce_mean(products - tf.square(inner(batch.x, gradient)))

@@ -1,0 +1,80 @@
+"""Learning rates, evaluated at the start of each epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+__all__ = ["Constant", "Cosine", "Plateau", "Schedule", "StepDecay"]
+
+
+class Schedule:
+    """A learning rate that depends on the epoch and on what was monitored in earlier ones."""
+
+    monitor = "validation_loss"
+
+    def __call__(self, epoch: int, epochs: int, monitored: Sequence[float]) -> float:
+        """Rate of `epoch`, counted from 0, of `epochs`, given one monitored value an epoch."""
+        raise TypeError(f"{type(self).__name__} must define its rate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(Schedule):
+    """The same rate throughout."""
+
+    rate: float
+
+    def __call__(self, epoch: int, epochs: int, monitored: Sequence[float]) -> float:
+        return self.rate
+
+
+@dataclasses.dataclass(frozen=True)
+class StepDecay(Schedule):
+    """rate * factor^(epoch // every): Etmann 2019 multiplies by .1 every 80 epochs."""
+
+    rate: float
+    every: int
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every must be at least one epoch, got {self.every}")
+
+    def __call__(self, epoch: int, epochs: int, monitored: Sequence[float]) -> float:
+        return self.rate * self.factor ** (epoch // self.every)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(Schedule):
+    """rate * (1 + cos(pi * epoch / epochs)) / 2 (Loshchilov and Hutter 2017, one cycle)."""
+
+    rate: float
+
+    def __call__(self, epoch: int, epochs: int, monitored: Sequence[float]) -> float:
+        return self.rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Plateau(Schedule):
+    """Multiplied by `factor` whenever the monitored loss has not improved for `patience` epochs.
+
+    The rate is a function of the whole history, so that a resumed run finds the same rate.
+    """
+
+    rate: float
+    factor: float = 0.1
+    patience: int = 5
+    minimum_improvement: float = 1e-4
+    monitor: str = "validation_loss"
+
+    def __call__(self, epoch: int, epochs: int, monitored: Sequence[float]) -> float:
+        rate, best, waited = self.rate, math.inf, 0
+        for value in monitored[:epoch]:
+            if value < best - self.minimum_improvement:
+                best, waited = value, 0
+                continue
+            waited += 1
+            if waited >= self.patience:
+                rate, waited = rate * self.factor, 0
+        return rate
