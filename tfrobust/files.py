@@ -40,8 +40,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         OSError: the file could not be written, naming it.
     """
     target = Path(path)
-    # the suffix stays last: savers choose their format by it
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
+    # the name stays last: savers choose their format by its ending, ".weights.h5" among them
+    temporary = target.with_name(f".partial-{os.getpid()}-{target.name}")
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -53,4 +53,5 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             "What was there before is unchanged."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            temporary.unlink()
