@@ -70,16 +70,16 @@ def as_labels(labels: Any, count: int, classes: int, name: str = "labels") -> np
     if labels.shape != (count,):
         hint = " Give class indices, not one-hot rows." if labels.ndim == 2 else ""
         raise ValueError(f"{name} must have shape ({count},), got {labels.shape}.{hint}")
-    whole = labels.astype(np.int64)
-    if labels.dtype.kind not in "iub" and not np.array_equal(whole, labels):
+    numbers = labels.dtype.kind in "iubf"
+    if not numbers or not (np.isfinite(labels) & (labels == np.floor(labels))).all():
         raise ValueError(f"{name} must be whole numbers, got {labels.dtype}")
-    wrong = np.flatnonzero((whole < 0) | (whole >= classes))
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         raise ValueError(
             f"{name} must lie in 0..{classes - 1} for {classes} classes, but {len(wrong)} do not: "
-            f"the first is {whole[wrong[0]]}, at position {wrong[0]}"
+            f"the first is {labels[wrong[0]]}, at position {wrong[0]}"
         )
-    return whole.astype(np.int32)
+    return labels.astype(np.int32)
 
 
 def in_batches(
