@@ -25,6 +25,7 @@ _ADVICE = (
 # reshaping only: a softmax before them can be dropped and they can be applied again
 _TRANSPARENT = ("Flatten", "Reshape", "Dropout", "Identity", "Squeeze")
 _NOT_LOGITS = ("ReLU", "LeakyReLU", "PReLU", "ELU", "Sigmoid", "Tanh", "Softplus")
+_SOFTMAXES = (keras.activations.softmax, keras.ops.softmax, tf.nn.softmax)
 _PROBE_ROWS = 8
 
 
@@ -103,6 +104,8 @@ def logits_model(model: keras.Model, x: Any = None) -> keras.Model:
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"expected a keras.Model, got {type(model).__name__}")
+    if isinstance(model, keras.Sequential) and not model.built and x is not None:
+        model.build((None, *np.shape(x)[1:]))
     if getattr(model, "outputs", None):  # Functional, or Sequential with a known input
         if len(model.outputs) != 1 or len(model.inputs) != 1:
             raise NotLogitsError(
@@ -111,7 +114,7 @@ def logits_model(model: keras.Model, x: Any = None) -> keras.Model:
             )
         _check_output_shape(model.name, tuple(model.outputs[0].shape))
         output = _without_softmax(model.outputs[0], model, x)
-        if output is model.outputs[0]:
+        if output is model.outputs[0] and not isinstance(model.output_shape, dict):
             return model
         return keras.Model(model.inputs[0], output, name=f"{model.name}_logits")
     return _subclassed(model, x)
@@ -133,7 +136,8 @@ def _without_softmax(output: Any, model: keras.Model, x: Any) -> Any:
         before = _without_softmax(inputs[0], model, x)
         return output if before is inputs[0] else layer(before)
     if _is_softmax(activation):
-        return WithoutActivation(layer, name=f"{layer.name}_logits")(inputs[0])
+        bare = WithoutActivation(layer, name=f"{layer.name}_logits", dtype=layer.dtype_policy)
+        return bare(inputs[0])
     if kind in _NOT_LOGITS or activation not in (None, keras.activations.linear):
         name = getattr(activation, "__name__", kind)
         raise NotLogitsError(
@@ -146,7 +150,7 @@ def _without_softmax(output: Any, model: keras.Model, x: Any) -> Any:
 
 
 def _is_softmax(activation: Any) -> bool:
-    return activation is keras.activations.softmax
+    return any(activation is softmax for softmax in _SOFTMAXES)
 
 
 def _check_output_shape(name: str, shape: tuple[int | None, ...]) -> None:
