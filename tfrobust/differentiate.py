@@ -38,9 +38,11 @@ CHUNK = 16
 class _Compiled:
     """The compiled functions of one model. Opaque, so that Keras saves nothing of it."""
 
-    def __init__(self, model: keras.Model, signature: Any, x: np.ndarray):
-        self.signature = signature
+    def __init__(self, model: keras.Model, x: np.ndarray):
         self.logits = logits_model(model, x)
+        # the tensors whose ids these are stay alive here, so that no id comes again
+        self.outputs = list(getattr(model, "outputs", None) or [])
+        self.signature = _signature(model)
         self.functions: dict[Any, _AnyBatch] = {}
 
 
@@ -70,7 +72,7 @@ def _signature(model: keras.Model) -> Any:
 def _compiled_of(model: keras.Model, x: np.ndarray) -> _Compiled:
     cache = model.__dict__.get("_tfrobust_compiled")
     if cache is None or cache.signature != _signature(model):
-        cache = _Compiled(model, _signature(model), x)
+        cache = _Compiled(model, x)
         # past Keras's tracker, which would take this for a part of the model
         object.__setattr__(model, "_tfrobust_compiled", cache)
     return cache
@@ -161,7 +163,11 @@ def predict_logits(model: keras.Model, x: Any, *, batch_size: int = 100) -> np.n
         NotLogitsError: the model has no logits to give.
     """
     x = as_images(model, x)
-    run = compiled(model, "logits", lambda logits: lambda rows: logits(rows, training=False), x)
+
+    def build(logits: keras.Model) -> Callable[..., Any]:
+        return lambda rows: tf.cast(logits(rows, training=False), tf.float32)
+
+    run = compiled(model, "logits", build, x)
     return in_batches(run, x, batch_size=batch_size, description="logits")
 
 
@@ -210,7 +216,11 @@ def vjp(model: keras.Model, x: Any, v: Any, *, batch_size: int = 100) -> np.ndar
     v = _as_directions(v, (len(x), classes_of(model, x)))
 
     def build(logits: keras.Model) -> Callable[..., Any]:
-        return lambda rows, cotangent: gradients_at(logits, rows)[1](cotangent)
+        def run(rows: tf.Tensor, cotangent: tf.Tensor) -> tf.Tensor:
+            values, pull_back = gradients_at(logits, rows)
+            return pull_back(tf.cast(cotangent, values.dtype))
+
+        return run
 
     run = compiled(model, "vjp", build, x)
     return in_batches(run, x, v, batch_size=batch_size, description="VJP")
@@ -228,7 +238,8 @@ def jvp(model: keras.Model, x: Any, v: Any, *, batch_size: int = 100) -> np.ndar
 
     def build(logits: keras.Model) -> Callable[..., Any]:
         def run(rows: tf.Tensor, tangent: tf.Tensor) -> tf.Tensor:
-            return push_forward(lambda: logits(rows, training=False), rows, tangent, [rows])[1]
+            forward = push_forward(lambda: logits(rows, training=False), rows, tangent, [rows])
+            return tf.cast(forward[1], tf.float32)
 
         return run
 
