@@ -104,8 +104,10 @@ def logits_model(model: keras.Model, x: Any = None) -> keras.Model:
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"expected a keras.Model, got {type(model).__name__}")
-    if isinstance(model, keras.Sequential) and not model.built and x is not None:
-        model.build((None, *np.shape(x)[1:]))
+    if isinstance(model, keras.Sequential) and model.layers and not model.built:
+        shape = model_input_shape(model.layers[0]) if x is None else np.shape(x)[1:]
+        if shape is not None:
+            model.build((None, *shape))
     if getattr(model, "outputs", None):  # Functional, or Sequential with a known input
         if len(model.outputs) != 1 or len(model.inputs) != 1:
             raise NotLogitsError(
@@ -114,7 +116,7 @@ def logits_model(model: keras.Model, x: Any = None) -> keras.Model:
             )
         _check_output_shape(model.name, tuple(model.outputs[0].shape))
         output = _without_softmax(model.outputs[0], model, x)
-        if output is model.outputs[0] and not isinstance(model.output_shape, dict):
+        if output is model.outputs[0] and not isinstance(getattr(model, "output", None), dict):
             return model
         return keras.Model(model.inputs[0], output, name=f"{model.name}_logits")
     return _subclassed(model, x)
@@ -130,7 +132,8 @@ def _without_softmax(output: Any, model: keras.Model, x: Any) -> Any:
     if kind == "Softmax" or (kind == "Activation" and _is_softmax(activation)):
         return inputs[0]
     if isinstance(layer, keras.Model):
-        view = logits_model(layer, x)
+        within = None if x is None else _at(inputs[0], model, x)
+        view = logits_model(layer, within)
         return output if view is layer else view(inputs[0])
     if kind in _TRANSPARENT:
         before = _without_softmax(inputs[0], model, x)
@@ -147,6 +150,13 @@ def _without_softmax(output: Any, model: keras.Model, x: Any) -> Any:
     if kind not in ("Dense", "Conv2D", "Conv1D", "Add", "BatchNormalization"):
         _probe(model, x)
     return output
+
+
+def _at(tensor: Any, model: keras.Model, x: Any) -> Any:
+    """Values of a symbolic tensor inside `model` for the first few inputs."""
+    if tensor is model.inputs[0]:
+        return x
+    return keras.Model(model.inputs[0], tensor)(_probe_batch(model, x), training=False)
 
 
 def _is_softmax(activation: Any) -> bool:
