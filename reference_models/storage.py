@@ -1,0 +1,85 @@
+"""Models on disk: Keras's own format, loaded in safe mode, with provenance beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfrobust.files import atomic_path, writable_folder
+
+
+class ModelFileError(RuntimeError):
+    """A model file is missing, truncated, or needs code that safe mode does not run."""
+
+
+def save(model: keras.Model, path: str | Path, provenance: dict[str, Any] | None = None) -> Path:
+    """Write `model` to `path` (.keras) and what is known of it to `path`.json, each atomically.
+
+    Args:
+        model: any Keras model.
+        path: ends in .keras.
+        provenance: anything JSON can hold; versions and the parameter count are added.
+
+    Raises:
+        ValueError: the path does not end in .keras, or provenance is not JSON.
+        OSError: the folder is not writable, or the disk is full; nothing is half-written.
+    """
+    path = Path(path)
+    if path.suffix != ".keras":
+        raise ValueError(f"a model's file name ends in .keras, got {path.name!r}")
+    record = {
+        "model": model.name,
+        "parameters": model.count_params(),
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+        **(provenance or {}),
+    }
+    try:
+        text = json.dumps(record, indent=2)
+    except TypeError as error:
+        raise ValueError(f"provenance must be plain JSON: {error}") from error
+    writable_folder(path.parent)
+    with atomic_path(path) as temporary:
+        model.save(temporary)
+    with atomic_path(_beside(path)) as temporary:
+        temporary.write_text(text + "\n")
+    return path
+
+
+def load(path: str | Path) -> keras.Model:
+    """The model in a .keras file, in safe mode: no code from the file is run.
+
+    Raises:
+        ModelFileError: no such file, not a whole Keras archive, or unsafe to load.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f"there is no model file {path}")
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises whatever its readers raise
+        raise ModelFileError(
+            f"{path} cannot be loaded as a Keras model ({type(error).__name__}: {error}). It is "
+            "truncated, not in the .keras format, or needs code that safe mode does not run."
+        ) from error
+
+
+def provenance(path: str | Path) -> dict[str, Any]:
+    """What `save` wrote beside a model.
+
+    Raises:
+        ModelFileError: there is no such record, or it is damaged.
+    """
+    beside = _beside(Path(path))
+    try:
+        return json.loads(beside.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"no provenance beside {path}: {error}") from error
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".json")

@@ -1,0 +1,159 @@
+"""Run folders: settings, versions and seeds, and steps that are either finished or not begun."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tfrobust.files import atomic_path, writable_folder
+
+__all__ = ["Run", "RunFolderError", "versions"]
+
+_PACKAGES = (
+    "tfrobust",
+    "tensorflow",
+    "keras",
+    "numpy",
+    "foolbox",
+    "tensorflow-datasets",
+    "scikit-learn",
+    "pandas",
+)
+
+
+class RunFolderError(ValueError):
+    """The folder holds a run with other settings, or a damaged record."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the packages and the machine that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found["machine"] = f"{platform.system()} {platform.machine()}, {_processor()}, {cores} cores"
+    return found
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown processor"
+
+
+class Run:
+    """A folder of one experiment's results.
+
+    Args:
+        folder: made if need be. One that holds a run with the same settings is gone on with.
+        settings: a frozen dataclass.
+
+    Raises:
+        OSError: the folder is not writable.
+        RunFolderError: the folder holds a run with other settings.
+    """
+
+    def __init__(self, folder: str | Path, settings: Any):
+        self.folder = writable_folder(folder)
+        self.settings = json.loads(json.dumps(dataclasses.asdict(settings)))
+        path = self.folder / "run.json"
+        if path.exists():
+            before = self.read_json("run.json")["settings"]
+            names = sorted(before.keys() | self.settings.keys())
+            changed = [name for name in names if before.get(name) != self.settings.get(name)]
+            if changed:
+                name = changed[0]
+                raise RunFolderError(
+                    f"{self.folder} holds a run with {name} = {before.get(name)}, now "
+                    f"{self.settings.get(name)}. Give another folder, or delete this one."
+                )
+        else:
+            self.write_json(
+                "run.json",
+                {
+                    "settings": self.settings,
+                    "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                    "versions": versions(),
+                },
+            )
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Settings, start and versions, as `run.json` holds them."""
+        return self.read_json("run.json")
+
+    def path(self, name: str) -> Path:
+        """A path in the folder; its parent exists."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write plain data atomically; NumPy numbers and arrays become plain."""
+        with atomic_path(self.path(name)) as temporary:
+            temporary.write_text(json.dumps(value, indent=2, default=_plain) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Raises: RunFolderError where the record is damaged or missing."""
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise RunFolderError(
+                f"the record {path} cannot be read ({error}). Delete it to make it again."
+            ) from error
+
+    def json_step(self, name: str, make: Callable[[], Any]) -> Any:
+        """`make()`'s plain data, made once: a later run reads it from `name`."""
+        if not (self.folder / name).exists():
+            self.write_json(name, make())
+        return self.read_json(name)
+
+    def frame_step(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """`make()`'s table, made once: a later run reads it from the Parquet file `name`.
+
+        Raises:
+            RunFolderError: the file is damaged.
+            OSError: it could not be written.
+        """
+        path = self.path(name)
+        if not path.exists():
+            frame = make()
+            with atomic_path(path) as temporary:
+                frame.to_parquet(temporary, index=False)
+        try:
+            return pd.read_parquet(path)
+        except Exception as error:  # pyarrow raises many kinds
+            raise RunFolderError(
+                f"the table {path} cannot be read ({error}). Delete it to make it again."
+            ) from error
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A temporary path that becomes `name` when the block ends without an error."""
+        with atomic_path(self.path(name)) as temporary:
+            yield temporary
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is no plain data")
