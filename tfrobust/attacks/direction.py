@@ -1,0 +1,52 @@
+"""In a graph: the direction in which an example's loss grows, and whether it is misclassified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from tfrobust.differentiate import gradients_at
+from tfrobust.norms import flatten
+
+__all__ = ["AttackFunction", "all_finite", "loss_direction", "misclassified"]
+
+# an attack made ready for one model: images (batch, *input) and their classes (batch,) to
+# adversarial images (batch, *input) and which of them are adversarial (batch,)
+AttackFunction = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
+# of a softmax near a tie, and of logits in single precision
+ABSOLUTE_ROUNDING, RELATIVE_ROUNDING = 4e-7, 4e-6
+
+
+def loss_direction(logits: keras.Model, x: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """A positive multiple of the cross-entropy's input gradient, (batch, *input).
+
+    Zero only where the logits themselves do not depend on the input.
+    """
+    # cross-entropy = softplus(logsumexp_{j != y} z_j - z_y): the inner gradient is parallel to
+    # the loss's and does not underflow when the example is classified with confidence
+    values, pull_back = gradients_at(logits, x)
+    own = tf.one_hot(labels, values.shape[1], dtype=values.dtype)
+    others = tf.nn.softmax(tf.where(own > 0, values.dtype.min, values))
+    return pull_back(others - own)
+
+
+def misclassified(values: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Whether another logit exceeds the label's by more than rounding: (batch,) bool.
+
+    A search that stops exactly at a tie finds images whose class is another in a batch of another
+    size, or once a softmax has rounded the tie away.
+    """
+    own = tf.one_hot(labels, values.shape[1], on_value=True, off_value=False)
+    lowest = values.dtype.min
+    others = tf.reduce_max(tf.where(own, lowest, values), axis=1)
+    lead = others - tf.reduce_max(tf.where(own, values, lowest), axis=1)
+    return lead > ABSOLUTE_ROUNDING + RELATIVE_ROUNDING * tf.reduce_max(tf.abs(values), axis=1)
+
+
+def all_finite(x: tf.Tensor) -> tf.Tensor:
+    """Whether an example holds finite values only: (batch, ...) -> (batch,) bool."""
+    return tf.reduce_all(tf.math.is_finite(flatten(x)), axis=1)

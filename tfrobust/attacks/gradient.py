@@ -1,0 +1,136 @@
+"""Line search along the loss gradient: Foolbox 1.8's GradientAttack, all examples at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrobust.attacks.direction import AttackFunction, all_finite, loss_direction, misclassified
+from tfrobust.differentiate import compiled
+from tfrobust.norms import clip_to_range, per_example
+
+__all__ = ["gradient_attack"]
+
+# a first success among the first REFINED steps is searched again with REFINED smaller steps
+REFINED = 20
+# images a forward pass, as a multiple of the batch's rows
+IMAGES_PER_ROW = 2
+
+
+def gradient_attack(
+    model: keras.Model,
+    x: np.ndarray,
+    value_range: tuple[float, float],
+    *,
+    epsilons: int = 1000,
+    max_epsilon: float = 1.0,
+) -> AttackFunction:
+    """The smallest step along the loss gradient that changes the class.
+
+    Steps are x + epsilon * g / rms(g) * (max - min), clipped; a success among the first 20
+    epsilons is refined once with 20 steps below it (Etmann 2019; Foolbox 1.8, GradientAttack).
+
+    Args:
+        model: any classifier.
+        x: (batch, *input), checked already.
+        value_range: smallest and largest valid pixel.
+        epsilons: number of evenly spaced epsilons in (0, max_epsilon].
+        max_epsilon: largest epsilon, relative to the width of the value range.
+
+    Raises:
+        ValueError: `epsilons` is not a positive whole number, or `max_epsilon` not positive.
+    """
+    if int(epsilons) != epsilons or epsilons < 1:
+        raise ValueError(f"epsilons must be a whole number of at least 1, got {epsilons}")
+    if not 0 < max_epsilon < np.inf:
+        raise ValueError(f"max_epsilon must be positive and finite, got {max_epsilon}")
+    run = compiled(model, ("attack", "gradient"), _build, x)
+    grid = tf.constant(np.linspace(0, max_epsilon, int(epsilons) + 1)[1:], tf.float64)
+    low, high = (tf.constant(value, tf.float32) for value in value_range)
+    return lambda rows, labels: run(rows, labels, grid, low, high)
+
+
+def _build(logits: keras.Model) -> Callable[..., Any]:
+    def run(
+        x: tf.Tensor, labels: tf.Tensor, grid: tf.Tensor, low: tf.Tensor, high: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        gradient = loss_direction(logits, x, labels)
+        # scaled by its largest entry first: the square of a huge gradient overflows
+        peak = tf.reduce_max(tf.abs(gradient), list(range(1, x.shape.rank)), keepdims=True)
+        usable = all_finite(gradient) & (tf.reshape(peak, [-1]) > 0)
+        scaled = tf.where(per_example(usable, x), gradient / peak, tf.zeros_like(x))
+        rms = tf.sqrt(tf.reduce_mean(scaled**2, list(range(1, x.shape.rank)), keepdims=True))
+        direction = tf.math.divide_no_nan(scaled, rms + 1e-8 / peak) * (high - low)
+
+        def at(examples: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
+            """Images (examples * steps, *input) at epsilon (examples, steps)."""
+            steps = tf.reshape(
+                tf.cast(epsilon, x.dtype),
+                [*tf.unstack(tf.shape(epsilon)), *[1] * (len(x.shape) - 1)],
+            )
+            moved = (
+                tf.gather(x, examples)[:, None] + steps * tf.gather(direction, examples)[:, None]
+            )
+            return clip_to_range(tf.reshape(moved, [-1, *x.shape[1:]]), (low, high))
+
+        def wrong(examples: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
+            width = tf.shape(epsilon)[1]
+            values = logits(at(examples, epsilon), training=False)
+            classes = tf.repeat(tf.gather(labels, examples), width)
+            return tf.reshape(misclassified(values, classes), [-1, width])
+
+        everyone = tf.range(tf.shape(x)[0])
+        coarse = tf.broadcast_to(grid, [tf.shape(x)[0], tf.shape(grid)[0]])
+        first = _first_success(wrong, coarse, everyone[usable])
+        found = first < tf.shape(grid)[0]
+        epsilon = tf.gather(grid, tf.minimum(first, tf.shape(grid)[0] - 1))
+
+        fractions = tf.range(1, REFINED + 1, dtype=grid.dtype) / REFINED
+        fine = epsilon[:, None] * fractions
+        second = _first_success(wrong, fine, everyone[found & (first < REFINED)])
+        # a `second` past the end: not searched again
+        refined = tf.gather(fine, tf.minimum(second, REFINED - 1), batch_dims=1)
+        epsilon = tf.where(second < REFINED, refined, epsilon)
+        return at(everyone, epsilon[:, None]), found
+
+    return run
+
+
+def _first_success(
+    wrong: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], grid: tf.Tensor, active: tf.Tensor
+) -> tf.Tensor:
+    """In a graph: where each of the `active` examples is first misclassified along its grid.
+
+    Examples still unsolved share every forward pass, and the fewer they are the more steps each
+    is tried at, so that the cost is the sum of the answers.
+
+    Args:
+        wrong: examples (k,) and epsilons (k, width) to misclassifications (k, width).
+        grid: (batch, steps).
+        active: (k,) indices into the batch.
+
+    Returns:
+        (batch,) indices; the number of steps where there is no success.
+    """
+    batch, steps = tf.shape(grid)[0], tf.shape(grid)[1]
+
+    def unsolved(start: tf.Tensor, active: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+        return (start < steps) & (tf.size(active) > 0)
+
+    def advance(
+        start: tf.Tensor, active: tf.Tensor, first: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        width = tf.minimum(IMAGES_PER_ROW * batch // tf.size(active), steps - start)
+        tried = wrong(active, tf.gather(grid[:, start : start + width], active))
+        solved = tf.reduce_any(tried, axis=1)
+        place = start + tf.argmax(tried, axis=1, output_type=tf.int32)
+        first = tf.tensor_scatter_nd_update(first, active[solved][:, None], place[solved])
+        return start + width, active[~solved], first
+
+    state = (tf.constant(0), active, tf.fill([batch], steps))
+    shapes = (tf.TensorShape([]), tf.TensorShape([None]), tf.TensorShape([None]))
+    return tf.while_loop(unsolved, advance, state, shapes, parallel_iterations=1)[2]

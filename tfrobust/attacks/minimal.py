@@ -1,0 +1,163 @@
+"""The smallest adversarial perturbation that an attack finds, checked on the model itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrobust import norms
+from tfrobust.attacks.direction import AttackFunction, all_finite
+from tfrobust.attacks.registry import prepare
+from tfrobust.attacks.result import MinimalPerturbation
+from tfrobust.batches import as_images, as_labels, in_batches
+from tfrobust.differentiate import classes_of, compiled
+
+__all__ = ["minimal"]
+
+# float rounding that is clipped away, relative to the width of the value range
+ROUNDING = 1e-6
+
+
+def minimal(
+    model: keras.Model,
+    x: Any,
+    attack: str = "gradient",
+    *,
+    labels: Any = None,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    norm: float = 2,
+    batch_size: int = 100,
+    **settings: Any,
+) -> MinimalPerturbation:
+    """The smallest perturbation by which an attack makes the model change each example's class.
+
+    Every adversarial is checked again on `model` as it was given; one that is not finite, leaves
+    the value range or is not misclassified counts as not found. An example that is misclassified
+    to begin with has distance 0 and is not attacked.
+
+    Args:
+        model: any classifier, also one that ends in a softmax.
+        x: (batch, *input), inside `value_range` but for float rounding, which is clipped.
+        attack: "gradient" and "fast_gradient_sign" are ours; "basic_iterative",
+            "carlini_wagner" and "deepfool" are Foolbox's with the settings of Etmann 2019;
+            any other attack of Foolbox's goes by its class name in `foolbox.attacks`.
+        labels: (batch,) classes to get away from; the model's own predictions where None.
+        value_range: smallest and largest valid pixel.
+        norm: p of the reported distance, 1, 2 or infinity. It does not change what an attack
+            minimises: an l2 attack's distances may be reported in another norm.
+        batch_size: examples attacked at a time; bounds the memory.
+        settings: of the attack: `epsilons` and `max_epsilon` of "gradient", `max_epsilon` and
+            `steps` of "fast_gradient_sign", the constructor's for Foolbox's, and
+            `bisection_steps` for those of a fixed radius.
+
+    Raises:
+        ValueError: x, labels, the range, the norm or the attack's name make no sense, or
+            images lie outside the range.
+        TypeError: the attack has no such setting.
+        NotLogitsError: the model has no logits to attack.
+        FoolboxError: an attack of Foolbox's refuses its settings or the images.
+    """
+    if norm not in (1, 2, math.inf):
+        raise ValueError(f"norm must be 1, 2 or infinity, got {norm!r}")
+    x = as_images(model, x)
+    value_range = _as_range(value_range)
+    x = _inside(x, value_range)
+    classes = classes_of(model, x)
+    if labels is not None:
+        labels = as_labels(labels, len(x), classes)
+    original = compiled(model, ("attack", "original"), _original(model), x)
+    run = prepare(attack, model, x, value_range, norm, settings)
+    if labels is None:
+        outputs = in_batches(original, x, batch_size=batch_size, description="predictions")
+        labels = np.argmax(outputs, axis=1).astype(np.int32)
+
+    perturbation, success, adversarial_label, distance = in_batches(
+        lambda rows, chosen: _attacked(original, run, rows, chosen, value_range, norm),
+        x,
+        labels,
+        batch_size=batch_size,
+        description=attack,
+    )
+    return MinimalPerturbation(
+        distance=distance,
+        perturbation=perturbation,
+        success=success,
+        labels=labels,
+        adversarial_label=adversarial_label,
+        norm=float(norm),
+        attack=attack,
+    )
+
+
+def _as_range(value_range: tuple[float, float]) -> tuple[float, float]:
+    # as float32, as the images are: .1 in double precision is less than .1 in single
+    low, high = (float(np.float32(value)) for value in value_range)
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise ValueError(f"value_range must be (minimum, maximum), got {value_range}")
+    return low, high
+
+
+def _inside(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    low, high = value_range
+    slack = ROUNDING * (high - low)
+    if x.min() < low - slack or x.max() > high + slack:
+        raise ValueError(
+            f"x holds values from {x.min():g} to {x.max():g}, outside value_range "
+            f"({low:g}, {high:g}): give the range of the model's own input"
+        )
+    return np.clip(x, low, high)
+
+
+def _original(model: keras.Model) -> Callable[[Any], Callable[..., Any]]:
+    return lambda _: lambda rows: model(rows, training=False)
+
+
+def _attacked(
+    original: Callable[[tf.Tensor], tf.Tensor],
+    run: AttackFunction,
+    x: tf.Tensor,
+    labels: tf.Tensor,
+    value_range: tuple[float, float],
+    norm: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tf.Tensor]:
+    """One batch: perturbations, successes, the adversarials' classes, and distances."""
+    predicted = np.argmax(original(x), axis=1).astype(np.int32)
+    success = predicted != labels.numpy()
+    perturbation = np.zeros(x.shape, np.float32)
+    todo = np.flatnonzero(~success)
+    if len(todo):
+        rows, chosen = tf.gather(x, todo), tf.gather(labels, todo)
+        candidates, found = run(rows, chosen)
+        changes, classes, holds = _checked(original, rows, candidates, chosen, value_range)
+        holds &= np.asarray(found)
+        kept = todo[holds]
+        perturbation[kept], predicted[kept], success[kept] = changes[holds], classes[holds], True
+    distance = np.where(success, norms.norm(perturbation, norm), np.float32(np.inf))
+    return perturbation, success, np.where(success, predicted, -1).astype(np.int32), distance
+
+
+def _checked(
+    original: Callable[[tf.Tensor], tf.Tensor],
+    x: tf.Tensor,
+    candidates: tf.Tensor,
+    labels: tf.Tensor,
+    value_range: tuple[float, float],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Perturbations, classes of the perturbed examples, and which of them are adversarial."""
+    low, high = value_range
+    candidates = tf.cast(candidates, x.dtype)
+    slack = ROUNDING * (high - low)
+    valid = (candidates >= low - slack) & (candidates <= high + slack)  # false for NaN
+    valid = tf.reduce_all(norms.flatten(valid), axis=1)
+    clipped = norms.clip_to_range(candidates, value_range)
+    changes = tf.where(norms.per_example(valid, x), clipped - x, tf.zeros_like(x))
+    # what a user gets by adding the perturbation, not the attack's own image
+    outputs = original(norms.clip_to_range(x + changes, value_range))
+    classes = np.argmax(outputs, axis=1).astype(np.int32)
+    holds = valid.numpy() & all_finite(outputs).numpy() & (classes != labels.numpy())
+    return changes.numpy(), classes, holds

@@ -1,0 +1,75 @@
+"""The smallest radius at which an attack with a fixed radius succeeds, for each example."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from tfrobust.norms import norm
+
+__all__ = ["smallest_radius"]
+
+# the first radius tried, and the smallest, as fractions of the box's diameter
+START, SMALLEST = 2.0**-8, 2.0**-24
+
+
+def smallest_radius(
+    try_radius: Callable[[tf.Tensor, tf.Tensor, np.ndarray], tuple[tf.Tensor, tf.Tensor]],
+    x: tf.Tensor,
+    labels: tf.Tensor,
+    p: float,
+    value_range: tuple[float, float],
+    *,
+    bisection_steps: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest adversarial seen while each example's radius is bracketed, then bisected.
+
+    The radius doubles until the attack succeeds, up to the diameter of the box of valid images,
+    or halves until it fails; then `bisection_steps` halvings of that bracket.
+
+    Args:
+        try_radius: images, labels and radii (batch,) to candidates and which are adversarial.
+        x: (batch, *input).
+        labels: (batch,).
+        p: of the lp norm of the radius.
+        value_range: smallest and largest valid pixel.
+        bisection_steps: the radius is found to a relative 2**-bisection_steps.
+
+    Returns:
+        images (batch, *input), smallest in that norm among the adversarials seen, and found
+        (batch,).
+    """
+    features = math.prod(x.shape[1:])
+    diameter = (value_range[1] - value_range[0]) * (features ** (1 / p) if p else features)
+    best, best_norm = x.numpy(), np.full(len(x), np.inf)
+    lower, upper = np.zeros(len(x)), np.full(len(x), np.inf)
+    radius = np.full(len(x), START * diameter)
+    active = np.arange(len(x))
+    while len(active):
+        rows = tf.gather(x, active)
+        images, found = try_radius(rows, tf.gather(labels, active), radius[active])
+        images, found = np.asarray(images), np.asarray(found)
+        found = found & np.isfinite(images).reshape(len(images), -1).all(axis=1)
+        lengths = np.asarray(_length(tf.constant(images) - rows, p))
+        better = found & (lengths < best_norm[active])
+        best[active[better]], best_norm[active[better]] = images[better], lengths[better]
+        upper[active[found]] = radius[active[found]]
+        lower[active[~found]] = radius[active[~found]]
+
+        growing = np.isinf(upper)
+        shrinking = (lower == 0) & ~growing
+        done = np.where(growing, lower >= diameter, upper - lower <= 2.0**-bisection_steps * upper)
+        done |= shrinking & (upper <= SMALLEST * diameter)
+        doubled = np.minimum(2 * lower, diameter)
+        radius = np.where(growing, doubled, (lower + np.where(growing, 0, upper)) / 2)
+        active = active[~done[active]]
+    return best, np.isfinite(best_norm)
+
+
+def _length(x: tf.Tensor, p: float) -> tf.Tensor:
+    if p == 0:  # the number of changed pixels, which some attacks count
+        return tf.math.count_nonzero(tf.reshape(x, [len(x), -1]), axis=1, dtype=x.dtype)
+    return norm(x, p)

@@ -1,0 +1,73 @@
+"""Attacks by name: ours, and Foolbox's."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tfrobust.attacks.direction import AttackFunction
+from tfrobust.attacks.fast_gradient import fast_gradient_sign
+from tfrobust.attacks.foolbox import (
+    ALIASES,
+    attack_class,
+    attack_names,
+    foolbox_attack,
+    settings_of,
+)
+from tfrobust.attacks.gradient import gradient_attack
+
+__all__ = ["OURS", "prepare"]
+
+# model, x, value_range and keyword settings to an attack made ready for the model
+OURS: dict[str, Callable[..., AttackFunction]] = {
+    "gradient": gradient_attack,
+    "fast_gradient_sign": fast_gradient_sign,
+}
+
+
+def prepare(
+    attack: str,
+    model: Any,
+    x: np.ndarray,
+    value_range: tuple[float, float],
+    norm: float,
+    settings: dict[str, Any],
+) -> AttackFunction:
+    """The attack of that name made ready for a model.
+
+    Raises:
+        ValueError: no attack has that name, or a setting's value makes no sense.
+        TypeError: the attack has no setting of that name.
+        FoolboxError: Foolbox refuses the settings.
+    """
+    if attack in OURS:
+        parameters = inspect.signature(OURS[attack]).parameters.values()
+        _check_settings(attack, settings, [p.name for p in parameters if p.kind == p.KEYWORD_ONLY])
+        return OURS[attack](model, x, value_range, **settings)
+    name, defaults = ALIASES.get(attack, (attack, {}))
+    cls = attack_class(name)
+    if cls is None:
+        raise ValueError(_unknown(attack))
+    _check_settings(attack, settings, settings_of(cls))
+    return foolbox_attack(cls, model, x, value_range, norm, **{**defaults, **settings})
+
+
+def _check_settings(attack: str, settings: dict[str, Any], accepted: list[str]) -> None:
+    unknown = sorted(set(settings) - set(accepted))
+    if unknown:
+        takes = f"it takes {', '.join(sorted(accepted))}" if accepted else "it takes none"
+        raise TypeError(f"attack {attack!r} has no setting {', '.join(unknown)}; {takes}")
+
+
+def _unknown(attack: Any) -> str:
+    names = [*OURS, *ALIASES, *attack_names()]
+    close = difflib.get_close_matches(str(attack), names, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return (
+        f"unknown attack {attack!r}.{hint} Known are {', '.join(map(repr, [*OURS, *ALIASES]))}, "
+        "and every class of foolbox.attacks by its name, for instance 'LinfPGD' or 'L2FMNAttack'."
+    )

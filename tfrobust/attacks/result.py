@@ -1,0 +1,62 @@
+"""What an attack found: the smallest perturbation of each example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+__all__ = ["MinimalPerturbation"]
+
+
+@dataclass(frozen=True)
+class MinimalPerturbation:
+    """The smallest adversarial perturbation found for each example.
+
+    Attributes:
+        distance: (batch,) float32, lp norm of the perturbation; 0 where the example was
+            misclassified to begin with, infinite where no adversarial was found.
+        perturbation: (batch, *input) float32; zeros where none was found. The adversarial is
+            x + perturbation, clipped to the value range.
+        success: (batch,) bool, whether the example is, or was made, misclassified.
+        labels: (batch,) int32, the class that was attacked.
+        adversarial_label: (batch,) int32, the class of the adversarial; -1 where there is none.
+        norm: the p of the lp norm.
+        attack: the attack's name.
+    """
+
+    distance: np.ndarray
+    perturbation: np.ndarray
+    success: np.ndarray
+    labels: np.ndarray
+    adversarial_label: np.ndarray
+    norm: float
+    attack: str
+
+    @property
+    def success_rate(self) -> float:
+        """Fraction of all examples that are, or were made, misclassified."""
+        return float(np.mean(self.success))
+
+    def median(self) -> float:
+        """Median distance over examples whose distance is > 0 (Etmann 2019, section 4).
+
+        Examples without an adversarial (infinite distance) are left out, so read it beside
+        `success_rate`. NaN where nothing is left.
+        """
+        counted = self.distance[(self.distance > 0) & np.isfinite(self.distance)]
+        return float(np.median(counted)) if len(counted) else float("nan")
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an example, without the perturbation's pixels."""
+        return pd.DataFrame(
+            {
+                "label": self.labels,
+                "adversarial_label": self.adversarial_label,
+                "success": self.success,
+                "distance": self.distance,
+                "norm": float(self.norm),
+                "attack": self.attack,
+            }
+        )
