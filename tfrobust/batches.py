@@ -106,7 +106,9 @@ def in_batches(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     count = len(arrays[0])
     pieces = []
-    with tqdm(total=count, desc=description, unit="image", delay=2, leave=False) as bar:
+    with tqdm(
+        total=count, desc=description, unit="image", delay=2, leave=False, disable=None
+    ) as bar:
         for start in range(0, count, batch_size):
             rows = [tf.constant(array[start : start + batch_size]) for array in arrays]
             result = tf.nest.map_structure(np.asarray, function(*rows))

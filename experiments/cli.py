@@ -1,0 +1,72 @@
+"""The command line of every experiment: a preset, then overrides of single settings by tyro."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import webbrowser
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What the user asked for."""
+
+    preset: str
+    settings: Any
+    out: Path
+    data_dir: Path | None
+    open: bool
+
+
+def parse(presets: Mapping[str, Any], name: str, arguments: Sequence[str] | None = None) -> Command:
+    """Read `--preset NAME --out FOLDER --data-dir FOLDER --open` and overrides of its settings.
+
+    Args:
+        presets: settings dataclasses by name, all of one class; the first is the default.
+        name: of the experiment; the default folder is runs/<name>-<preset>.
+        arguments: the command line; sys.argv where None.
+
+    Raises:
+        SystemExit: unknown preset or setting, or malformed value, with a message (status 2).
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    default = next(iter(presets))
+    parser = argparse.ArgumentParser(prog=name, add_help=False)
+    parser.add_argument("--preset", default=default)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--open", action="store_true")
+    known, rest = parser.parse_known_args(arguments)
+    if known.preset not in presets:
+        parser.error(f"unknown preset {known.preset!r}; there are {', '.join(presets)}")
+    if {"-h", "--help"} & set(rest):
+        print(
+            f"--preset {{{','.join(presets)}}} (default {default}); --out FOLDER for results "
+            f"(default runs/{name}-PRESET); --data-dir FOLDER of prepared data sets; --open the "
+            "page at the end. Below, the settings of the preset and how to override them.\n"
+        )
+    settings = tyro.cli(
+        type(presets[known.preset]), prog=name, default=presets[known.preset], args=rest
+    )
+    return Command(
+        preset=known.preset,
+        settings=settings,
+        out=known.out or Path("runs") / f"{name}-{known.preset}",
+        data_dir=known.data_dir,
+        open=known.open,
+    )
+
+
+def show(page: Path, *, open_it: bool) -> None:
+    """Say where the page is; open it where there is a screen and the user asked for it."""
+    print(f"\nreport: {page.resolve().as_uri()}")
+    has_screen = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY")
+    if open_it and has_screen:
+        webbrowser.open(page.resolve().as_uri())

@@ -1,0 +1,135 @@
+"""Plots shared by experiments: one look, and every figure as PNG and PDF."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tfrobust.files import atomic_path
+
+__all__ = ["image_grid", "new", "pointwise", "save", "trail"]
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+}
+COLORS = "viridis"
+
+
+def new(
+    rows: int = 1, columns: int = 1, *, width: float = 3.4, height: float = 2.9
+) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes as an array (rows, columns); `width` and `height` of one, in inches."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def save(figure: Figure, folder: str | Path, name: str) -> Path:
+    """Write `name`.png and `name`.pdf into `folder`; the path of the PNG.
+
+    Raises:
+        OSError: a file could not be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(STYLE):
+        for suffix in ("pdf", "png"):
+            path = folder / f"{name}.{suffix}"
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, format=suffix, dpi=150)
+    return path
+
+
+def trail(
+    figure: Figure,
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    weights: Sequence[float],
+    label: str | None = None,
+) -> None:
+    """One point a model, joined in the order of the weights and coloured by their logarithm.
+
+    Args:
+        figure: gets a colour bar if `label` is given.
+        axes: drawn into.
+        x: (models,).
+        y: (models,).
+        weights: (models,), positive.
+        label: of the colour bar.
+    """
+    order = np.argsort(weights)
+    x, y = np.asarray(x, float)[order], np.asarray(y, float)[order]
+    axes.plot(x, y, color="0.75", linewidth=1, zorder=1)
+    norm = mpl.colors.LogNorm(min(weights), max(weights)) if len(set(weights)) > 1 else None
+    points = axes.scatter(
+        x, y, c=np.asarray(weights, float)[order], norm=norm, cmap=COLORS, s=32, zorder=2
+    )
+    if label is not None and norm is not None:
+        figure.colorbar(points, ax=axes, label=label)
+
+
+def pointwise(
+    axes: Axes, x: np.ndarray, y: np.ndarray, *, diagonal: bool = False, title: str | None = None
+) -> None:
+    """One point an example, with Spearman's rank correlation in the title.
+
+    Args:
+        axes: drawn into.
+        x: (examples,); NaN and infinite values are left out.
+        y: (examples,).
+        diagonal: draw y = x.
+        title: before the correlation.
+    """
+    from scipy.stats import spearmanr
+
+    keep = np.isfinite(x) & np.isfinite(y)
+    axes.scatter(x[keep], y[keep], s=5, alpha=0.4, linewidths=0, color="#31688e")
+    correlation = spearmanr(x[keep], y[keep]).statistic if keep.sum() > 2 else float("nan")
+    words = f"Spearman {correlation:.2f}, n = {keep.sum()}"
+    axes.set_title(f"{title}\n{words}" if title else words)
+    if diagonal and keep.any():
+        end = min(x[keep].max(), y[keep].max())
+        axes.plot([0, end], [0, end], color="0.3", linewidth=0.8, linestyle="--")
+
+
+def image_grid(rows: Sequence[tuple[str, np.ndarray]], *, size: float = 0.9) -> Figure:
+    """Rows of images with a name on the left; one with negative values is a saliency map.
+
+    Saliency maps get a diverging scale, symmetric about zero and fitted to each image; images
+    keep [0, 1]. Channels of saliency maps are summed.
+
+    Args:
+        rows: pairs of a name and images (count, height, width, channels), equally many.
+        size: of one image, in inches.
+    """
+    count = len(rows[0][1])
+    figure, axes = new(len(rows), count, width=size, height=size)
+    for line, (name, images) in zip(axes, rows, strict=True):
+        for axis, image in zip(line, images, strict=True):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+            if (image < 0).any():
+                flat = image.sum(axis=-1)
+                # a few extreme pixels would leave the rest grey
+                top = np.quantile(np.abs(flat), 0.995) or 1.0
+                axis.imshow(flat, cmap="RdBu_r", vmin=-top, vmax=top)
+            else:
+                axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    return figure

@@ -1,0 +1,91 @@
+"""What a page holds, and how it is written."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+import pandas as pd
+
+from tfrobust.files import atomic_path
+
+__all__ = ["Claim", "Page", "Section", "write"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One claim of a paper, judged by a run's results."""
+
+    statement: str
+    verdict: Literal["held", "not held", "not tested"]
+    figure: str
+    """The numbers that the verdict rests on."""
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.verdict not in ("held", "not held", "not tested"):
+            raise ValueError(f"unknown verdict {self.verdict!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A heading with text, and a figure (path of a PNG) or a table."""
+
+    title: str
+    text: str = ""
+    figure: Path | None = None
+    table: pd.DataFrame | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """Everything a run's page shows."""
+
+    title: str
+    lead: str
+    """What was run, on what data, in a sentence or two."""
+    sections: tuple[Section, ...]
+    claims: tuple[Claim, ...] = ()
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def write(page: Page, path: str | Path) -> Path:
+    """Write a page as one HTML file that needs no other file and no network.
+
+    Args:
+        page: its content.
+        path: of the file, whole or absent.
+
+    Raises:
+        OSError: a figure could not be read, or the file not written.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tfrobust", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["inlined"] = _inlined
+    environment.filters["rows"] = _rows
+    html = environment.get_template("page.html.j2").render(page=page)
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return path
+
+
+def _inlined(figure: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(Path(figure).read_bytes()).decode()
+
+
+def _rows(table: pd.DataFrame) -> list[list[str]]:
+    return [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if pd.isna(value) else f"{value:.4g}"
+    return str(value)
