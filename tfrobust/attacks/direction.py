@@ -40,6 +40,7 @@ def misclassified(values: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     A search that stops exactly at a tie finds images whose class is another in a batch of another
     size, or once a softmax has rounded the tie away.
     """
+    values = tf.cast(values, tf.float32)
     own = tf.one_hot(labels, values.shape[1], on_value=True, off_value=False)
     lowest = values.dtype.min
     others = tf.reduce_max(tf.where(own, lowest, values), axis=1)

@@ -134,7 +134,7 @@ def foolbox_attack(
 
 
 def _logits(logits: Any) -> Callable[[tf.Tensor], tf.Tensor]:
-    return lambda rows: logits(rows, training=False)
+    return lambda rows: tf.cast(logits(rows, training=False), tf.float32)
 
 
 def _reporting(cls: type, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import tensorflow as tf
 
 from tfrobust.attacks.direction import AttackFunction, all_finite, loss_direction, misclassified
 from tfrobust.differentiate import compiled
-from tfrobust.norms import clip_to_range, per_example
+from tfrobust.norms import clip_to_range, norm, per_example
 
 __all__ = ["gradient_attack"]
 
@@ -59,22 +60,18 @@ def _build(logits: keras.Model) -> Callable[..., Any]:
         x: tf.Tensor, labels: tf.Tensor, grid: tf.Tensor, low: tf.Tensor, high: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         gradient = loss_direction(logits, x, labels)
-        # scaled by its largest entry first: the square of a huge gradient overflows
-        peak = tf.reduce_max(tf.abs(gradient), list(range(1, x.shape.rank)), keepdims=True)
-        usable = all_finite(gradient) & (tf.reshape(peak, [-1]) > 0)
-        scaled = tf.where(per_example(usable, x), gradient / peak, tf.zeros_like(x))
-        rms = tf.sqrt(tf.reduce_mean(scaled**2, list(range(1, x.shape.rank)), keepdims=True))
-        direction = tf.math.divide_no_nan(scaled, rms + 1e-8 / peak) * (high - low)
+        peak = norm(gradient, math.inf)
+        usable = all_finite(gradient) & (peak > 0)
+        # scaled by its largest entry first: squares of a huge or tiny gradient leave float32
+        scaled = tf.where(per_example(usable, x), gradient / per_example(peak, x), tf.zeros_like(x))
+        rms = norm(scaled) / math.sqrt(math.prod(x.shape[1:]))
+        direction = tf.math.divide_no_nan(scaled, per_example(rms, x)) * (high - low)
 
         def at(examples: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
             """Images (examples * steps, *input) at epsilon (examples, steps)."""
-            steps = tf.reshape(
-                tf.cast(epsilon, x.dtype),
-                [*tf.unstack(tf.shape(epsilon)), *[1] * (len(x.shape) - 1)],
-            )
-            moved = (
-                tf.gather(x, examples)[:, None] + steps * tf.gather(direction, examples)[:, None]
-            )
+            size = tf.cast(epsilon, x.dtype)[(..., *[None] * (x.shape.rank - 1))]
+            step = size * tf.gather(direction, examples)[:, None]
+            moved = tf.gather(x, examples)[:, None] + step
             return clip_to_range(tf.reshape(moved, [-1, *x.shape[1:]]), (low, high))
 
         def wrong(examples: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:

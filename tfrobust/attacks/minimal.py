@@ -50,7 +50,8 @@ def minimal(
         value_range: smallest and largest valid pixel.
         norm: p of the reported distance, 1, 2 or infinity. It does not change what an attack
             minimises: an l2 attack's distances may be reported in another norm.
-        batch_size: examples attacked at a time; bounds the memory.
+        batch_size: examples attacked at a time; bounds the memory. Attacks of Foolbox's that
+            watch the whole batch, as "carlini_wagner" does to stop early, depend on it slightly.
         settings: of the attack: `epsilons` and `max_epsilon` of "gradient", `max_epsilon` and
             `steps` of "fast_gradient_sign", the constructor's for Foolbox's, and
             `bisection_steps` for those of a fixed radius.
@@ -114,7 +115,7 @@ def _inside(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
 
 
 def _original(model: keras.Model) -> Callable[[Any], Callable[..., Any]]:
-    return lambda _: lambda rows: model(rows, training=False)
+    return lambda _: lambda rows: tf.cast(model(rows, training=False), tf.float32)
 
 
 def _attacked(

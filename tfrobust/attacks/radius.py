@@ -43,7 +43,7 @@ def smallest_radius(
         (batch,).
     """
     features = math.prod(x.shape[1:])
-    diameter = (value_range[1] - value_range[0]) * (features ** (1 / p) if p else features)
+    diameter = (value_range[1] - value_range[0]) * features ** (1 / p)
     best, best_norm = x.numpy(), np.full(len(x), np.inf)
     lower, upper = np.zeros(len(x)), np.full(len(x), np.inf)
     radius = np.full(len(x), START * diameter)
@@ -53,7 +53,7 @@ def smallest_radius(
         images, found = try_radius(rows, tf.gather(labels, active), radius[active])
         images, found = np.asarray(images), np.asarray(found)
         found = found & np.isfinite(images).reshape(len(images), -1).all(axis=1)
-        lengths = np.asarray(_length(tf.constant(images) - rows, p))
+        lengths = np.asarray(norm(tf.constant(images) - rows, p))
         better = found & (lengths < best_norm[active])
         best[active[better]], best_norm[active[better]] = images[better], lengths[better]
         upper[active[found]] = radius[active[found]]
@@ -67,9 +67,3 @@ def smallest_radius(
         radius = np.where(growing, doubled, (lower + np.where(growing, 0, upper)) / 2)
         active = active[~done[active]]
     return best, np.isfinite(best_norm)
-
-
-def _length(x: tf.Tensor, p: float) -> tf.Tensor:
-    if p == 0:  # the number of changed pixels, which some attacks count
-        return tf.math.count_nonzero(tf.reshape(x, [len(x), -1]), axis=1, dtype=x.dtype)
-    return norm(x, p)

@@ -49,7 +49,7 @@ def prepare(
         _check_settings(attack, settings, [p.name for p in parameters if p.kind == p.KEYWORD_ONLY])
         return OURS[attack](model, x, value_range, **settings)
     name, defaults = ALIASES.get(attack, (attack, {}))
-    cls = attack_class(name)
+    cls = attack_class(str(name))
     if cls is None:
         raise ValueError(_unknown(attack))
     _check_settings(attack, settings, settings_of(cls))
