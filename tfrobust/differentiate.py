@@ -54,14 +54,13 @@ class _AnyBatch:
         self.traces: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, *tensors: tf.Tensor) -> Any:
-        shapes = tuple(tuple(tensor.shape[1:]) if tensor.shape.rank else None for tensor in tensors)
-        if shapes not in self.traces:
-            specs = [
-                tf.TensorSpec([] if shape is None else [None, *shape], tensor.dtype)
-                for shape, tensor in zip(shapes, tensors, strict=True)
-            ]
-            self.traces[shapes] = self.function.get_concrete_function(*specs)
-        return self.traces[shapes](*tensors)
+        specs = tuple(
+            tf.TensorSpec([None, *tensor.shape[1:]] if tensor.shape.rank else [], tensor.dtype)
+            for tensor in tensors
+        )
+        if specs not in self.traces:
+            self.traces[specs] = self.function.get_concrete_function(*specs)
+        return self.traces[specs](*tensors)
 
 
 def _signature(model: keras.Model) -> Any:

@@ -115,7 +115,10 @@ def _inside(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
 
 
 def _original(model: keras.Model) -> Callable[[Any], Callable[..., Any]]:
-    return lambda _: lambda rows: tf.cast(model(rows, training=False), tf.float32)
+    def build(_: keras.Model) -> Callable[..., Any]:
+        return lambda rows: tf.cast(model(rows, training=False), tf.float32)
+
+    return build
 
 
 def _attacked(

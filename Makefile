@@ -1,0 +1,32 @@
+PYTHON ?= python3
+REQUIREMENTS ?= requirements.txt
+VENV := .venv
+BIN := $(VENV)/bin
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test slow lint bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m experiments.etmann2019.mnist --preset demo --open
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.speed
+
+$(VENV)/installed: $(REQUIREMENTS) pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement $(REQUIREMENTS)
+	touch $@
+
+clean:
+	rm -rf $(VENV) *.egg-info

@@ -1,0 +1,48 @@
+"""Random networks for properties that hold for a whole class of networks."""
+
+import keras
+import numpy as np
+
+layers = keras.layers
+
+
+def randomise(model, seed, scale=0.6):
+    """Every weight random, biases and moving statistics too; the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    for variable in model.variables:
+        if "seed" in variable.path:
+            continue
+        if variable.name in ("moving_variance", "gamma"):
+            variable.assign(rng.uniform(0.5, 2.0, variable.shape))
+        else:
+            variable.assign(rng.normal(0, scale, variable.shape))
+    return model
+
+
+def piecewise_linear_net(seed, bias=True, count=12):
+    """A net inside Theorem 1's class and inputs for it.
+
+    Convolutions, ReLU and leaky ReLU, skip connections, max and average pooling; with `bias`, also
+    batch normalisation and affine preprocessing.
+    """
+    rng = np.random.default_rng(seed)
+    inputs = keras.Input((8, 8, 2))
+    x = inputs
+    if bias and rng.random() < 0.5:
+        x = layers.Rescaling(rng.uniform(0.5, 2), offset=rng.normal())(x)
+    if bias and rng.random() < 0.5:
+        x = layers.Normalization(mean=rng.normal(size=2), variance=rng.uniform(0.5, 2, 2))(x)
+    for _ in range(rng.integers(1, 4)):
+        filters = int(rng.integers(2, 6))
+        x = layers.Conv2D(filters, 3, padding="same", use_bias=bias)(x)
+        if bias and rng.random() < 0.7:
+            x = layers.BatchNormalization()(x)
+        x = layers.LeakyReLU(0.2)(x) if rng.random() < 0.5 else layers.ReLU()(x)
+        if rng.random() < 0.5:
+            branch = layers.Conv2D(filters, 3, padding="same", activation="relu", use_bias=bias)(x)
+            x = layers.Add()([x, branch])
+    x = layers.MaxPooling2D(2)(x) if rng.random() < 0.5 else layers.AveragePooling2D(2)(x)
+    x = layers.Dropout(0.3)(layers.Flatten()(x))
+    outputs = layers.Dense(int(rng.integers(2, 6)), use_bias=bias)(x)
+    model = randomise(keras.Model(inputs, outputs), seed, scale=0.4)
+    return model, rng.normal(size=(count, 8, 8, 2)).astype("float32")
