@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import piecewise_linear_net, randomise
+
 from tfrobust import alignment
 from tfrobust.alignment import measure
 from tfrobust.differentiate import input_gradient, jacobian, predict_logits

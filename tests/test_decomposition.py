@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import piecewise_linear_net, randomise
+
 from tfrobust.alignment import decompose
 from tfrobust.differentiate import jacobian, predict_logits
 

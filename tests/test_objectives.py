@@ -9,6 +9,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import randomise
+
 from tfrobust.objectives import (
     AlignmentPenalty,
     CrossEntropy,
@@ -157,7 +158,9 @@ def test_weight_gradients_against_finite_differences(term, activation, training)
     variables = model.trainable_variables
     with tf.GradientTape() as tape:
         total = value(term, model, x, labels, training)
-    gradients = tape.gradient(total, variables, unconnected_gradients="zero")
+    sources = [v.value for v in variables]
+    zero = tf.UnconnectedGradients.ZERO
+    gradients = tape.gradient(total, sources, unconnected_gradients=zero)
     rng = np.random.default_rng(1)
     step = 1e-6
     for _ in range(3):

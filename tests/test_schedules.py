@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from tfrobust.schedules import Constant, Cosine, Plateau, StepDecay
 
 

@@ -9,12 +9,14 @@ losses and input gradients are computed once a batch however many terms ask for 
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 
+from tfrobust.layers import exact_batch_statistics
 from tfrobust.norms import flatten, inner
 
 __all__ = [
@@ -55,7 +57,8 @@ class ForwardPass:
             self.logits = logits_model(x, training=training)
             self.losses = self._cross_entropy()
         else:
-            with self._tape:
+            statistics = exact_batch_statistics(logits_model) if training else nullcontext()
+            with statistics, self._tape:
                 self._tape.watch(x)
                 self.logits = logits_model(x, training=training)
                 self.losses = self._cross_entropy()
