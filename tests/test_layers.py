@@ -9,12 +9,13 @@ from tfrobust.layers import exact_batch_statistics
 
 
 def second_derivative(model, x, direction, exact):
-    """Derivative along `direction` of the squared input gradient of sum(sin(model(x)))."""
+    """Derivative along `direction` of the squared input gradient of a function of model(x)."""
+    weights = tf.constant(np.random.default_rng(5).normal(size=(len(x), 3)))
 
     def squared_gradient(values):
         with tf.GradientTape() as tape:
             tape.watch(values)
-            total = tf.reduce_sum(tf.sin(model(values, training=True)))
+            total = tf.reduce_sum(weights * tf.sin(model(values, training=True)))
         return tf.reduce_sum(tape.gradient(total, values) ** 2)
 
     def differentiate():
@@ -35,8 +36,10 @@ def second_derivative(model, x, direction, exact):
 
 @pytest.fixture
 def model():
+    # a curved layer first: right behind the input the two formulas agree
     inputs = keras.Input((3,), dtype="float64")
-    return keras.Model(inputs, keras.layers.BatchNormalization(dtype="float64")(inputs))
+    x = keras.layers.Dense(3, activation="softplus", dtype="float64")(inputs)
+    return keras.Model(inputs, keras.layers.BatchNormalization(dtype="float64")(x))
 
 
 def test_second_derivative_is_right_inside_and_wrong_outside(model, rng):
@@ -45,7 +48,7 @@ def test_second_derivative_is_right_inside_and_wrong_outside(model, rng):
     assert found == pytest.approx(expected, rel=1e-5)
     # if this fails TensorFlow has been mended, and the block can go
     found, expected = second_derivative(model, x, direction, exact=False)
-    assert found != pytest.approx(expected, rel=1e-2)
+    assert found != pytest.approx(expected, rel=5e-4)
 
 
 def test_values_and_moving_statistics_are_keras_own(rng):
@@ -65,7 +68,7 @@ def test_values_and_moving_statistics_are_keras_own(rng):
 
 
 def test_layers_are_left_as_they_were(model, rng):
-    before = model.layers[1]._moments
+    before = model.layers[2]._moments
     with pytest.raises(RuntimeError), exact_batch_statistics(model):
         raise RuntimeError
-    assert model.layers[1]._moments == before
+    assert model.layers[2]._moments == before

@@ -52,7 +52,8 @@ def save(
         OSError: the file could not be written; the checkpoints before it are untouched.
     """
     arrays = {
-        key: np.asarray(variable.value) for key, variable in _variables(model, optimizer).items()
+        key: keras.ops.convert_to_numpy(variable)
+        for key, variable in _variables(model, optimizer).items()
     }
     path = folder / f"epoch-{epoch:06d}.npz"
     with atomic_path(path) as temporary:

@@ -128,7 +128,7 @@ def fit(
                 optimizer.learning_rate = schedule(epoch, epochs, monitored)
             bar.reset(steps)
             bar.set_description(f"epoch {epoch + 1}/{epochs}")
-            record = {"epoch": epoch + 1, "learning_rate": float(optimizer.learning_rate)}
+            record = {"epoch": epoch + 1, "learning_rate": _rate(optimizer)}
             try:
                 record |= loop.epoch(epoch, bar)
             except NonFiniteLossError:
@@ -262,7 +262,7 @@ class _Loop:
             bar.update(int(done))
             bar.set_postfix({name: f"{value / int(done):.3g}" for name, value in totals.items()})
         for variable in self.model.trainable_variables:
-            if not np.isfinite(np.asarray(variable.value)).all():
+            if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
                 raise NonFiniteLossError(self._message(epoch, finished, {variable.path: math.nan}))
         return {name: value / self.steps for name, value in sums.items()}
 
@@ -273,6 +273,10 @@ class _Loop:
             f"Objective: {self.objective.describe()}. Lower the learning rate or the weights of "
             "the penalties; checkpoints of earlier epochs are kept."
         )
+
+
+def _rate(optimizer: keras.optimizers.Optimizer) -> float:
+    return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
 
 
 def _checked(model: keras.Model, data: Arrays, name: str) -> tuple[np.ndarray, np.ndarray]:
