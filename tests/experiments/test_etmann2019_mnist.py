@@ -1,0 +1,179 @@
+"""The MNIST experiment end to end on a few digits, and its claims on made-up cohorts."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.etmann2019 import claims, mnist, published
+from experiments.etmann2019.cohort import Member
+
+ARGUMENTS = [
+    *("--preset", "demo", "--lambdas", "10", "30000", "--epochs", "1", "--evaluated", "12"),
+    *("--carlini-wagner-steps", "5", "--evaluation-batch", "12"),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    mnist.main([*ARGUMENTS, "--out", str(folder)])
+    return folder
+
+
+def test_the_folder_holds_everything(finished):
+    for name in ("lambda-10", "lambda-30000"):
+        place = finished / "models" / name
+        for file in ("model.keras", "model.keras.json", "history.json", "summary.json"):
+            assert (place / file).is_file(), file
+        for attack in ("gradient", "basic_iterative", "carlini_wagner"):
+            assert len(pd.read_parquet(place / f"attack-{attack}.parquet")) == 12
+        assert len(pd.read_parquet(place / "alignment.parquet")) == 12
+    for number in range(3, 11):
+        for suffix in ("png", "pdf"):
+            assert (finished / "figures" / f"figure{number}.{suffix}").is_file()
+    record = json.loads((finished / "run.json").read_text())
+    assert record["settings"]["lambdas"] == [10.0, 30000.0]
+    assert record["settings"]["seed"] == 0
+    assert "tensorflow" in record["versions"]
+
+
+def test_the_page_tells_the_truth_about_itself(finished):
+    html = (finished / "report.html").read_text()
+    assert "not the study" in html
+    assert "12 test images" in html
+    assert html.count("<img") == 8
+    assert "not tested" in html  # two models are too few for a rank correlation
+    verdicts = {claim["verdict"] for claim in json.loads((finished / "claims.json").read_text())}
+    assert "held" in verdicts
+
+
+def test_a_second_run_reuses_what_is_finished(finished):
+    files = [path for path in (finished / "models").rglob("*") if path.is_file()]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    mnist.main([*ARGUMENTS, "--out", str(finished)])
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+
+
+def test_a_lost_step_is_made_again_alike(finished):
+    path = finished / "models" / "lambda-10" / "attack-gradient.parquet"
+    before = pd.read_parquet(path)
+    path.unlink()
+    mnist.main([*ARGUMENTS, "--out", str(finished)])
+    pd.testing.assert_frame_equal(pd.read_parquet(path), before, rtol=1e-4)
+
+
+def test_an_unknown_preset(capsys):
+    with pytest.raises(SystemExit) as stop:
+        mnist.main(["--preset", "papr"])
+    assert stop.value.code == 2
+    assert "unknown preset 'papr'; there are demo, reduced, paper" in capsys.readouterr().err
+
+
+def test_an_unknown_setting(capsys):
+    with pytest.raises(SystemExit) as stop:
+        mnist.main(["--epoch", "3"])
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert "--epochs" in captured.err + captured.out
+
+
+def test_an_unwritable_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot write to the folder"):
+        mnist.main([*ARGUMENTS, "--out", str(tmp_path / "file" / "run")])
+
+
+def test_the_paper_preset_is_the_papers():
+    settings = mnist.PRESETS["paper"]
+    assert len(settings.lambdas) == 16
+    assert (settings.lambdas[0], settings.lambdas[-1]) == (10, 180_000)
+    ratios = np.diff(np.log(settings.lambdas))
+    np.testing.assert_allclose(ratios, ratios.mean(), rtol=0.02)
+    assert (settings.epochs, settings.batch_size, settings.epochs_per_decay) == (200, 100, 80)
+    assert settings.evaluated == 1000
+    assert settings.carlini_wagner_steps == 1000
+    assert settings.penalty_scale == "batch_mean"
+    reduced = mnist.PRESETS["reduced"]
+    assert len(reduced.lambdas) >= 8
+    assert reduced.epochs >= 10
+    assert (reduced.lambdas[0], reduced.lambdas[-1]) == (10, 180_000)
+    assert published.lambdas(8) == reduced.lambdas
+
+
+def cohort(robustness, alignment, accuracy=0.9, noise=0.0, seed=0):
+    """Members whose medians are given, with images scattered about them."""
+    rng = np.random.default_rng(seed)
+    members = []
+    for place, (rho, alpha) in enumerate(zip(robustness, alignment, strict=True)):
+        spread = rng.uniform(0.5, 1.5, 50)
+        table = pd.DataFrame(
+            {
+                "linearized_robustness": rho * spread,
+                "alignment": alpha * spread,
+                "theorem2_binarized": rho * spread * 1.1,
+                "theorem2": rho * spread * 1.2,
+                "theorem3": rho * spread * 1.3,
+            }
+        )
+        distance = pd.DataFrame({"distance": rho * spread * np.exp(noise * rng.normal(size=50))})
+        attacks = ("gradient", "basic_iterative", "carlini_wagner")
+        summary = {
+            "classes": 10,
+            "test_accuracy": accuracy,
+            "median_alignment": alpha,
+            "median_linearized_robustness": rho,
+            **{f"median_{attack}": rho for attack in attacks},
+        }
+        members.append(
+            Member(10.0**place, summary, table, dict.fromkeys(attacks, distance), np.zeros((1, 1)))
+        )
+    return members
+
+
+def verdicts(members):
+    return {claim.statement: claim.verdict for claim in claims.judge(members)}
+
+
+GROWS = "Median alignment grows with median robustness (linearized robustness)"
+SATURATES = "On MNIST alignment saturates: it stops growing for the most robust models"
+PREDICTS = "Linearized robustness predicts the Carlini-Wagner distance image by image"
+POINTWISE = "Within a model, images with larger linearized robustness are better aligned"
+
+
+def test_a_cohort_as_the_paper_has_it():
+    robustness = np.linspace(0.5, 2, 8)
+    members = cohort(robustness, 3 * (1 - np.exp(-3 * robustness)))
+    assert set(verdicts(members).values()) == {"held"}
+
+
+def test_claims_can_fail():
+    robustness = np.linspace(0.5, 2, 8)
+    falling = verdicts(cohort(robustness, 3 - robustness))
+    assert falling[GROWS] == "not held"
+    growing = verdicts(cohort(robustness, robustness**2))
+    assert growing[GROWS] == "held"
+    assert growing[SATURATES] == "not held"
+    assert verdicts(cohort(robustness, robustness, noise=3.0))[PREDICTS] == "not held"
+    scattered = cohort(robustness, robustness)
+    scattered[3].alignment["alignment"] = (
+        scattered[3].alignment["alignment"].max() - (scattered[3].alignment["alignment"])
+    )
+    assert verdicts(scattered)[POINTWISE] == "not held"
+
+
+def test_a_broken_bound_is_counted():
+    members = cohort(np.linspace(0.5, 2, 8), np.linspace(1, 2, 8))
+    members[2].alignment.loc[7, "theorem3"] = 0.0
+    claim = claims.judge(members)[-1]
+    assert claim.verdict == "not held"
+    assert claim.figure.startswith("1 violations in 400 images")
+
+
+def test_degenerate_models_do_not_count_for_medians():
+    members = cohort(np.linspace(0.5, 2, 8), np.linspace(1, 2, 8), accuracy=0.2)
+    assert verdicts(members)[GROWS] == "not tested"
+    assert verdicts(members)["Theorem 2: its right-hand side bounds linearized robustness"] == (
+        "held"
+    )
