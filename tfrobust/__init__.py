@@ -1,0 +1,38 @@
+"""Adversarial robustness and interpretable gradients in TensorFlow 2 / Keras 3."""
+
+from tfrobust.alignment import Alignment, decompose, measure
+from tfrobust.attacks import MinimalPerturbation, minimal
+from tfrobust.decomposition import Decomposition
+from tfrobust.differentiate import (
+    NotLogitsError,
+    input_gradient,
+    jacobian,
+    jvp,
+    logits_model,
+    predict_logits,
+    vjp,
+)
+from tfrobust.objectives import AlignmentPenalty, CrossEntropy, DoubleBackprop, WeightDecay
+from tfrobust.training import evaluate, fit
+
+__all__ = [
+    "Alignment",
+    "AlignmentPenalty",
+    "CrossEntropy",
+    "Decomposition",
+    "DoubleBackprop",
+    "MinimalPerturbation",
+    "NotLogitsError",
+    "WeightDecay",
+    "decompose",
+    "evaluate",
+    "fit",
+    "input_gradient",
+    "jacobian",
+    "jvp",
+    "logits_model",
+    "measure",
+    "minimal",
+    "predict_logits",
+    "vjp",
+]

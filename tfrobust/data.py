@@ -84,8 +84,8 @@ def load(
 
     - "digits": scikit-learn's 1,797 handwritten 8x8 digits, scaled up to 28x28 bilinearly;
       1,197 / 200 / 400 train / validation / test in a fixed order. No download.
-    - "mnist": the first 50,000 / last 10,000 of the training set (in tensorflow-datasets' order) as train /
-      validation, and the test set (10,000); sizes as in Etmann 2019.
+    - "mnist": the first 50,000 / last 10,000 of the training set, in tensorflow-datasets' order,
+      as train / validation, and the test set (10,000); sizes as in Etmann 2019.
 
     Args:
         name: the data set.

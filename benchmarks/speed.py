@@ -1,0 +1,220 @@
+"""Speed and memory of the library's hot paths, as ratios inside one run.
+
+    python -m benchmarks.speed
+
+Ratios hold where absolute times drift with the machine. Each pair is timed in turn, A B A B, and
+the medians are compared. Exits with status 1 if a ratio exceeds its limit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import reference_models
+from tfrobust.alignment import measure
+from tfrobust.differentiate import gradients_at, jacobian, jvp, logits_model, vjp
+from tfrobust.objectives import CrossEntropy, DoubleBackprop, Objective
+from tfrobust.runs import versions
+from tfrobust.training import fit
+
+BATCH = 100
+REPEATS = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two ways timed in turn; times in seconds."""
+
+    name: str
+    ours: float
+    other: float
+    spread: tuple[float, float]
+    """Smallest and largest ratio of one pair."""
+    limit: float | None
+
+    @property
+    def ratio(self) -> float:
+        """Of the medians."""
+        return self.ours / self.other
+
+
+def compare(
+    name: str,
+    ours: Callable[[], object],
+    other: Callable[[], object],
+    limit: float | None = None,
+    repeats: int = REPEATS,
+) -> Comparison:
+    """Time two functions in turn, after a warm-up of each."""
+    ours()
+    other()
+    pairs = []
+    for _ in range(repeats):
+        times = []
+        for function in (ours, other):
+            start = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - start)
+        pairs.append(times)
+    first, second = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratios = [a / b for a, b in pairs]
+    return Comparison(name, first, second, (min(ratios), max(ratios)), limit)
+
+
+def training_steps() -> Comparison:
+    """Seconds of an epoch of `fit`, with and without the penalty, after the first."""
+    rng = np.random.default_rng(0)
+    data = rng.random((20 * BATCH, 28, 28, 1), dtype="float32"), rng.integers(0, 10, 20 * BATCH)
+
+    def epochs(objective: Objective) -> float:
+        keras.utils.set_random_seed(0)
+        history = fit(
+            reference_models.build("mnist_cnn"),
+            data,
+            objective,
+            optimizer=keras.optimizers.SGD(1e-3, momentum=0.9),
+            epochs=4,
+            batch_size=BATCH,
+            progress=False,
+        )
+        return statistics.median(record["seconds"] for record in history.records[1:])
+
+    plain, double = [], []
+    for _ in range(3):
+        double.append(epochs(CrossEntropy() + DoubleBackprop(1e4, penalty_scale="batch_mean")))
+        plain.append(epochs(Objective((CrossEntropy(),))))
+    ratios = [a / b for a, b in zip(double, plain, strict=True)]
+    return Comparison(
+        "double-backpropagation step / plain step",
+        statistics.median(double) / 20,
+        statistics.median(plain) / 20,
+        (min(ratios), max(ratios)),
+        2.6,
+    )
+
+
+def measures() -> list[Comparison]:
+    """`measure` against plain VJP passes, and the routes that `differentiate` did not take."""
+    keras.utils.set_random_seed(0)
+    model = reference_models.build("mnist_cnn")
+    rng = np.random.default_rng(0)
+    x = rng.random((1000, 28, 28, 1), dtype="float32")
+    cotangent = rng.normal(size=(1000, 10)).astype("float32")
+    few, direction = x[:BATCH], rng.normal(size=x[:BATCH].shape).astype("float32")
+    logits = logits_model(model)
+
+    @tf.function
+    def batch_jacobian(rows: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            values = logits(rows, training=False)
+        return tape.batch_jacobian(values, rows)
+
+    @tf.function
+    def forward_mode(rows: tf.Tensor, tangent: tf.Tensor) -> tf.Tensor:
+        with tf.autodiff.ForwardAccumulator(rows, tangent) as accumulator:
+            values = logits(rows, training=False)
+        return accumulator.jvp(values)
+
+    @tf.function
+    def plain_vjp(rows: tf.Tensor, vector: tf.Tensor) -> tf.Tensor:
+        return gradients_at(logits, rows)[1](vector)
+
+    def ten_vjps() -> None:
+        for _ in range(10):
+            vjp(model, x, cotangent, batch_size=BATCH)
+
+    def ten_bare_vjps() -> None:
+        for _ in range(10):
+            for start in range(0, 1000, BATCH):
+                rows = slice(start, start + BATCH)
+                plain_vjp(tf.constant(x[rows]), tf.constant(cotangent[rows])).numpy()
+
+    constants = tf.constant(few), tf.constant(direction)
+    return [
+        compare(
+            "measure, 1,000 images / ten bare VJP passes",
+            lambda: measure(model, x, batch_size=BATCH),
+            ten_bare_vjps,
+            limit=1.5,
+            repeats=5,
+        ),
+        compare(
+            "measure, 1,000 images / ten calls of vjp",
+            lambda: measure(model, x, batch_size=BATCH),
+            ten_vjps,
+            limit=1.5,
+            repeats=5,
+        ),
+        compare(
+            "jacobian, 100 images / tape.batch_jacobian",
+            lambda: jacobian(model, few),
+            lambda: batch_jacobian(constants[0]).numpy(),
+        ),
+        compare(
+            "jvp, 100 images / ForwardAccumulator",
+            lambda: jvp(model, few, direction),
+            lambda: forward_mode(*constants).numpy(),
+        ),
+    ]
+
+
+_MEMORY = """
+import resource, sys
+import numpy as np
+import reference_models
+from tfrobust.alignment import measure
+count = int(sys.argv[1])
+model = reference_models.build("mnist_cnn")
+x = np.random.default_rng(0).random((count, 28, 28, 1), dtype="float32")
+measure(model, x[:100], batch_size=100)
+measure(model, x, batch_size=100)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - x.nbytes / 2**20)
+"""
+
+
+def memory(counts: tuple[int, ...] = (500, 1000, 4000)) -> dict[int, float]:
+    """Peak resident memory (MiB) of `measure` in a fresh process, less the images themselves."""
+    peaks = {}
+    for count in counts:
+        done = subprocess.run(
+            [sys.executable, "-c", _MEMORY, str(count)], capture_output=True, text=True, check=True
+        )
+        peaks[count] = float(done.stdout.split()[-1])
+    return peaks
+
+
+def main() -> int:
+    """Print every ratio; the number of limits exceeded."""
+    print(versions()["machine"], "- TensorFlow", tf.__version__)
+    comparisons = [training_steps(), *measures()]
+    print(f"\n{'':46} {'ours ms':>9} {'other ms':>9} {'ratio':>6} {'spread':>13} {'limit':>6}")
+    for item in comparisons:
+        limit = "" if item.limit is None else f"{item.limit:.1f}"
+        spread = f"{item.spread[0]:.2f}..{item.spread[1]:.2f}"
+        print(
+            f"{item.name:46} {1e3 * item.ours:9.1f} {1e3 * item.other:9.1f} {item.ratio:6.2f} "
+            f"{spread:>13} {limit:>6}"
+        )
+    peaks = memory()
+    growth = max(peaks.values()) / min(peaks.values())
+    print("\npeak memory of measure, less the images:", end=" ")
+    print(", ".join(f"{count} images {peak:.0f} MiB" for count, peak in peaks.items()))
+    print(f"growth {growth:.2f} (limit 1.1)")
+    failed = [item.name for item in comparisons if item.limit and item.ratio > item.limit]
+    failed += ["memory"] if growth > 1.1 else []
+    print("\nwithin all limits" if not failed else f"\nOVER THE LIMIT: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
