@@ -171,8 +171,8 @@ class DoubleBackprop(_Term):
 
     Args:
         weight: lambda.
-        penalty_scale: "per_example" is lambda * mean_i ||grad_x L_i||^2, as Etmann 2019 prints it
-            (eq. 21). "batch_mean" is what the released code computes: it differentiates the batch
+        penalty_scale: "per_example" is lambda * mean_i ||grad_x L_i||^2, as Etmann 2019 prints it.
+            "batch_mean" is what the released code computes: it differentiates the batch
             mean of the loss, which makes the penalty smaller by N^2 for N examples on the device.
             The lambdas that the paper quotes are the code's.
 

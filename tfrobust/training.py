@@ -11,7 +11,7 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from tfrobust import checkpoints
 from tfrobust.batches import as_images, as_labels, in_batches
-from tfrobust.differentiate import classes_of, compiled, logits_model
+from tfrobust.differentiate import classes_of, compiled
 from tfrobust.files import atomic_path, writable_folder
+from tfrobust.loop import Loop, NonFiniteLossError
 from tfrobust.objectives import Objective, _Term
 from tfrobust.schedules import Cosine, Schedule
 
@@ -32,10 +33,6 @@ __all__ = ["History", "NonFiniteLossError", "SettingsChangedError", "evaluate", 
 
 Arrays = tuple[Any, Any]
 Callback = Callable[[dict[str, float], keras.Model], None]
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The objective became infinite or NaN."""
 
 
 class SettingsChangedError(ValueError):
@@ -114,7 +111,7 @@ def fit(
         raise ValueError(f"{type(schedule).__name__} monitors the validation loss: give validation")
     path = None if folder is None else writable_folder(folder)
 
-    loop = _Loop(model, objective, optimizer, images, labels, batch_size, seed)
+    loop = Loop(model, objective, optimizer, images, labels, batch_size, seed)
     settings = _settings(objective, optimizer, schedule, epochs, batch_size, seed, images, labels)
     records = _resume(path, model, optimizer, settings)
     steps = len(images) // batch_size
@@ -175,104 +172,6 @@ def evaluate(model: keras.Model, x: Any, labels: Any, *, batch_size: int = 100) 
         "validation_loss": float(np.mean(losses, dtype=np.float64)),
         "validation_accuracy": float(np.mean(correct)),
     }
-
-
-class _Loop:
-    """The compiled steps of one call of fit."""
-
-    def __init__(
-        self,
-        model: keras.Model,
-        objective: Objective,
-        optimizer: keras.optimizers.Optimizer,
-        images: np.ndarray,
-        labels: np.ndarray,
-        batch_size: int,
-        seed: int,
-    ):
-        self.model = model
-        self.objective = objective
-        self.images, self.labels = tf.constant(images), tf.constant(labels)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.steps = len(images) // batch_size
-        self.strategy = tf.distribute.get_strategy()
-        optimizer.build(model.trainable_variables)
-        self.run = self._compile(logits_model(model, images), optimizer)
-
-    def _compile(
-        self, logits: keras.Model, optimizer: keras.optimizers.Optimizer
-    ) -> Callable[..., Any]:
-        objective, strategy, variables = self.objective, self.strategy, logits.trainable_variables
-        replicas = strategy.num_replicas_in_sync
-        names = [*(term.name for term in objective.terms), "accuracy"]
-
-        def step(x: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
-            with tf.GradientTape() as tape:
-                batch = objective.forward(logits, x, labels, training=True)
-                parts = objective.parts(batch)
-                # the optimizer sums over replicas
-                total = tf.add_n(list(parts.values())) / replicas
-            optimizer.apply_gradients(zip(tape.gradient(total, variables), variables, strict=True))
-            hits = tf.argmax(batch.logits, axis=1, output_type=tf.int32) == labels
-            return {**parts, "accuracy": tf.reduce_mean(tf.cast(hits, tf.float32))}
-
-        @tf.function
-        def run(iterator: Any, count: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-            totals = {name: tf.constant(0.0) for name in names}
-            done = tf.constant(0)
-            finite = tf.constant(True)
-            while tf.logical_and(done < count, finite):
-                x, labels = next(iterator)
-                each = strategy.run(step, args=(x, labels))
-                parts = {name: strategy.reduce("MEAN", each[name], axis=None) for name in names}
-                finite = tf.math.is_finite(tf.add_n([parts[name] for name in names]))
-                totals = {name: totals[name] + parts[name] for name in names}
-                done += 1
-            return totals, done
-
-        return run
-
-    def _batches(self, epoch: int) -> Iterable[Any]:
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.images))
-        batches = (
-            tf.data.Dataset.from_tensor_slices(order)
-            .batch(self.batch_size, drop_remainder=True)
-            .map(lambda rows: (tf.gather(self.images, rows), tf.gather(self.labels, rows)))
-            .prefetch(2)
-        )
-        if self.strategy.num_replicas_in_sync > 1:
-            return self.strategy.experimental_distribute_dataset(batches)
-        return batches
-
-    def epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
-        """One pass; the mean of each part over its steps."""
-        iterator = iter(self._batches(epoch))
-        sums: dict[str, float] = {}
-        finished = 0
-        call = min(20, self.steps)  # steps between looks at the loss
-        while finished < self.steps:
-            totals, done = self.run(iterator, tf.constant(min(call, self.steps - finished)))
-            totals = {name: float(value) for name, value in totals.items()}
-            finished += int(done)
-            if not all(map(math.isfinite, totals.values())):
-                raise NonFiniteLossError(self._message(epoch, finished, totals))
-            for name, value in totals.items():
-                sums[name] = sums.get(name, 0.0) + value
-            bar.update(int(done))
-            bar.set_postfix({name: f"{value / int(done):.3g}" for name, value in totals.items()})
-        for variable in self.model.trainable_variables:
-            if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
-                raise NonFiniteLossError(self._message(epoch, finished, {variable.path: math.nan}))
-        return {name: value / self.steps for name, value in sums.items()}
-
-    def _message(self, epoch: int, step: int, parts: dict[str, float]) -> str:
-        bad = ", ".join(name for name, value in parts.items() if not math.isfinite(value))
-        return (
-            f"{bad} is not finite in epoch {epoch + 1}, step {step} of {self.steps}. "
-            f"Objective: {self.objective.describe()}. Lower the learning rate or the weights of "
-            "the penalties; checkpoints of earlier epochs are kept."
-        )
 
 
 def _rate(optimizer: keras.optimizers.Optimizer) -> float:
