@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 import reference_models
+from tfrobust import data
 from tfrobust.alignment import measure
 from tfrobust.differentiate import gradients_at, jacobian, jvp, logits_model, vjp
 from tfrobust.objectives import CrossEntropy, DoubleBackprop, Objective
@@ -73,13 +74,14 @@ def compare(
 def training_steps() -> Comparison:
     """Seconds of an epoch of `fit`, with and without the penalty, after the first."""
     rng = np.random.default_rng(0)
-    data = rng.random((20 * BATCH, 28, 28, 1), dtype="float32"), rng.integers(0, 10, 20 * BATCH)
+    images = rng.random((20 * BATCH, 28, 28, 1), dtype="float32")
+    labels = rng.integers(0, 10, 20 * BATCH)
 
     def epochs(objective: Objective) -> float:
         keras.utils.set_random_seed(0)
         history = fit(
             reference_models.build("mnist_cnn"),
-            data,
+            (images, labels),
             objective,
             optimizer=keras.optimizers.SGD(1e-3, momentum=0.9),
             epochs=4,
@@ -107,7 +109,7 @@ def measures() -> list[Comparison]:
     keras.utils.set_random_seed(0)
     model = reference_models.build("mnist_cnn")
     rng = np.random.default_rng(0)
-    x = rng.random((1000, 28, 28, 1), dtype="float32")
+    x = data.load("digits", "train").take(1000).images
     cotangent = rng.normal(size=(1000, 10)).astype("float32")
     few, direction = x[:BATCH], rng.normal(size=x[:BATCH].shape).astype("float32")
     logits = logits_model(model)

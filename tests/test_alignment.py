@@ -279,6 +279,25 @@ def test_inside_theorem_1_there_is_none():
         measure(model, x)
 
 
+def test_models_that_compute_in_bfloat16():
+    before = keras.config.dtype_policy()
+    results = []
+    try:
+        for policy in ("float32", "mixed_bfloat16"):
+            keras.config.set_dtype_policy(policy)
+            model = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(4, 3), layers.ReLU()])
+            model.add(layers.Flatten())
+            model.add(layers.Dense(4))
+            randomise(model, 0)
+            results.append(measure(model, np.random.default_rng(0).normal(size=(20, 8, 8, 1))))
+    finally:
+        keras.config.set_dtype_policy(before)
+    full, half = results
+    assert half.linearized_robustness.dtype == np.float32
+    np.testing.assert_allclose(half.gradient_norm, full.gradient_norm, rtol=0.05)
+    np.testing.assert_allclose(half.alignment, full.alignment, atol=0.05 * full.input_norm.max())
+
+
 @pytest.mark.parametrize(
     ("x", "message"),
     [

@@ -248,6 +248,7 @@ def test_a_non_finite_loss_names_where_and_keeps_the_checkpoint(tmp_path):
     assert "epoch 3, step" in message
     assert "double_backprop" in message
     assert "'weight': 0.1" in message
+    assert "Learning rate 5e+28" in message
     assert checkpoints.newest(tmp_path / "other").name == "epoch-000002.npz"
     # the model in memory is the last good one
     assert all(np.isfinite(w).all() for w in weights_of(broken))

@@ -108,7 +108,10 @@ def _decompose(logits: keras.Model) -> Callable[[tf.Tensor], tuple[tf.Tensor, ..
     offsets = _offset_attributes(layers)
 
     def run(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        values, homogeneous = push_forward(lambda: logits(x, training=False), x, x, [x])
+        def plain() -> tf.Tensor:
+            return tf.cast(logits(x, training=False), x.dtype)
+
+        values, homogeneous = push_forward(plain, x, x, [x])
         constants = [tf.cast(getattr(layer, name), tf.float32) for layer, name in offsets]
         sources = [*variables, *constants]
         if not sources:
@@ -116,7 +119,7 @@ def _decompose(logits: keras.Model) -> Callable[[tf.Tensor], tuple[tf.Tensor, ..
 
         def with_constants() -> tf.Tensor:
             with _replaced(offsets, constants):
-                return logits(x, training=False)
+                return plain()
 
         tangents = [tf.convert_to_tensor(source) for source in sources]
         _, bias = push_forward(with_constants, sources, tangents, sources)

@@ -108,11 +108,12 @@ def gradients_at(
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     """In a graph: the logits at x, and a function from cotangents to input gradients.
 
-    The forward pass is shared by as many cotangents (batch, classes) as are asked for.
+    The forward pass is shared by as many cotangents (batch, classes) as are asked for. Logits come
+    in the precision of x, whatever the model computes in.
     """
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
-        values = logits(x, training=False)
+        values = tf.cast(logits(x, training=False), x.dtype)
 
     def pull_back(cotangent: tf.Tensor) -> tf.Tensor:
         return tape.gradient(

@@ -49,6 +49,7 @@ class Loop:
     ):
         self.model = model
         self.objective = objective
+        self.optimizer = optimizer
         self.images, self.labels = tf.constant(images), tf.constant(labels)
         self.batch_size = batch_size
         self.seed = seed
@@ -128,6 +129,7 @@ class Loop:
         bad = ", ".join(name for name, value in parts.items() if not math.isfinite(value))
         return (
             f"{bad} is not finite in epoch {epoch + 1}, step {step} of {self.steps}. "
-            f"Objective: {self.objective.describe()}. Lower the learning rate or the weights of "
-            "the penalties; checkpoints of earlier epochs are kept."
+            f"Learning rate {float(keras.ops.convert_to_numpy(self.optimizer.learning_rate)):g}, "
+            f"objective {self.objective.describe()}. Lower the rate or the weights of the "
+            "penalties; checkpoints of earlier epochs are kept."
         )

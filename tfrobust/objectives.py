@@ -54,15 +54,19 @@ class ForwardPass:
         self.labels = labels
         self._tape = tf.GradientTape(persistent=True) if input_gradients else None
         if self._tape is None:
-            self.logits = logits_model(x, training=training)
+            self.logits = self._logits(training)
             self.losses = self._cross_entropy()
         else:
             statistics = exact_batch_statistics(logits_model) if training else nullcontext()
             with statistics, self._tape:
                 self._tape.watch(x)
-                self.logits = logits_model(x, training=training)
+                self.logits = self._logits(training)
                 self.losses = self._cross_entropy()
                 self._label_logits = tf.gather(self.logits, labels, batch_dims=1)
+
+    def _logits(self, training: bool) -> tf.Tensor:
+        # losses and penalties need the input's precision, whatever the model computes in
+        return tf.cast(self.model(self.x, training=training), self.x.dtype)
 
     def _cross_entropy(self) -> tf.Tensor:
         """Cross-entropy of each example, (batch,)."""

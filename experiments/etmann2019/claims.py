@@ -64,10 +64,11 @@ def alignment_saturates(members: Sequence[Member]) -> Claim:
     """On MNIST the growth of alignment levels off for the most robust models."""
     statement = "On MNIST alignment saturates: it stops growing for the most robust models"
     source = "section 5, Figure 3 (right)"
-    points = sorted(
+    points = (
         (member.summary["median_linearized_robustness"], member.summary["median_alignment"])
         for member in members
     )
+    points = sorted(point for point in points if np.isfinite(point).all())
     if len(points) < 2 * FEWEST_MODELS:
         return Claim(statement, "not tested", f"only {len(points)} models", source)
     robustness, alignment = np.array(points).T
