@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from tfrobust.files import atomic_path
 
-__all__ = ["image_grid", "new", "pointwise", "save", "trail"]
+__all__ = ["image_grid", "new", "pointwise", "save", "style", "trail"]
 
 STYLE = {
     "font.size": 9,
@@ -29,11 +30,16 @@ STYLE = {
 COLORS = "viridis"
 
 
+def style() -> AbstractContextManager[None]:
+    """Draw and save inside this block to have the common look."""
+    return mpl.rc_context(STYLE)
+
+
 def new(
     rows: int = 1, columns: int = 1, *, width: float = 3.4, height: float = 2.9
 ) -> tuple[Figure, np.ndarray]:
     """A figure and its axes as an array (rows, columns); `width` and `height` of one, in inches."""
-    with mpl.rc_context(STYLE):
+    with style():
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
         return figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -46,7 +52,7 @@ def save(figure: Figure, folder: str | Path, name: str) -> Path:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(STYLE):
+    with style():
         for suffix in ("pdf", "png"):
             path = folder / f"{name}.{suffix}"
             with atomic_path(path) as temporary:

@@ -148,16 +148,17 @@ def draw(members: Sequence[Member], images: np.ndarray, folder: Path) -> dict[st
         images: the evaluated images, (count, *input).
         folder: made if need be.
     """
-    made = {
-        "figure3": figure3(members),
-        "figure4": figure4(members),
-        "figure5": figure5(members),
-        "figure6": figure6(members),
-        "figure7": figure7(members),
-        "figure8": figure8(members),
-        "figure9": figure9(members),
-        "figure10": figure10(members, images),
-    }
+    with figures.style():
+        made = {
+            "figure3": figure3(members),
+            "figure4": figure4(members),
+            "figure5": figure5(members),
+            "figure6": figure6(members),
+            "figure7": figure7(members),
+            "figure8": figure8(members),
+            "figure9": figure9(members),
+            "figure10": figure10(members, images),
+        }
     return {name: figures.save(figure, folder, name) for name, figure in made.items()}
 
 
@@ -174,7 +175,7 @@ def _three(members: Sequence[Member]) -> list[Member]:
 
 
 def _summands(members: Sequence[Member], names: dict[str, str]) -> Figure:
-    figure, axes = figures.new(1, 1, width=5.2, height=3.4)
+    figure, axes = figures.new(1, 1, width=6.4, height=3.2)
     axis = axes[0, 0]
     ordered = sorted(members, key=lambda member: member.weight)
     weights = [member.weight for member in ordered]
@@ -196,7 +197,7 @@ def _summands(members: Sequence[Member], names: dict[str, str]) -> Figure:
     axis.set_xlabel(LAMBDA)
     axis.set_ylabel("median over images")
     axis.set_ylim(bottom=0)
-    axis.legend()
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
