@@ -1,9 +1,22 @@
 """Random networks for properties that hold for a whole class of networks."""
 
+import contextlib
+
 import keras
 import numpy as np
 
 layers = keras.layers
+
+
+@contextlib.contextmanager
+def computing_in(policy):
+    """Layers made in the block compute in another precision, "float64" for instance."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def randomise(model, seed, scale=0.6):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import piecewise_linear_net, randomise
+from nets import computing_in, piecewise_linear_net, randomise
 
 from tfrobust import alignment
 from tfrobust.alignment import measure
@@ -280,18 +280,14 @@ def test_inside_theorem_1_there_is_none():
 
 
 def test_models_that_compute_in_bfloat16():
-    before = keras.config.dtype_policy()
     results = []
-    try:
-        for policy in ("float32", "mixed_bfloat16"):
-            keras.config.set_dtype_policy(policy)
+    for policy in ("float32", "mixed_bfloat16"):
+        with computing_in(policy):
             model = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(4, 3), layers.ReLU()])
             model.add(layers.Flatten())
             model.add(layers.Dense(4))
-            randomise(model, 0)
-            results.append(measure(model, np.random.default_rng(0).normal(size=(20, 8, 8, 1))))
-    finally:
-        keras.config.set_dtype_policy(before)
+        randomise(model, 0)
+        results.append(measure(model, np.random.default_rng(0).normal(size=(20, 8, 8, 1))))
     full, half = results
     assert half.linearized_robustness.dtype == np.float32
     np.testing.assert_allclose(half.gradient_norm, full.gradient_norm, rtol=0.05)

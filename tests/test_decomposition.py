@@ -1,28 +1,16 @@
 """Theorem 1: the homogeneous decomposition is exact inside its class, and checked outside."""
 
-import contextlib
-
 import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import piecewise_linear_net, randomise
+from nets import computing_in, piecewise_linear_net, randomise
 
 from tfrobust.alignment import decompose
 from tfrobust.differentiate import jacobian, predict_logits
 
 layers = keras.layers
-
-
-@contextlib.contextmanager
-def float64_layers():
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float64")
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 @settings(max_examples=20)
@@ -48,7 +36,7 @@ def test_without_biases_the_bias_part_vanishes():
 def test_bias_part_by_scaling_all_biases():
     """d/dt Psi(x; (1 + t) b) at t = 0 by central differences, in a smooth net with BN."""
     inputs = keras.Input((6, 6, 1), dtype="float64")
-    with float64_layers():
+    with computing_in("float64"):
         x = layers.Conv2D(3, 3, activation="softplus")(inputs)
         x = layers.BatchNormalization()(x)
         outputs = layers.Dense(4)(layers.Flatten()(x))

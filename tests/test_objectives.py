@@ -1,14 +1,12 @@
 """Objectives against NumPy and finite differences over inputs and weights, in float64."""
 
-import contextlib
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import randomise
+from nets import computing_in, randomise
 
 from tfrobust.objectives import (
     AlignmentPenalty,
@@ -29,19 +27,9 @@ TERMS = [
 ]
 
 
-@contextlib.contextmanager
-def float64():
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float64")
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
-
-
 def problem(seed=0, activation="softplus", count=6):
     """A float64 convolutional classifier, images and labels."""
-    with float64():
+    with computing_in("float64"):
         model = keras.Sequential(
             [
                 keras.Input((6, 6, 1), dtype="float64"),
@@ -133,7 +121,7 @@ def test_alignment_penalty_is_not_negative(seed):
 
 
 def test_alignment_penalty_vanishes_for_parallel_gradients():
-    with float64():
+    with computing_in("float64"):
         model = keras.Sequential([keras.Input((3,), dtype="float64"), layers.Dense(2)])
     direction = np.array([1.0, -2.0, 0.5])
     model.set_weights([np.stack([direction, -direction], axis=1), np.zeros(2)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,28 +33,23 @@ def figure3(members: Sequence[Member]) -> Figure:
 
 def figure4(members: Sequence[Member]) -> Figure:
     """Alignment against linearized robustness, one point an image."""
-    chosen = _three(members)
-    figure, axes = figures.new(1, len(chosen))
-    for axis, member in zip(axes[0], chosen, strict=True):
-        table = member.alignment
-        x, y = table["linearized_robustness"].to_numpy(), table["alignment"].to_numpy()
-        figures.pointwise(axis, x, y, title=f"λ = {member.weight:g}")
-        axis.set_xlabel("linearized robustness ρ~")
-        axis.set_ylabel("alignment α")
-    return figure
+    return _pointwise(
+        members,
+        lambda member: member.alignment["linearized_robustness"],
+        lambda member: member.alignment["alignment"],
+        ("linearized robustness ρ~", "alignment α"),
+    )
 
 
 def figure5(members: Sequence[Member]) -> Figure:
     """Distance found by Carlini-Wagner against linearized robustness, one point an image."""
-    chosen = _three(members)
-    figure, axes = figures.new(1, len(chosen))
-    for axis, member in zip(axes[0], chosen, strict=True):
-        x = member.alignment["linearized_robustness"].to_numpy()
-        distance = member.distance("carlini_wagner")
-        figures.pointwise(axis, x, distance, diagonal=True, title=f"λ = {member.weight:g}")
-        axis.set_xlabel("linearized robustness ρ~")
-        axis.set_ylabel("Carlini-Wagner distance")
-    return figure
+    return _pointwise(
+        members,
+        lambda member: member.alignment["linearized_robustness"],
+        lambda member: member.distance("carlini_wagner"),
+        ("linearized robustness ρ~", "Carlini-Wagner distance"),
+        diagonal=True,
+    )
 
 
 def figure6(members: Sequence[Member]) -> Figure:
@@ -99,15 +94,13 @@ def figure8(members: Sequence[Member]) -> Figure:
 
 def figure9(members: Sequence[Member]) -> Figure:
     """|<x, g+>| against |Psi+(x)|, one point an image: equal where the bias part vanishes."""
-    chosen = _three(members)
-    figure, axes = figures.new(1, len(chosen))
-    for axis, member in zip(axes[0], chosen, strict=True):
-        x = member.alignment["margin"].abs().to_numpy()
-        y = member.alignment["homogeneous_margin"].abs().to_numpy()
-        figures.pointwise(axis, x, y, diagonal=True, title=f"λ = {member.weight:g}")
-        axis.set_xlabel("|Ψ†(x)|")
-        axis.set_ylabel("|⟨x, g†⟩|")
-    return figure
+    return _pointwise(
+        members,
+        lambda member: member.alignment["margin"].abs(),
+        lambda member: member.alignment["homogeneous_margin"].abs(),
+        ("|Ψ†(x)|", "|⟨x, g†⟩|"),
+        diagonal=True,
+    )
 
 
 def figure10(members: Sequence[Member], images: np.ndarray) -> Figure:
@@ -172,6 +165,24 @@ def _three(members: Sequence[Member]) -> list[Member]:
     ordered = _by_robustness(members)
     places = sorted({0, len(ordered) // 2, len(ordered) - 1})
     return [ordered[place] for place in places]
+
+
+def _pointwise(
+    members: Sequence[Member],
+    x: Callable[[Member], np.ndarray],
+    y: Callable[[Member], np.ndarray],
+    labels: tuple[str, str],
+    *,
+    diagonal: bool = False,
+) -> Figure:
+    chosen = _three(members)
+    figure, axes = figures.new(1, len(chosen))
+    for axis, member in zip(axes[0], chosen, strict=True):
+        values = np.asarray(x(member)), np.asarray(y(member))
+        figures.pointwise(axis, *values, diagonal=diagonal, title=f"λ = {member.weight:g}")
+        axis.set_xlabel(labels[0])
+        axis.set_ylabel(labels[1])
+    return figure
 
 
 def _summands(members: Sequence[Member], names: dict[str, str]) -> Figure:
