@@ -7,11 +7,17 @@ import dataclasses
 import os
 import sys
 import webbrowser
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
+
+from reference_models import ModelFileError
+from tfrobust.checkpoints import DamagedCheckpointError
+from tfrobust.loop import NonFiniteLossError
+from tfrobust.runs import RunFolderError
+from tfrobust.training import SettingsChangedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +68,31 @@ def parse(presets: Mapping[str, Any], name: str, arguments: Sequence[str] | None
         data_dir=known.data_dir,
         open=known.open,
     )
+
+
+# what a user can mend; anything else is a fault of ours and keeps its traceback
+_EXPECTED = (
+    OSError,
+    DamagedCheckpointError,
+    ModelFileError,
+    NonFiniteLossError,
+    RunFolderError,
+    SettingsChangedError,
+)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run an experiment; an error that the user can mend is one line and status 1.
+
+    Raises:
+        SystemExit: after such an error.
+    """
+    try:
+        main()
+    except _EXPECTED as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; the same command goes on where it stopped")
 
 
 def show(page: Path, *, open_it: bool) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments import cli
 from experiments.etmann2019 import claims, mnist, published
 from experiments.etmann2019.cohort import Member
 
@@ -83,6 +84,14 @@ def test_an_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write to the folder"):
         mnist.main([*ARGUMENTS, "--out", str(tmp_path / "file" / "run")])
+
+
+def test_errors_that_a_user_can_mend_are_one_line(tmp_path):
+    arguments = ["--dataset", "mnist", "--data-dir", str(tmp_path), "--out", str(tmp_path / "r")]
+    with pytest.raises(SystemExit, match="^error: mnist is not prepared in .*Either let"):
+        cli.run(lambda: mnist.main([*ARGUMENTS, *arguments]))
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda: 1 / 0)
 
 
 def test_the_paper_preset_is_the_papers():
