@@ -88,7 +88,7 @@ def test_an_unwritable_folder(tmp_path):
 
 def test_errors_that_a_user_can_mend_are_one_line(tmp_path):
     arguments = ["--dataset", "mnist", "--data-dir", str(tmp_path), "--out", str(tmp_path / "r")]
-    with pytest.raises(SystemExit, match="^error: mnist is not prepared in .*Either let"):
+    with pytest.raises(SystemExit, match=r"^error: mnist is not prepared in .*Either let"):
         cli.run(lambda: mnist.main([*ARGUMENTS, *arguments]))
     with pytest.raises(ZeroDivisionError):
         cli.run(lambda: 1 / 0)
