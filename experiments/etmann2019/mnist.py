@@ -62,13 +62,13 @@ class Settings:
 PRESETS = {
     "demo": Settings(
         dataset="digits",
-        lambdas=(10.0, 1000.0, 30_000.0, 180_000.0),
-        epochs=40,
-        learning_rate=1e-2,
-        epochs_per_decay=32,
-        evaluated=200,
-        carlini_wagner_steps=40,
-        carlini_wagner_stepsize=5e-2,
+        lambdas=(10.0, 1000.0, 10_000.0, 100_000.0),
+        epochs=22,
+        learning_rate=2e-2,
+        epochs_per_decay=18,
+        evaluated=100,
+        carlini_wagner_steps=30,
+        carlini_wagner_stepsize=1e-1,
     ),
     "reduced": Settings(
         dataset="mnist",
