@@ -214,5 +214,10 @@ def test_description_is_plain_json():
     objective = CrossEntropy() + DoubleBackprop(10.0, penalty_scale="batch_mean")
     assert json.loads(json.dumps(objective.describe())) == [
         {"term": "cross_entropy", "weight": 1.0},
-        {"term": "double_backprop", "weight": 10.0, "penalty_scale": "batch_mean"},
+        {
+            "term": "double_backprop",
+            "weight": 10.0,
+            "penalty_scale": "batch_mean",
+            "examples_per_mean": None,
+        },
     ]

@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from tfrobust.replicas import gather_rows, host, hosts, is_chief
+
 __all__ = ["as_images", "as_labels", "in_batches", "model_input_shape"]
 
 
@@ -90,6 +92,9 @@ def in_batches(
 ) -> Any:
     """Apply `function` to slices of `arrays` and join the results along the first axis.
 
+    Under a `tf.distribute` strategy of several hosts each host takes an equal part of the rows, and
+    all get all results.
+
     Args:
         function: takes one tensor an array, returns a tensor or a nested structure of tensors.
         arrays: equally long, (count, ...).
@@ -105,13 +110,26 @@ def in_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     count = len(arrays[0])
+    if hosts() > 1:  # equal parts: the first rows again where they do not divide
+        part = -(-count // hosts())
+        mine = np.arange(host() * part, (host() + 1) * part) % count
+        arrays = tuple(array[mine] for array in arrays)
+    total = len(arrays[0])
     pieces = []
     with tqdm(
-        total=count, desc=description, unit="image", delay=2, leave=False, disable=None
+        total=total,
+        desc=description,
+        unit="image",
+        delay=2,
+        leave=False,
+        disable=None if is_chief() else True,
     ) as bar:
-        for start in range(0, count, batch_size):
+        for start in range(0, total, batch_size):
             rows = [tf.constant(array[start : start + batch_size]) for array in arrays]
             result = tf.nest.map_structure(np.asarray, function(*rows))
             pieces.append(result)
             bar.update(len(rows[0]))
-    return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *pieces)
+    whole = tf.nest.map_structure(lambda *parts: np.concatenate(parts), *pieces)
+    if hosts() == 1:
+        return whole
+    return tf.nest.map_structure(lambda rows: gather_rows(rows)[:count], whole)

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfrobust.batches import as_images, as_labels, in_batches
 from tfrobust.logits import NotLogitsError, logits_model
+from tfrobust.replicas import is_spread, spread
 
 __all__ = [
     "NotLogitsError",
@@ -47,13 +48,23 @@ class _Compiled:
 
 
 class _AnyBatch:
-    """A graph function traced once for all batch sizes; other shapes get a trace of their own."""
+    """A graph function traced once for all batch sizes; other shapes get a trace of their own.
 
-    def __init__(self, function: Callable[..., Any]):
+    Inside the scope of a strategy with several devices the rows are cut among them.
+    """
+
+    def __init__(self, function: Callable[..., Any], rowwise: int | None):
+        self.plain = function
         self.function = tf.function(function)
+        self.rowwise = rowwise
         self.traces: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, *tensors: tf.Tensor) -> Any:
+        if is_spread() and self.rowwise != 0:
+            strategy = tf.distribute.get_strategy()  # kept as a key, so that its id stays its own
+            if strategy not in self.traces:
+                self.traces[strategy] = spread(self.plain, self.rowwise)
+            return self.traces[strategy](*tensors)
         specs = tuple(
             tf.TensorSpec([None, *tensor.shape[1:]] if tensor.shape.rank else [], tensor.dtype)
             for tensor in tensors
@@ -78,19 +89,28 @@ def _compiled_of(model: keras.Model, x: np.ndarray) -> _Compiled:
 
 
 def compiled(
-    model: keras.Model, key: Any, build: Callable[[keras.Model], Callable[..., Any]], x: Any
+    model: keras.Model,
+    key: Any,
+    build: Callable[[keras.Model], Callable[..., Any]],
+    x: Any,
+    *,
+    rowwise: int | None = None,
 ) -> Callable[..., Any]:
     """The graph function `build(logits)` of a model, traced once whatever the batch size.
+
+    Under a `tf.distribute` strategy it runs on all devices of this host, each on some of the rows.
 
     Args:
         model: any classifier.
         key: names the function; the same key gives the same function again.
         build: takes the logits view, returns a function of tensors (batch, ...).
         x: inputs (batch, ...), checked already.
+        rowwise: how many leading arguments have one row an example, as every result does; all
+            arguments but scalars where None; 0 keeps it on one device.
     """
     cache = _compiled_of(model, x)
     if key not in cache.functions:
-        cache.functions[key] = _AnyBatch(build(cache.logits))
+        cache.functions[key] = _AnyBatch(build(cache.logits), rowwise)
     return cache.functions[key]
 
 

@@ -26,15 +26,21 @@ def exact_batch_statistics(model: keras.Model) -> Iterator[None]:
     normalisations = [
         layer
         for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized
+        if isinstance(layer, keras.layers.BatchNormalization)
     ]
     for layer in normalisations:
-        layer._moments = _moments_of(layer)
+        # replicas take turns in threads of their own, and may be inside together
+        if "_moments" not in vars(layer):
+            layer._moments = _moments_of(layer)
+            layer._moments.users = 0
+        layer._moments.users += 1
     try:
         yield
     finally:
         for layer in normalisations:
-            del layer._moments
+            layer._moments.users -= 1
+            if not layer._moments.users:
+                del layer._moments
 
 
 def _moments_of(layer: keras.layers.BatchNormalization) -> Callable[..., Any]:
@@ -47,7 +53,17 @@ def _moments_of(layer: keras.layers.BatchNormalization) -> Callable[..., Any]:
         values = tf.cast(inputs, wide)
         axes = list(layer._reduction_axes)
         mean = tf.reduce_mean(values, axes, keepdims=True)
+        if layer.synchronized:
+            mean = _over_replicas(mean)
         variance = tf.reduce_mean(tf.square(values - mean), axes)
+        if layer.synchronized:
+            variance = _over_replicas(variance)
         return tf.cast(tf.squeeze(mean, axes), inputs.dtype), tf.cast(variance, inputs.dtype)
 
     return moments
+
+
+def _over_replicas(value: tf.Tensor) -> tf.Tensor:
+    """In a graph: the mean over all devices, each of which has as many examples."""
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce("MEAN", value) if context is not None else value

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -11,10 +12,12 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from tfrobust.differentiate import logits_model
 from tfrobust.objectives import Objective
+from tfrobust.precision import SMALLEST, LossScale, needs_loss_scale
+from tfrobust.replicas import host, hosts, replicas
+from tfrobust.streams import Share, Stream
 
-__all__ = ["Loop", "NonFiniteLossError"]
+__all__ = ["Loop", "NonFiniteLossError", "WorkerLostError", "worker_losses"]
 
 # between looks at the loss, in one graph
 STEPS_PER_CALL = 20
@@ -24,106 +27,192 @@ class NonFiniteLossError(ArithmeticError):
     """The objective became infinite or NaN."""
 
 
+class WorkerLostError(RuntimeError):
+    """Another host of a multi-host run is gone."""
+
+
+@contextlib.contextmanager
+def worker_losses() -> Iterator[None]:
+    """Say what to do when a host is lost, instead of what a collective operation says."""
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        if hosts() == 1:
+            raise
+        first = str(error).strip().splitlines()[-1][:300]
+        raise WorkerLostError(
+            f"a worker of {hosts()} was lost while host {host()} was training ({first}). Start all "
+            "workers again with the same command: they go on after the last finished epoch."
+        ) from error
+
+
 class Loop:
     """The compiled steps of one call of `fit`.
 
     Args:
         model: its trainable weights are updated.
+        logits: view of it that returns logits.
         objective: what is minimised.
         optimizer: built here, for the model's weights.
-        images: (count, *input) float32, checked already.
-        labels: (count,) int32.
+        data: what is read.
         batch_size: examples a step, over all replicas.
         seed: of the order of examples.
+        jit: compile gradients with XLA.
     """
 
     def __init__(
         self,
         model: keras.Model,
+        logits: keras.Model,
         objective: Objective,
         optimizer: keras.optimizers.Optimizer,
-        images: np.ndarray,
-        labels: np.ndarray,
+        data: Stream,
         batch_size: int,
         seed: int,
+        jit: bool = False,
     ):
         self.model = model
+        self.logits = logits
         self.objective = objective
         self.optimizer = optimizer
-        self.images, self.labels = tf.constant(images), tf.constant(labels)
+        self.data = data
         self.batch_size = batch_size
+        self.share = Share.of(batch_size, replicas(), hosts(), host())
         self.seed = seed
-        self.steps = len(images) // batch_size
+        self.steps = data.examples // batch_size
         self.strategy = tf.distribute.get_strategy()
+        self.loss_scale = LossScale() if needs_loss_scale(logits) else None
         optimizer.build(model.trainable_variables)
-        self.run = self._compile(logits_model(model, images), optimizer)
+        self.run = self._compile(self._gradients(jit))
 
-    def _compile(
-        self, logits: keras.Model, optimizer: keras.optimizers.Optimizer
-    ) -> Callable[..., Any]:
-        objective, strategy, variables = self.objective, self.strategy, logits.trainable_variables
-        replicas = strategy.num_replicas_in_sync
-        names = [*(term.name for term in objective.terms), "accuracy"]
+    def _gradients(self, jit: bool) -> Callable[..., Any]:
+        """Gradients of one replica's share of a step, and the parts of the objective."""
+        objective, logits = self.objective, self.logits
+        variables = logits.trainable_variables
+        # the optimizer sums over replicas
+        count = replicas()
 
-        def step(x: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+        def gradients(
+            x: tf.Tensor, labels: tf.Tensor, scale: tf.Tensor
+        ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+            scaled = None if self.loss_scale is None else scale
             with tf.GradientTape() as tape:
-                batch = objective.forward(logits, x, labels, training=True)
+                batch = objective.forward(logits, x, labels, training=True, gradient_scale=scaled)
                 parts = objective.parts(batch)
-                # the optimizer sums over replicas
-                total = tf.add_n(list(parts.values())) / replicas
-            optimizer.apply_gradients(zip(tape.gradient(total, variables), variables, strict=True))
+                total = tf.add_n(list(parts.values())) / count
+                if scaled is not None:
+                    total *= scale
+            values = tape.gradient(total, variables)
+            if scaled is not None:
+                values = [None if value is None else value / scale for value in values]
             hits = tf.argmax(batch.logits, axis=1, output_type=tf.int32) == labels
-            return {**parts, "accuracy": tf.reduce_mean(tf.cast(hits, tf.float32))}
+            return values, {**parts, "accuracy": tf.reduce_mean(tf.cast(hits, tf.float32))}
+
+        return tf.function(gradients, jit_compile=True) if jit else gradients
+
+    def _compile(self, gradients: Callable[..., Any]) -> Callable[..., Any]:
+        strategy, variables = self.strategy, self.logits.trainable_variables
+        optimizer, loss_scale = self.optimizer, self.loss_scale
+        names = [*(term.name for term in self.objective.terms), "accuracy"]
+
+        def update(values: list[tf.Tensor]) -> None:
+            optimizer.apply_gradients(zip(values, variables, strict=True))
+
+        def step(x: tf.Tensor, labels: tf.Tensor, scale: tf.Tensor) -> dict[str, tf.Tensor]:
+            values, parts = gradients(x, labels, scale)
+            update(values)
+            return parts
+
+        def all_finite(values: list[tf.Tensor], parts: dict[str, tf.Tensor]) -> tf.Tensor:
+            flat = [value for value in (*values, *parts.values()) if value is not None]
+            finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in flat])
+            return tf.cast(finite, tf.float32)
+
+        def mean(each: dict[str, Any]) -> dict[str, tf.Tensor]:
+            return {name: strategy.reduce("MEAN", each[name], axis=None) for name in names}
 
         @tf.function
-        def run(iterator: Any, count: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        def run(iterator: Any, count: tf.Tensor, scale: tf.Tensor, good: tf.Tensor) -> Any:
             totals = {name: tf.constant(0.0) for name in names}
             done = tf.constant(0)
             finite = tf.constant(True)
             while tf.logical_and(done < count, finite):
                 x, labels = next(iterator)
-                each = strategy.run(step, args=(x, labels))
-                parts = {name: strategy.reduce("MEAN", each[name], axis=None) for name in names}
+                parts = mean(strategy.run(step, args=(x, labels, scale)))
                 finite = tf.math.is_finite(tf.add_n([parts[name] for name in names]))
                 totals = {name: totals[name] + parts[name] for name in names}
                 done += 1
-            return totals, done
+            return totals, done, done, scale, good
 
-        return run
+        @tf.function
+        def run_scaled(iterator: Any, count: tf.Tensor, scale: tf.Tensor, good: tf.Tensor) -> Any:
+            totals = {name: tf.constant(0.0) for name in names}
+            done, used = tf.constant(0), tf.constant(0)
+            while tf.logical_and(done < count, scale >= SMALLEST):
+                x, labels = next(iterator)
+                values, each = strategy.run(gradients, args=(x, labels, scale))
+                flags = strategy.run(all_finite, args=(values, each))
+                # all devices update, or none
+                finite = strategy.reduce("MEAN", flags, axis=None) == 1.0
+                parts = mean(each)
+                if finite:
+                    strategy.run(update, args=(values,))
+                    totals = {name: totals[name] + parts[name] for name in names}
+                    used += 1
+                scale, good = loss_scale.after(scale, good, finite)
+                done += 1
+            return totals, done, used, scale, good
+
+        return run if loss_scale is None else run_scaled
 
     def _batches(self, epoch: int) -> Iterable[Any]:
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.images))
-        batches = (
-            tf.data.Dataset.from_tensor_slices(order)
-            .batch(self.batch_size, drop_remainder=True)
-            .map(lambda rows: (tf.gather(self.images, rows), tf.gather(self.labels, rows)))
-            .prefetch(2)
-        )
-        if self.strategy.num_replicas_in_sync > 1:
-            return self.strategy.experimental_distribute_dataset(batches)
-        return batches
+        def mine() -> tf.data.Dataset:
+            return self.data.training_batches(
+                self.batch_size, self.share, seed=self.seed, epoch=epoch
+            )
+
+        if replicas() > 1:
+            return self.strategy.distribute_datasets_from_function(lambda _: mine())
+        return mine()
 
     def epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
-        """One pass; the mean of each part over its steps."""
+        """One pass; the mean of each part over its steps.
+
+        Raises:
+            NonFiniteLossError: the objective is infinite or NaN.
+            WorkerLostError: another host is gone.
+        """
         iterator = iter(self._batches(epoch))
         sums: dict[str, float] = {}
-        finished = 0
+        finished = updates = 0
+        scale = self.loss_scale
         while finished < self.steps:
-            totals, done = self.run(
-                iterator, tf.constant(min(STEPS_PER_CALL, self.steps - finished))
-            )
+            count = tf.constant(min(STEPS_PER_CALL, self.steps - finished))
+            state = (scale.value, scale.good_steps) if scale else (1.0, 0)
+            with self.data.errors(), worker_losses():
+                totals, done, used, *after = self.run(
+                    iterator, count, tf.constant(state[0]), tf.constant(state[1])
+                )
             totals = {name: float(value) for name, value in totals.items()}
-            finished += int(done)
+            done, used = int(done), int(used)
+            finished, updates = finished + done, updates + used
+            if scale:
+                scale.value, scale.good_steps = float(after[0]), int(after[1])
+                if scale.value < SMALLEST:
+                    raise NonFiniteLossError(self._message(epoch, finished, {"loss": math.nan}))
             if not all(map(math.isfinite, totals.values())):
                 raise NonFiniteLossError(self._message(epoch, finished, totals))
             for name, value in totals.items():
                 sums[name] = sums.get(name, 0.0) + value
-            bar.update(int(done))
-            bar.set_postfix({name: f"{value / int(done):.3g}" for name, value in totals.items()})
+            bar.update(done)
+            bar.set_postfix({name: f"{value / max(used, 1):.3g}" for name, value in totals.items()})
         for variable in self.model.trainable_variables:
             if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
                 raise NonFiniteLossError(self._message(epoch, finished, {variable.path: math.nan}))
-        return {name: value / self.steps for name, value in sums.items()}
+        record = {name: value / max(updates, 1) for name, value in sums.items()}
+        if scale:
+            record |= {"loss_scale": scale.value, "skipped_steps": finished - updates}
+        return record
 
     def _message(self, epoch: int, step: int, parts: dict[str, float]) -> str:
         bad = ", ".join(name for name, value in parts.items() if not math.isfinite(value))

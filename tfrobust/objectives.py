@@ -9,8 +9,8 @@ losses and input gradients are computed once a batch however many terms ask for 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cached_property
 from typing import Any, Literal
 
 import keras
@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfrobust.layers import exact_batch_statistics
 from tfrobust.norms import flatten, inner
+from tfrobust.replicas import replicas
 
 __all__ = [
     "AlignmentPenalty",
@@ -38,6 +39,8 @@ class ForwardPass:
         labels: (batch,) int32.
         training: dropout and batch statistics on.
         input_gradients: watch x; without it no term may ask for a gradient.
+        gradient_scale: input gradients are computed this many times as large and divided again, so
+            that they do not underflow in half precision.
     """
 
     def __init__(
@@ -48,8 +51,11 @@ class ForwardPass:
         *,
         training: bool,
         input_gradients: bool,
+        gradient_scale: tf.Tensor | None = None,
     ):
         self.model = logits_model
+        self._scale = gradient_scale
+        self._made: dict[str, tf.Tensor] = {}
         self.x = x
         self.labels = labels
         self._tape = tf.GradientTape(persistent=True) if input_gradients else None
@@ -72,20 +78,30 @@ class ForwardPass:
         """Cross-entropy of each example, (batch,)."""
         return tf.nn.sparse_softmax_cross_entropy_with_logits(self.labels, self.logits)
 
-    @cached_property
+    @property
     def loss_gradients(self) -> tf.Tensor:
         """Gradient of each example's cross-entropy with respect to the example, like x."""
-        return self._gradient(self.losses)
+        return self._once("loss", lambda: self._gradient(self.losses))
 
-    @cached_property
+    @property
     def logit_gradients(self) -> tf.Tensor:
         """Gradient of the label's logit with respect to the example, like x."""
-        return self._gradient(self._label_logits)
+        return self._once("logit", lambda: self._gradient(self._label_logits))
+
+    def _once(self, name: str, make: Callable[[], tf.Tensor]) -> tf.Tensor:
+        # not functools.cached_property: Python 3.11's holds a lock that all replicas share, and
+        # they wait for one another inside
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     def _gradient(self, values: tf.Tensor) -> tf.Tensor:
         if self._tape is None:
             raise RuntimeError("set input_gradients=True: a term needs input gradients")
-        return self._tape.gradient(values, self.x)
+        if self._scale is None:
+            return self._tape.gradient(values, self.x)
+        scaled = tf.fill(tf.shape(values), tf.cast(self._scale, values.dtype))
+        return self._tape.gradient(values, self.x, scaled) / self._scale
 
 
 class _Term:
@@ -131,7 +147,13 @@ class Objective:
         return any(term.needs_input_gradients for term in self.terms)
 
     def forward(
-        self, logits_model: keras.Model, x: tf.Tensor, labels: tf.Tensor, *, training: bool
+        self,
+        logits_model: keras.Model,
+        x: tf.Tensor,
+        labels: tf.Tensor,
+        *,
+        training: bool,
+        gradient_scale: tf.Tensor | None = None,
     ) -> ForwardPass:
         """The pass that this objective's terms need: x (batch, *input), labels (batch,)."""
         return ForwardPass(
@@ -140,6 +162,7 @@ class Objective:
             labels,
             training=training,
             input_gradients=self.needs_input_gradients,
+            gradient_scale=gradient_scale,
         )
 
     def parts(self, batch: ForwardPass) -> dict[str, tf.Tensor]:
@@ -177,14 +200,18 @@ class DoubleBackprop(_Term):
         weight: lambda.
         penalty_scale: "per_example" is lambda * mean_i ||grad_x L_i||^2, as Etmann 2019 prints it.
             "batch_mean" is what the released code computes: it differentiates the batch
-            mean of the loss, which makes the penalty smaller by N^2 for N examples on the device.
+            mean of the loss, which makes the penalty smaller by N^2 for a mean over N examples.
             The lambdas that the paper quotes are the code's.
+        examples_per_mean: N. The global batch where None, so that the same settings mean the same
+            on any number of devices; the released code took the batch of one device (16 on
+            ImageNet, half the global batch).
 
     Source: Drucker and LeCun 1992; Etmann 2019, section 5.
     """
 
     weight: float
     penalty_scale: Literal["per_example", "batch_mean"] = "per_example"
+    examples_per_mean: int | None = None
     needs_input_gradients = True
 
     def __post_init__(self) -> None:
@@ -193,12 +220,15 @@ class DoubleBackprop(_Term):
             raise ValueError(
                 f'penalty_scale must be "per_example" or "batch_mean", got {self.penalty_scale!r}'
             )
+        if self.examples_per_mean is not None and self.examples_per_mean < 1:
+            raise ValueError(f"examples_per_mean must be at least 1, got {self.examples_per_mean}")
 
     def __call__(self, batch: ForwardPass) -> tf.Tensor:
         squares = tf.reduce_sum(tf.square(flatten(batch.loss_gradients)), axis=1)
         penalty = self.weight * tf.reduce_mean(squares)
         if self.penalty_scale == "batch_mean":
-            penalty /= tf.square(tf.cast(tf.shape(batch.x)[0], penalty.dtype))
+            count = self.examples_per_mean or tf.shape(batch.x)[0] * replicas()
+            penalty /= tf.square(tf.cast(count, penalty.dtype))
         return penalty
 
 

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from tfrobust.files import atomic_path, writable_folder
+from tfrobust.replicas import chief_says, is_chief
 
 __all__ = ["Run", "RunFolderError", "versions"]
 
@@ -58,6 +60,9 @@ def _processor() -> str:
 class Run:
     """A folder of one experiment's results.
 
+    Where several hosts work together all make the same calls, the first one writes, and all see
+    the folder.
+
     Args:
         folder: made if need be. One that holds a run with the same settings is gone on with.
         settings: a frozen dataclass.
@@ -68,10 +73,9 @@ class Run:
     """
 
     def __init__(self, folder: str | Path, settings: Any):
-        self.folder = writable_folder(folder)
+        self.folder = writable_folder(folder) if is_chief() else Path(folder)
         self.settings = json.loads(json.dumps(dataclasses.asdict(settings)))
-        path = self.folder / "run.json"
-        if path.exists():
+        if self._has("run.json"):
             before = self.read_json("run.json")["settings"]
             names = sorted(before.keys() | self.settings.keys())
             changed = [name for name in names if before.get(name) != self.settings.get(name)]
@@ -104,8 +108,10 @@ class Run:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write plain data atomically; NumPy numbers and arrays become plain."""
-        with atomic_path(self.path(name)) as temporary:
-            temporary.write_text(json.dumps(value, indent=2, default=_plain) + "\n")
+        if is_chief():
+            with atomic_path(self.path(name)) as temporary:
+                temporary.write_text(json.dumps(value, indent=2, default=_plain) + "\n")
+        chief_says(0)
 
     def read_json(self, name: str) -> Any:
         """Raises: RunFolderError where the record is damaged or missing."""
@@ -119,7 +125,7 @@ class Run:
 
     def json_step(self, name: str, make: Callable[[], Any]) -> Any:
         """`make()`'s plain data, made once: a later run reads it from `name`."""
-        if not (self.folder / name).exists():
+        if not self._has(name):
             self.write_json(name, make())
         return self.read_json(name)
 
@@ -131,16 +137,44 @@ class Run:
             OSError: it could not be written.
         """
         path = self.path(name)
-        if not path.exists():
+        if not self._has(name):
             frame = make()
-            with atomic_path(path) as temporary:
-                frame.to_parquet(temporary, index=False)
+            if is_chief():
+                with atomic_path(path) as temporary:
+                    frame.to_parquet(temporary, index=False)
+            chief_says(0)
         try:
             return pd.read_parquet(path)
         except Exception as error:  # pyarrow raises many kinds
             raise RunFolderError(
                 f"the table {path} cannot be read ({error}). Delete it to make it again."
             ) from error
+
+    def arrays_step(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> Any:
+        """`make()`'s arrays by name, made once: a later run reads them from the file `name` (.npz).
+
+        Raises:
+            RunFolderError: the file is damaged.
+            OSError: it could not be written.
+        """
+        path = self.path(name)
+        if not self._has(name):
+            arrays = make()
+            if is_chief():
+                with atomic_path(path) as temporary:
+                    np.savez_compressed(temporary, **arrays)
+            chief_says(0)
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return {key: archive[key] for key in archive.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise RunFolderError(
+                f"the arrays {path} cannot be read ({error}). Delete the file to make it again."
+            ) from error
+
+    def _has(self, name: str) -> bool:
+        """Whether a step is finished; hosts take the first one's word, which also holds them."""
+        return bool(chief_says((self.folder / name).exists()))
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:

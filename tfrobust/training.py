@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,21 +21,30 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tfrobust import checkpoints
-from tfrobust.batches import as_images, as_labels, in_batches
-from tfrobust.differentiate import classes_of, compiled
+from tfrobust.batches import as_images, as_labels, model_input_shape
+from tfrobust.differentiate import classes_of, compiled, logits_model
 from tfrobust.files import atomic_path, writable_folder
-from tfrobust.loop import Loop, NonFiniteLossError
+from tfrobust.loop import Loop, NonFiniteLossError, WorkerLostError, worker_losses
 from tfrobust.objectives import Objective, _Term
+from tfrobust.replicas import average, gather_rows, host, hosts, is_chief, replicas
 from tfrobust.schedules import Cosine, Schedule
+from tfrobust.streams import Arrays, Stream
 
-__all__ = ["History", "NonFiniteLossError", "SettingsChangedError", "evaluate", "fit"]
+__all__ = [
+    "History",
+    "NonFiniteLossError",
+    "SettingsChangedError",
+    "WorkerLostError",
+    "evaluate",
+    "fit",
+]
 
-Arrays = tuple[Any, Any]
+Pair = tuple[Any, Any]
 Callback = Callable[[dict[str, float], keras.Model], None]
 
 
 class SettingsChangedError(ValueError):
-    """The folder holds training with other settings or other data."""
+    """The folder holds training with other settings or other data, or hosts see different ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,72 +60,87 @@ class History:
 
 def fit(
     model: keras.Model,
-    data: Arrays,
+    data: Pair | Stream,
     objective: Objective | _Term,
     *,
     optimizer: keras.optimizers.Optimizer,
     epochs: int,
     batch_size: int = 100,
     schedule: Schedule | None = None,
-    validation: Arrays | None = None,
+    validation: Pair | Stream | None = None,
     folder: str | Path | None = None,
     seed: int = 0,
+    jit: bool = False,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> History:
     """Minimise `objective` over the model's trainable weights.
 
-    Runs under the `tf.distribute` strategy in whose scope it is called; `batch_size` is then the
-    global batch. Each epoch visits the examples in an order drawn from (seed, epoch) and leaves out
-    the last incomplete batch.
+    Runs under the `tf.distribute` strategy in whose scope it is called, on one device, several, or
+    several hosts; model and optimizer are made in that scope too. `batch_size` is the global batch:
+    each device takes an equal part of it, gradients are those of the mean over the whole batch, and
+    any number of devices sees the same batches. Only batch normalisation in training mode and
+    dropout know a difference: statistics are a device's own unless its layers are `synchronized`,
+    and every device draws the same dropout mask. Moving averages are averaged over devices after
+    each epoch. Only the first host writes; every host must see its folder.
 
-    With a `folder`, every epoch ends with a checkpoint, `last.keras`, `best.keras` (lowest
-    validation loss) and TensorBoard scalars in it. The same call with the same folder goes on after
-    the last finished epoch and ends with the weights of an undisturbed run.
+    Each epoch visits the examples in an order drawn from (seed, epoch) and leaves out the last
+    incomplete batch. With a `folder`, every epoch ends with a checkpoint, `last.keras`,
+    `best.keras` (lowest validation loss) and TensorBoard scalars in it. The same call with the
+    same folder goes on after the last finished epoch and ends with the weights of an undisturbed
+    run.
+
+    A model whose layers compute in float16 (`tfrobust.precision.computing_in`) is trained with a
+    dynamic loss scale; steps whose gradients overflow are skipped and counted.
 
     Args:
         model: any Keras classifier; a final softmax is left out of the objective.
-        data: images (count, *input) in the model's input space and labels (count,).
+        data: images (count, *input) in the model's input space and labels (count,), or a `Stream`.
         objective: a term or a sum of terms of `tfrobust.objectives`.
         optimizer: a fresh Keras optimizer; its own learning rate holds unless `schedule` is given.
         epochs: passes over the data in all, finished ones included.
-        batch_size: examples a step, over all replicas.
+        batch_size: examples a step, over all devices and hosts.
         schedule: learning rate of each epoch.
-        validation: images and labels whose loss (mean cross-entropy) and accuracy end each epoch.
+        validation: data whose loss (mean cross-entropy) and accuracy end each epoch.
         folder: where checkpoints go; nothing is written where None.
         seed: of the order of examples. Weights and dropout have the seeds they were built with.
-        callbacks: called after each epoch with its record and the model.
+        jit: compile gradients with XLA; pays on GPUs, not on CPUs.
+        callbacks: called after each epoch, on every host, with its record and the model.
         progress: show a bar with the parts of the objective.
 
     Returns:
         `History`, of finished epochs of earlier calls too.
 
     Raises:
-        ValueError: malformed data, fewer examples than a batch, or a schedule without what it
-            monitors.
-        SettingsChangedError: the folder holds training with other settings or data.
+        ValueError: malformed data, fewer examples than a batch, a batch that the devices cannot
+            share equally, or a schedule without what it monitors.
+        SettingsChangedError: the folder holds training with other settings or data, or hosts do not
+            see the same folder.
         DamagedCheckpointError: the newest checkpoint cannot be read.
         NonFiniteLossError: the objective is infinite or NaN; names epoch, step and setting. The
             model goes back to the last checkpoint if there is one.
+        WorkerLostError: another host is gone.
         OSError: the folder is not writable, or the disk is full.
     """
     objective = objective if isinstance(objective, Objective) else Objective((objective,))
-    images, labels = _checked(model, data, "data")
-    if len(images) < batch_size:
-        raise ValueError(f"{len(images)} examples do not fill one batch of {batch_size}")
+    data = _stream(model, data, "data")
+    if data.examples < batch_size:
+        raise ValueError(f"{data.examples} examples do not fill one batch of {batch_size}")
     if validation is not None:
-        validation = _checked(model, validation, "validation")
+        validation = _stream(model, validation, "validation")
     if schedule is not None and _needs_validation(schedule) and validation is None:
         raise ValueError(f"{type(schedule).__name__} monitors the validation loss: give validation")
-    path = None if folder is None else writable_folder(folder)
+    path = None if folder is None else Path(folder)
+    if path is not None and is_chief():
+        writable_folder(path)
 
-    loop = Loop(model, objective, optimizer, images, labels, batch_size, seed)
-    settings = _settings(objective, optimizer, schedule, epochs, batch_size, seed, images, labels)
-    records = _resume(path, model, optimizer, settings)
-    steps = len(images) // batch_size
-    with tqdm(
-        total=steps, disable=None if progress else True, leave=False, unit="step", delay=1
-    ) as bar:
+    some = np.zeros((1, *data.input_shape), np.float32)
+    loop = Loop(model, logits_model(model, some), objective, optimizer, data, batch_size, seed, jit)
+    settings = _settings(objective, optimizer, schedule, epochs, batch_size, seed, data)
+    records = _resume(path, model, optimizer, settings, loop)
+    steps = loop.steps
+    quiet = not (progress and is_chief())
+    with tqdm(total=steps, disable=quiet or None, leave=False, unit="step", delay=1) as bar:
         for epoch in range(len(records), epochs):
             started = time.perf_counter()
             if schedule is not None:
@@ -133,58 +156,84 @@ def fit(
                 if last is not None:
                     checkpoints.assign(checkpoints.read(last)[1], model, optimizer)
                 raise
-            if validation is not None:
-                record |= evaluate(model, *validation, batch_size=batch_size)
+            with worker_losses():
+                average(model.non_trainable_variables)
+                if validation is not None:
+                    record |= evaluate(model, validation, batch_size=batch_size)
             record["seconds"] = round(time.perf_counter() - started, 3)
             records.append(record)
-            if path is not None:
-                _write(path, epoch, model, optimizer, settings, records)
+            if path is not None and is_chief():
+                _write(path, epoch, model, optimizer, settings, records, loop)
             for callback in callbacks:
                 callback(record, model)
+    with worker_losses():  # so that what the first host wrote last is there for all
+        gather_rows(np.zeros(1))
     return History(tuple(records))
 
 
-def evaluate(model: keras.Model, x: Any, labels: Any, *, batch_size: int = 100) -> dict[str, float]:
+def evaluate(
+    model: keras.Model, x: Any, labels: Any = None, *, batch_size: int = 100
+) -> dict[str, float]:
     """Mean cross-entropy and accuracy of a classifier: `validation_loss`, `validation_accuracy`.
+
+    Runs on all devices and hosts of the `tf.distribute` strategy in scope.
 
     Args:
         model: any Keras classifier.
-        x: (count, *input).
-        labels: (count,).
+        x: (count, *input), or a `Stream` of images and labels.
+        labels: (count,); left out with a `Stream`.
         batch_size: examples a call.
 
     Raises:
         ValueError: malformed inputs or labels.
     """
-    x, labels = _checked(model, (x, labels), "x")
+    data = _stream(model, x if isinstance(x, Stream) else (x, labels), "x")
 
     def build(logits: keras.Model) -> Callable[..., Any]:
         def run(rows: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            values = logits(rows, training=False)
+            values = tf.cast(logits(rows, training=False), tf.float32)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, values)
             return losses, tf.argmax(values, axis=1, output_type=tf.int32) == classes
 
         return run
 
-    run = compiled(model, "evaluate", build, x)
-    losses, correct = in_batches(run, x, labels, batch_size=batch_size, description="evaluation")
-    return {
-        "validation_loss": float(np.mean(losses, dtype=np.float64)),
-        "validation_accuracy": float(np.mean(correct)),
-    }
+    run = compiled(model, "evaluate", build, np.zeros((1, *data.input_shape), np.float32))
+    sums = np.zeros(3)
+    with data.errors():
+        for rows, classes in data.evaluation_batches(batch_size, hosts=hosts(), host=host()):
+            losses, correct = run(rows, classes)
+            sums += [np.sum(losses, dtype=np.float64), np.sum(correct), len(losses)]
+    loss, hits, count = gather_rows(sums[None]).sum(axis=0)
+    return {"validation_loss": float(loss / count), "validation_accuracy": float(hits / count)}
 
 
 def _rate(optimizer: keras.optimizers.Optimizer) -> float:
     return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
 
 
-def _checked(model: keras.Model, data: Arrays, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _stream(model: keras.Model, data: Pair | Stream, name: str) -> Stream:
+    """Data as a stream whose examples the model can take."""
+    if isinstance(data, Stream):
+        expected = model_input_shape(model)
+        pairs = zip(expected or (), data.input_shape, strict=False)
+        if expected is not None and (
+            len(expected) != len(data.input_shape)
+            or any(want is not None and want != have for want, have in pairs)
+        ):
+            raise ValueError(
+                f"{name} has images {data.input_shape}, but the model takes {expected}"
+            )
+        classes = classes_of(model, np.zeros((1, *data.input_shape), np.float32))
+        if data.classes > classes:
+            raise ValueError(f"{name} has {data.classes} classes, the model {classes}")
+        return data
     try:
         images, labels = data
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a pair, images and labels") from None
+        raise ValueError(f"{name} must be a pair, images and labels, or a Stream") from None
     images = as_images(model, images, f"{name} images")
-    return images, as_labels(labels, len(images), classes_of(model, images[:1]), f"{name} labels")
+    classes = classes_of(model, images[:1])
+    return Arrays(images, as_labels(labels, len(images), classes, f"{name} labels"), classes)
 
 
 def _needs_validation(schedule: Schedule) -> bool:
@@ -200,8 +249,7 @@ def _settings(
     epochs: int,
     batch_size: int,
     seed: int,
-    images: np.ndarray,
-    labels: np.ndarray,
+    data: Stream,
 ) -> dict[str, Any]:
     """What must stay the same for a run to go on; `epochs` only where rates depend on it."""
     rate = None
@@ -216,10 +264,10 @@ def _settings(
         "schedule": rate,
         "epochs": epochs if isinstance(schedule, Cosine) else None,
         "batch_size": batch_size,
-        "replicas": tf.distribute.get_strategy().num_replicas_in_sync,
+        "replicas": replicas(),
         "seed": seed,
-        "examples": len(images),
-        "data": zlib.crc32(labels.tobytes(), zlib.crc32(np.ascontiguousarray(images).data)),
+        "examples": data.examples,
+        "data": data.fingerprint(),
     }
     return json.loads(json.dumps(settings))  # as it comes back from a checkpoint
 
@@ -229,9 +277,16 @@ def _resume(
     model: keras.Model,
     optimizer: keras.optimizers.Optimizer,
     settings: dict[str, Any],
+    loop: Loop,
 ) -> list[dict[str, float]]:
     """Records of the epochs that an earlier call finished, its weights put back."""
     path = checkpoints.newest(folder) if folder else None
+    seen = gather_rows(np.array([int(path.stem.rpartition("-")[2]) if path else 0]))
+    if len(set(seen.tolist())) > 1:
+        raise SettingsChangedError(
+            f"hosts see different checkpoints in {folder}: finished epochs {seen.tolist()}. Choose "
+            "a folder on storage that all hosts share."
+        )
     if path is None:
         return []
     state, values = checkpoints.read(path)
@@ -243,6 +298,8 @@ def _resume(
             f"{settings[key]}. Give another folder, or delete this one to start again."
         )
     checkpoints.assign(values, model, optimizer)
+    if loop.loss_scale is not None:
+        loop.loss_scale.restore(state["loss_scale"])
     return state["records"]
 
 
@@ -253,6 +310,7 @@ def _write(
     optimizer: keras.optimizers.Optimizer,
     settings: dict[str, Any],
     records: list[dict[str, float]],
+    loop: Loop,
 ) -> None:
     """The checkpoint last: until it is there the epoch counts as not finished."""
     losses = [record.get("validation_loss", math.nan) for record in records]
@@ -266,5 +324,6 @@ def _write(
         for name, value in records[-1].items():
             tf.summary.scalar(name, value)
     writer.close()
-    state = {"settings": settings, "records": records}
+    scale = None if loop.loss_scale is None else loop.loss_scale.state()
+    state = {"settings": settings, "records": records, "loss_scale": scale}
     checkpoints.save(folder, epoch + 1, model, optimizer, state)

@@ -45,7 +45,7 @@ def fast_gradient_sign(
         raise ValueError(f"max_epsilon must be positive and finite, got {max_epsilon}")
     if int(steps) != steps or steps < 0:
         raise ValueError(f"steps must be a whole number of at least 0, got {steps}")
-    run = compiled(model, ("attack", "fast_gradient_sign"), _along(tf.sign), x)
+    run = compiled(model, ("attack", "fast_gradient_sign"), _along(tf.sign), x, rowwise=2)
     largest, low, high = (tf.constant(v, tf.float32) for v in (max_epsilon, *value_range))
     count = tf.constant(int(steps))
     return lambda rows, labels: run(rows, labels, largest, count, low, high)

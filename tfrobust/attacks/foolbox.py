@@ -114,7 +114,7 @@ def foolbox_attack(
     if issubclass(cls, FlexibleDistanceMinimizationAttack):
         settings.setdefault("distance", foolbox.distances.LpDistance(norm))
     attack = _reporting(cls, cls)(**settings)
-    logits = compiled(model, ("attack", "logits"), _logits, x)
+    logits = compiled(model, ("attack", "logits"), _logits, x, rowwise=0)
     # a named device: Foolbox would otherwise probe for a GPU in a deprecated way
     device = tf.constant(x[:1]).device
     wrapped = foolbox.TensorFlowModel(logits, bounds=value_range, device=device)

@@ -49,7 +49,7 @@ def gradient_attack(
         raise ValueError(f"epsilons must be a whole number of at least 1, got {epsilons}")
     if not 0 < max_epsilon < np.inf:
         raise ValueError(f"max_epsilon must be positive and finite, got {max_epsilon}")
-    run = compiled(model, ("attack", "gradient"), _build, x)
+    run = compiled(model, ("attack", "gradient"), _build, x, rowwise=2)
     grid = tf.constant(np.linspace(0, max_epsilon, int(epsilons) + 1)[1:], tf.float64)
     low, high = (tf.constant(value, tf.float32) for value in value_range)
     return lambda rows, labels: run(rows, labels, grid, low, high)

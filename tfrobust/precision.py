@@ -1,0 +1,74 @@
+"""Computing in half precision: layers' policy, and the loss scale that float16 needs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import keras
+import tensorflow as tf
+
+__all__ = ["LossScale", "Precision", "computing_in", "needs_loss_scale"]
+
+Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
+# a loss scale below this means that gradients are not finite at any scale
+SMALLEST = 2.0**-10
+
+
+@contextlib.contextmanager
+def computing_in(precision: str) -> Iterator[None]:
+    """Layers made in the block compute in this precision; weights stay float32.
+
+    Args:
+        precision: "float32", "mixed_bfloat16" or "mixed_float16".
+
+    Raises:
+        ValueError: unknown precision.
+    """
+    if precision not in get_args(Precision):
+        known = ", ".join(get_args(Precision))
+        raise ValueError(f"unknown precision {precision!r}; there are {known}")
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def needs_loss_scale(model: keras.Model) -> bool:
+    """Whether some layer computes in float16, whose small gradients underflow."""
+    return any(layer.compute_dtype == "float16" for layer in model._flatten_layers())
+
+
+class LossScale:
+    """A dynamic loss scale: halved when a gradient overflows, doubled after `patience` good steps.
+
+    Source: Micikevicius et al., Mixed Precision Training, 2018. Keras's LossScaleOptimizer looks
+    for overflow before gradients are summed, on each device for itself; here all decide together.
+
+    Args:
+        initial: the first scale.
+        patience: finite steps before it doubles.
+    """
+
+    def __init__(self, initial: float = 2.0**15, patience: int = 2000):
+        self.value, self.good_steps, self.patience = initial, 0, patience
+
+    def state(self) -> dict[str, float]:
+        """Plain data for a checkpoint."""
+        return {"value": self.value, "good_steps": self.good_steps}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Go on from `state()`."""
+        self.value, self.good_steps = float(state["value"]), int(state["good_steps"])
+
+    def after(
+        self, scale: tf.Tensor, good: tf.Tensor, finite: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """In a graph: scale () float32 and finite steps () int32 after one more step."""
+        good = tf.where(finite, good + 1, 0)
+        grown = good >= self.patience
+        scale = tf.where(finite, tf.where(grown, scale * 2, scale), scale / 2)
+        return scale, tf.where(grown, 0, good)
