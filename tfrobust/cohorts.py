@@ -56,7 +56,7 @@ def map_cohort(
     from distributed.scheduler import KilledWorker
 
     try:
-        client = Client(scheduler, timeout=timeout, set_as_default=False)
+        client = Client(scheduler, timeout=timeout)
     except (OSError, ValueError) as error:
         raise SchedulerError(
             f"no Dask scheduler answers at {scheduler} within {timeout:g} s ({error}). Start one "

@@ -117,15 +117,14 @@ def _from_tf_config(text: str) -> _Cluster:
 
 
 def _from_slurm() -> _Cluster:
+    tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
+    # for the addresses only: which GPUs a task sees is Slurm's own business (--gpus-per-task)
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-        jobs={"worker": int(os.environ["SLURM_STEP_NUM_TASKS"])},
+        jobs={"worker": tasks},
         port_base=int(os.environ.get("TFROBUST_PORT", 8888)),
-        gpus_per_node=None if "SLURM_GPUS_ON_NODE" in os.environ else _visible_gpus(),
-        auto_set_gpu=_visible_gpus() > 0,
+        gpus_per_node=tasks,
+        gpus_per_task=1,
+        auto_set_gpu=False,
     )
     spec = resolver.cluster_spec().as_dict()
     return _Cluster(tuple(spec["worker"]), int(os.environ["SLURM_PROCID"]))
-
-
-def _visible_gpus() -> int:
-    return len(tf.config.list_physical_devices("GPU"))

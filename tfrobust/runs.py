@@ -76,7 +76,8 @@ class Run:
         self.folder = writable_folder(folder) if is_chief() else Path(folder)
         self.settings = json.loads(json.dumps(dataclasses.asdict(settings)))
         if self._has("run.json"):
-            before = self.read_json("run.json")["settings"]
+            # a setting that came later had its default before
+            before = _defaults(settings) | self.read_json("run.json")["settings"]
             names = sorted(before.keys() | self.settings.keys())
             changed = [name for name in names if before.get(name) != self.settings.get(name)]
             if changed:
@@ -181,6 +182,12 @@ class Run:
         """A temporary path that becomes `name` when the block ends without an error."""
         with atomic_path(self.path(name)) as temporary:
             yield temporary
+
+
+def _defaults(settings: Any) -> dict[str, Any]:
+    fields = dataclasses.fields(settings)
+    values = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    return json.loads(json.dumps(values))
 
 
 def _plain(value: Any) -> Any:
