@@ -1,4 +1,4 @@
-"""Layers that can be differentiated twice where Keras's own cannot."""
+"""Batch normalisation: a layer with frozen statistics, and exact second derivatives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-__all__ = ["exact_batch_statistics"]
+__all__ = ["FrozenBatchNormalization", "exact_batch_statistics"]
+
+
+@keras.saving.register_keras_serializable("tfrobust")
+class FrozenBatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalisation by its moving statistics, in training too, which never updates them.
+
+    gamma and beta are trained as ever. The released code of Etmann 2019 trains ImageNet models in
+    this way (learning_phase=0). Weights, their names and settings are `BatchNormalization`'s.
+    """
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        return super().call(inputs, training=False, mask=mask)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,219 @@
+"""Models of `keras.applications`: any constructor by name, its logits, weights from anywhere."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import keras
+import numpy as np
+
+from reference_models.storage import ModelFileError
+from reference_models.weights import finalize, load_weights, weight_file
+from tfrobust.layers import FrozenBatchNormalization
+
+__all__ = ["PREFIX", "application", "constructors", "default_size", "find", "module_of"]
+
+Constructor = Callable[..., keras.Model]
+Statistics = Literal["batch", "frozen", "synchronized"]
+PREFIX = "keras_applications:"
+_IMAGENET_CLASSES = 1000
+# MobileNetV3 takes any size unless told; its ImageNet weights were trained at this one
+_USUAL_SIZE = (224, 224)
+
+
+@functools.cache
+def constructors() -> dict[str, Constructor]:
+    """Every model constructor of `keras.applications`, by its name in lower case."""
+    found = {
+        name: value
+        for name, value in vars(keras.applications).items()
+        if callable(value) and hasattr(inspect.getmodule(value), "preprocess_input")
+    }
+    return {name.lower(): found[name] for name in sorted(found)}
+
+
+def find(name: str) -> Constructor | None:
+    """The constructor called `name` in any case, also behind "keras_applications:"."""
+    return constructors().get(name.lower().removeprefix(PREFIX))
+
+
+def module_of(constructor: Constructor) -> ModuleType:
+    """Where a constructor's `preprocess_input` is."""
+    return inspect.getmodule(constructor)
+
+
+@functools.cache
+def default_size(constructor: Constructor) -> tuple[int, int]:
+    """Height and width that a constructor takes unless told. Builds its graph: some seconds."""
+    with keras.StatelessScope():
+        height, width = constructor(weights=None).input_shape[1:3]
+    return _USUAL_SIZE if height is None else (height, width)
+
+
+def application(
+    constructor: Constructor,
+    *,
+    weights: Literal["imagenet"] | str | Path | None = None,
+    input_shape: tuple[int | None, int | None, int] | None = None,
+    classes: int = _IMAGENET_CLASSES,
+    bn_momentum: float | None = None,
+    statistics: Statistics = "batch",
+) -> keras.Model:
+    """A model of Keras Applications whose output is logits.
+
+    Its input is what `preprocessing` of the same name returns.
+
+    Args:
+        constructor: of `constructors()`.
+        weights: None for random ones, "imagenet" for Keras's own (downloaded once), or a file; see
+            `load_weights`.
+        input_shape: height, width, channels; None for the constructor's default.
+        classes: number of logits; the pretrained have 1,000.
+        bn_momentum: of every batch normalisation; .999 in Etmann's released code, None for the
+            constructor's.
+        statistics: what batch normalisation uses in training: the batch's, over all devices if
+            "synchronized", or the moving ones, never updated, if "frozen" (the released code's
+            learning_phase=0; gamma and beta are trained all the same).
+
+    Returns:
+        a Functional model (batch, *input_shape) -> logits (batch, classes).
+
+    Raises:
+        ValueError: a setting out of range, an input shape that the model or its weights do not
+            take, a momentum for a model without batch normalisation.
+        ModelFileError: the ImageNet weights cannot be had, or the file is missing, truncated or of
+            another architecture.
+    """
+    _check(weights, input_shape, classes, bn_momentum, statistics)
+    if weights == "imagenet":
+        model = _pretrained(constructor, input_shape)
+    else:
+        path = None if weights is None else weight_file(weights)
+        model = constructor(
+            weights=None, input_shape=input_shape, classes=classes, classifier_activation=None
+        )
+        if path is not None:
+            load_weights(model, path)
+            model = _rescaled_twice(model, constructor)
+    return _with_statistics(model, statistics, bn_momentum)
+
+
+def _check(
+    weights: Any, input_shape: Any, classes: int, bn_momentum: float | None, statistics: str
+) -> None:
+    if statistics not in get_args(Statistics):
+        raise ValueError(f"statistics is one of {get_args(Statistics)}, got {statistics!r}")
+    if bn_momentum is not None and not 0 <= bn_momentum <= 1:
+        raise ValueError(f"bn_momentum lies in 0..1, got {bn_momentum}")
+    if classes < 2:
+        raise ValueError(f"classes must be at least 2, got {classes}")
+    if input_shape is not None and len(input_shape) != 3:
+        raise ValueError(f"input_shape is (height, width, channels), got {input_shape}")
+    if weights == "imagenet" and classes != _IMAGENET_CLASSES:
+        raise ValueError(
+            f"the ImageNet weights have {_IMAGENET_CLASSES} classes, got classes={classes}"
+        )
+
+
+def _pretrained(constructor: Constructor, input_shape: Any) -> keras.Model:
+    # Keras refuses other shapes with these weights, but not other input tensors
+    tensor = None if input_shape is None else keras.Input(input_shape)
+    try:
+        model = constructor(weights="imagenet", classifier_activation=None, input_tensor=tensor)
+    except Exception as error:  # a download raises whatever the network does
+        name = constructor.__name__
+        target, loaded = _local(error, "download_target"), _local(error, "weights_path")
+        if target is not None:
+            raise ModelFileError(
+                f"the ImageNet weights of {name} could not be downloaded ({error}). Put the file "
+                f"{Path(target).name} from {_local(error, 'origin')} into {Path(target).parent} "
+                f"(Keras's cache, ~/.keras/models unless moved), or give it as weights=path."
+            ) from error
+        if loaded is not None and isinstance(error, OSError):
+            raise ModelFileError(
+                f"{loaded}, the ImageNet weights of {name}, cannot be read ({error}). Delete it, "
+                "so that it is downloaded again, or give a file as weights=path."
+            ) from error
+        if input_shape is not None and isinstance(error, ValueError):
+            raise ValueError(
+                f"the ImageNet weights of {name} do not fit input_shape={input_shape}; leave it "
+                f"out for the shape that they were trained at. {error}"
+            ) from error
+        raise
+    if tensor is None:
+        return model
+    # the constructor lists its one input, which makes input_shape a list
+    return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+
+
+def _local(error: Exception, name: str) -> Any:
+    """A local variable of Keras where it failed, the one place that always has the file's name."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    values = [frame.f_locals[name] for frame in frames if name in frame.f_locals]
+    return values[-1] if values else None
+
+
+def _rescaled_twice(model: keras.Model, constructor: Constructor) -> keras.Model:
+    """`model` with the layer that Keras gives EfficientNet for weights="imagenet" alone.
+
+    The ImageNet files hold deviations where the normalisation takes variances; Keras makes up for
+    it by a second rescaling. Without it the same weights from a file would be another function.
+    """
+    deviations = getattr(module_of(constructor), "IMAGENET_STDDEV_RGB", None)
+    normalisations = [
+        layer
+        for layer in model.layers
+        if isinstance(layer, keras.layers.Normalization) and layer.weights
+    ]
+    if deviations is None or not normalisations:
+        return model
+    found = np.asarray(normalisations[0].adapt_variance)
+    if found.shape != (3,) or not np.allclose(found, deviations, rtol=1e-3, atol=0):
+        return model
+    rescaling = keras.layers.Rescaling([1 / math.sqrt(deviation) for deviation in deviations])
+
+    def call(layer: keras.layers.Layer, *arguments: Any, **keywords: Any) -> Any:
+        output = layer(*arguments, **keywords)
+        return rescaling(output) if layer.name == normalisations[0].name else output
+
+    return _clone(model, call_function=call)
+
+
+def _with_statistics(
+    model: keras.Model, statistics: Statistics, momentum: float | None
+) -> keras.Model:
+    normalisations = [
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    if momentum is not None and not normalisations:
+        raise ValueError(f"{model.name} has no batch normalisation: leave bn_momentum out")
+    for layer in normalisations:
+        layer.synchronized = statistics == "synchronized"
+        layer.momentum = layer.momentum if momentum is None else float(momentum)
+    if statistics != "frozen" or not normalisations:
+        return model
+
+    def frozen(layer: keras.layers.Layer) -> keras.layers.Layer:
+        plain = isinstance(layer, keras.layers.BatchNormalization)
+        kind = FrozenBatchNormalization if plain else type(layer)
+        return kind.from_config(layer.get_config())
+
+    return _clone(model, clone_function=frozen)
+
+
+def _clone(model: keras.Model, **functions: Any) -> keras.Model:
+    """`keras.models.clone_model` that keeps the input's name and the weights' values."""
+    entrance = keras.Input(model.input_shape[1:], name=model.layers[0].name)
+    clone = keras.models.clone_model(model, input_tensors=entrance, **functions)
+    clone.set_weights(model.get_weights())
+    finalize(clone)
+    return clone

@@ -1,0 +1,231 @@
+"""Weight files: Keras 3's `.weights.h5` and `.keras`, and the legacy `.h5` of Keras Applications.
+
+Arrays alone are read: no configuration in a file is looked at and no code in it is run. All shapes
+are compared before the first value is read, and all values are read before the first is assigned.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import io
+import itertools
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+
+from reference_models.storage import ModelFileError
+from tfrobust.layers import FrozenBatchNormalization
+
+__all__ = ["finalize", "load_weights", "weight_file"]
+
+_FORMATS = "Keras 3's .weights.h5 and .keras, and the legacy .h5 of Keras Applications"
+# where a layer stands among those of its class, one entry for every model that it is nested in
+_Key = tuple[tuple[str, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """The weights of one layer: variables of a model, or data sets of a file."""
+
+    layer: str
+    arrays: list[Any]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(array.shape) for array in self.arrays]
+
+
+_Pair = tuple[_Weights | None, _Weights | None]
+
+
+def weight_file(path: str | Path) -> Path:
+    """`path`, after a look at whether there is a file of a known kind.
+
+    Raises:
+        ModelFileError: there is none.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(
+            f"there is no weight file {path}; weights is None, 'imagenet' or a file: {_FORMATS}"
+        )
+    if _first_bytes(path) not in (b"PK\3\4", b"\x89HDF"):
+        raise ModelFileError(
+            f"{path} is no weight file, or a damaged one: neither HDF5 nor a Keras archive. "
+            f"There are {_FORMATS}."
+        )
+    return path
+
+
+def load_weights(model: keras.Model, path: str | Path) -> None:
+    """Give a Functional model the weights in a file of the same architecture.
+
+    Layers of the Keras 3 formats correspond by class and by their order within it; those of a
+    legacy file by name where all names agree, else by order, as in Keras.
+
+    Args:
+        model: built; nothing of it changes unless everything fits.
+        path: one of the formats above, told by content; a legacy file may hold a whole model.
+
+    Raises:
+        ModelFileError: no such file, truncated, or of another architecture: names the first
+            weight that differs, and `classes` if nothing but the head does.
+    """
+    path = weight_file(path)
+    with _opened(path) as file:
+        pairs = _legacy_pairs(model, file) or _keras3_pairs(model, file)
+        if not pairs:
+            raise ModelFileError(f"{path} holds no weights in a known layout; there are {_FORMATS}")
+        if mismatch := _first_mismatch(pairs):
+            raise ModelFileError(
+                f"{path} does not fit {model.name}: {mismatch} The model is left as it was."
+            )
+        values = [[np.asarray(array) for array in saved.arrays] for _, saved in pairs]
+    for (own, _), arrays in zip(pairs, values, strict=True):
+        for variable, array in zip(own.arrays, arrays, strict=True):
+            variable.assign(array)
+    finalize(model)
+
+
+def finalize(model: keras.Model) -> None:
+    """Let normalisation layers take over statistics assigned to their variables."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    try:
+        content = path
+        if _first_bytes(path) == b"PK\3\4":
+            with zipfile.ZipFile(path) as archive:
+                content = io.BytesIO(archive.read("model.weights.h5"))
+        with h5py.File(content, "r") as file:
+            yield file
+    except ModelFileError:
+        raise
+    except Exception as error:  # h5py and zipfile raise whatever damage leads them to
+        raise ModelFileError(
+            f"{path} cannot be read as a weight file ({type(error).__name__}: {error}). It is "
+            f"truncated, damaged or in another format; there are {_FORMATS}."
+        ) from error
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
+
+
+def _keras3_pairs(model: keras.Model, file: h5py.File) -> list[_Pair]:
+    """Layers of model and file side by side, in the model's order; what is left over follows."""
+    if "layers" not in file:
+        return []
+    saved = dict(_saved_keras3(file["layers"]))
+    pairs = [(own, saved.pop(key, None)) for key, own in _own_keras3(model)]
+    return [*pairs, *((None, rest) for rest in saved.values())]
+
+
+def _own_keras3(model: keras.Model, within: _Key = ()) -> Iterator[tuple[_Key, _Weights]]:
+    count = collections.Counter()
+    for layer in model.layers:
+        kind = _kind(type(layer).__name__)
+        key = (*within, (kind, count[kind]))
+        count[kind] += 1
+        if isinstance(layer, keras.Model):
+            yield from _own_keras3(layer, key)
+        elif layer.weights:
+            yield key, _Weights(layer.name, layer.weights)
+
+
+def _saved_keras3(group: h5py.Group, within: _Key = ()) -> Iterator[tuple[_Key, _Weights]]:
+    for name, child in group.items():
+        kind, number = re.fullmatch(r"(.*?)(?:_(\d+))?", name).groups()
+        key = (*within, (_kind(kind), int(number or 0)))
+        if "layers" in child:
+            yield from _saved_keras3(child["layers"], key)
+        elif len(child.get("vars", ())):
+            arrays = child["vars"]
+            called = str(arrays.attrs.get("name", name))
+            yield key, _Weights(called, [arrays[str(k)] for k in range(len(arrays))])
+
+
+def _kind(name: str) -> str:
+    """One spelling for a class (`DepthwiseConv2D`) and for its name in a file."""
+    kind = name.replace("_", "").lower()
+    frozen = kind == FrozenBatchNormalization.__name__.lower()
+    return "batchnormalization" if frozen else kind
+
+
+def _legacy_pairs(model: keras.Model, file: h5py.File) -> list[_Pair]:
+    group = file.get("model_weights", file)
+    saved = [_saved_legacy(name, group[name]) for name in _strings(group, "layer_names")]
+    saved = [weights for weights in saved if weights.arrays]
+    if not saved:
+        return []
+    own = [
+        _Weights(layer.name, layer.trainable_weights + layer.non_trainable_weights)
+        for layer in model.layers
+        if layer.weights
+    ]
+    by_name = {weights.layer: weights for weights in saved}
+    if by_name.keys() == {weights.layer for weights in own}:
+        saved = [by_name[weights.layer] for weights in own]
+    return list(itertools.zip_longest(own, saved))
+
+
+def _saved_legacy(name: str, group: h5py.Group) -> _Weights:
+    return _Weights(name, [group[weight] for weight in _strings(group, "weight_names")])
+
+
+def _strings(group: h5py.Group, name: str) -> list[str]:
+    """A list in the attributes; a long one is cut into name0, name1 and so on."""
+    pieces = [name] if name in group.attrs else []
+    if not pieces:
+        numbered = (f"{name}{k}" for k in itertools.count())
+        pieces = itertools.takewhile(lambda piece: piece in group.attrs, numbered)
+    found = [text for piece in pieces for text in group.attrs[piece]]
+    return [text.decode() if isinstance(text, bytes) else str(text) for text in found]
+
+
+def _first_mismatch(pairs: list[_Pair]) -> str | None:
+    """The first difference in words, or None if file and model fit."""
+    for own, saved in pairs:
+        if own is None:
+            return (
+                f"the file's layer {saved.layer!r}, of shapes {saved.shapes}, is not in the model."
+            )
+        if saved is None:
+            return f"the model's layer {own.layer!r}, of shapes {own.shapes}, is not in the file."
+        where = f"layer {own.layer!r}"
+        if saved.layer != own.layer:
+            where += f" ({saved.layer!r} in the file)"
+        if len(own.arrays) != len(saved.arrays):
+            return (
+                f"{where} has weights of shapes {own.shapes} in the model and {saved.shapes} in "
+                "the file."
+            )
+        for variable, array in zip(own.arrays, saved.arrays, strict=True):
+            if array.dtype.kind not in "fiu":
+                return f"weight {variable.name!r} of {where} is stored as {array.dtype}."
+            want, have = tuple(variable.shape), tuple(array.shape)
+            if want != have:
+                text = (
+                    f"weight {variable.name!r} of {where} has shape {want} in the model and {have} "
+                    "in the file."
+                )
+                if own is pairs[-1][0] and want[:-1] == have[:-1]:
+                    text += (
+                        f" All else fits; that head has {have[-1]} classes: build with "
+                        f"classes={have[-1]}."
+                    )
+                return text
+    return None
