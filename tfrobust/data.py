@@ -87,6 +87,8 @@ def load(
     - "mnist": the first 50,000 / last 10,000 of the training set, in tensorflow-datasets' order,
       as train / validation, and the test set (10,000); sizes as in Etmann 2019.
 
+    ImageNet does not fit in memory: `tfrobust.imagenet.load` streams it.
+
     Args:
         name: the data set.
         split: "train", "validation" or "test".
@@ -96,9 +98,14 @@ def load(
         download: let tensorflow-datasets fetch what is missing.
 
     Raises:
-        ValueError: unknown data set or split.
+        ValueError: unknown data set or split, or "imagenet".
         DataNotFoundError: not prepared in that folder, with the ways to get it.
     """
+    if name == "imagenet":
+        raise ValueError(
+            "imagenet does not fit in memory: tfrobust.imagenet.load(split, data_dir) gives a "
+            "stream that fit and evaluate read, and its arrays(count) gives a part of it"
+        )
     if name not in _LOADERS:
         raise ValueError(f"unknown data set {name!r}; there are {', '.join(sorted(_LOADERS))}")
     if split not in _SPLITS:
