@@ -75,7 +75,7 @@ class Run:
     def __init__(self, folder: str | Path, settings: Any):
         self.folder = writable_folder(folder) if is_chief() else Path(folder)
         self.settings = json.loads(json.dumps(dataclasses.asdict(settings)))
-        if self._has("run.json"):
+        if self.has("run.json"):
             # a setting that came later had its default before
             before = _defaults(settings) | self.read_json("run.json")["settings"]
             names = sorted(before.keys() | self.settings.keys())
@@ -126,7 +126,7 @@ class Run:
 
     def json_step(self, name: str, make: Callable[[], Any]) -> Any:
         """`make()`'s plain data, made once: a later run reads it from `name`."""
-        if not self._has(name):
+        if not self.has(name):
             self.write_json(name, make())
         return self.read_json(name)
 
@@ -138,7 +138,7 @@ class Run:
             OSError: it could not be written.
         """
         path = self.path(name)
-        if not self._has(name):
+        if not self.has(name):
             frame = make()
             if is_chief():
                 with atomic_path(path) as temporary:
@@ -159,7 +159,7 @@ class Run:
             OSError: it could not be written.
         """
         path = self.path(name)
-        if not self._has(name):
+        if not self.has(name):
             arrays = make()
             if is_chief():
                 with atomic_path(path) as temporary:
@@ -173,7 +173,7 @@ class Run:
                 f"the arrays {path} cannot be read ({error}). Delete the file to make it again."
             ) from error
 
-    def _has(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
         """Whether a step is finished; hosts take the first one's word, which also holds them."""
         return bool(chief_says((self.folder / name).exists()))
 
