@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import computing_in, piecewise_linear_net, randomise
 
-from tfrobust import alignment
-from tfrobust.alignment import measure
+from tfrobust import alignment, runner_up
+from tfrobust.alignment import Alignment, decompose, measure
 from tfrobust.differentiate import input_gradient, jacobian, predict_logits
 
 layers = keras.layers
@@ -150,6 +150,7 @@ def numpy_measures(model, x):
                 "input_norm": np.linalg.norm(own_x),
                 "theorem2_binarized": binarized + distance,
                 "theorem2": alpha + np.linalg.norm(own_x) * apart + distance,
+                "exact_gradients": len(z),
                 "shifted": own_x + beta * gap / np.linalg.norm(gap) ** 2,
                 "unit_gap": unit_gap,
             }
@@ -198,10 +199,55 @@ def test_every_field_against_float64():
 @pytest.mark.filterwarnings("ignore:the homogeneous decomposition")
 def test_chunks_of_classes_change_nothing(monkeypatch):
     together = measure(*smooth_net(5, classes=11)).to_frame()
-    monkeypatch.setattr(alignment, "CHUNK", 4)
+    for module in (alignment, runner_up):
+        monkeypatch.setattr(module, "CHUNK", 4)
     chunked = measure(*smooth_net(5, classes=11)).to_frame()
     for name in together:
         np.testing.assert_allclose(together[name], chunked[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:the homogeneous decomposition")
+@pytest.mark.parametrize("classes", [7, 37])  # in one graph, in chunks
+def test_bias_of_all_classes_and_what_the_exact_search_took(classes):
+    model, x = smooth_net(2, classes=classes)
+    result = measure(model, x)
+    parts = decompose(model, x)
+    expected = parts.logits - parts.homogeneous
+    np.testing.assert_allclose(result.bias, expected, rtol=1e-4, atol=1e-5)
+    rows = np.arange(len(x))
+    margin = result.bias[rows, result.predicted] - result.bias[rows, result.runner_up]
+    np.testing.assert_allclose(result.bias_margin, margin, rtol=1e-4, atol=1e-5)
+    assert (result.exact_gradients == classes).all()
+    assert result.failure_probability == 0
+
+
+def test_tables_and_medians_leave_out_what_is_no_measure():
+    model, x = piecewise_linear_net(1)
+    result = measure(model, x)
+    frame = result.to_frame()
+    assert {"bias", "failure_probability"}.isdisjoint(frame)
+    assert (frame["exact_gradients"] == result.bias.shape[1]).all()
+    assert {"bias", "exact_gradients", "failure_probability"}.isdisjoint(result.medians())
+    again = Alignment(**{name: frame[name].to_numpy() for name in frame})
+    assert again.medians() == result.medians()
+    assert again.bias is None
+    older = Alignment(**{name: frame[name] for name in frame if name != "exact_gradients"})
+    assert older.exact_gradients is None
+    assert "exact_gradients" not in older.to_frame()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"search": "random"}, 'search must be "exact" or "sketch", got \'random\''),
+        ({"search": "sketch", "directions": 0}, "directions must be at least 1"),
+        ({"search": "sketch", "failure_probability": 0.0}, "failure_probability must lie between"),
+        ({"search": "sketch", "failure_probability": 1.0}, "failure_probability must lie between"),
+    ],
+)
+def test_bad_searches(how, message):
+    with pytest.raises(ValueError, match=message):
+        measure(linear_model(np.eye(4, dtype="float32")), np.ones((2, 4)), **how)
 
 
 def test_batch_size_changes_nothing():

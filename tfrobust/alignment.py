@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -27,13 +27,15 @@ from tfrobust.differentiate import (
     gradients_at,
 )
 from tfrobust.norms import inner, norm, per_example, unit
+from tfrobust.runner_up import RunnerUp, by_sketch, in_chunks, together
+from tfrobust.sketch import check_sketch
 
 __all__ = ["Alignment", "Decomposition", "decompose", "measure"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """Measures of Etmann 2019, one row an example; every array has shape (batch,).
+    """Measures of Etmann 2019, one row an example; arrays have shape (batch,) unless said.
 
     Where a gradient vanishes the quotients are infinite or NaN; `undefined` counts those rows.
     """
@@ -76,6 +78,12 @@ class Alignment:
     """Right-hand side of eq. (16): shifted_alignment + ||x^|| * shifted_gradient_gap."""
     same_class_at_shift: np.ndarray
     """bool, F(x^) = F(x): then shifted_alignment is alpha at x^."""
+    exact_gradients: np.ndarray | None = None
+    """int32, classes whose gradient was computed, the predicted one included."""
+    bias: np.ndarray | None = None
+    """(batch, classes), beta^i = Psi^i - <x, grad Psi^i> of every class; None from a table."""
+    failure_probability: float | None = None
+    """That an example's runner-up is wrong: 0 for the exact search; None where not recorded."""
 
     def __len__(self) -> int:
         return len(self.predicted)
@@ -99,189 +107,150 @@ class Alignment:
         return float(np.median(values)) if len(values) else float("nan")
 
     def medians(self) -> dict[str, float]:
-        """`median` of every measure, class indices left out; flags become fractions."""
+        """`median` of every measure; flags become fractions.
+
+        Class indices and what describes the search are left out, and `bias`.
+        """
         result = {}
         for field in dataclasses.fields(self):
             if field.name == "same_class_at_shift":
                 result[field.name] = float(np.mean(self.same_class_at_shift))
-            elif field.name not in ("predicted", "runner_up"):
+            elif field.name not in _NO_MEASURES:
                 result[field.name] = self.median(field.name)
         return {**result, "bias_distance": self.median("bias_distance")}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an example, one column a measure."""
-        return pd.DataFrame(
-            {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        )
+        """One row an example, one column a measure; `bias`, which is wider, is left out."""
+        columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return pd.DataFrame({name: each for name, each in columns.items() if np.ndim(each) == 1})
 
 
-def measure(model: keras.Model, x: Any, *, batch_size: int = 100) -> Alignment:
+# fields that have no median
+_NO_MEASURES = ("predicted", "runner_up", "exact_gradients", "bias", "failure_probability")
+
+
+def measure(
+    model: keras.Model,
+    x: Any,
+    *,
+    search: Literal["exact", "sketch"] = "exact",
+    directions: int = 64,
+    failure_probability: float = 1e-6,
+    seed: int = 0,
+    batch_size: int = 100,
+) -> Alignment:
     """Alignment, linearized robustness and the bounds of Theorems 2 and 3 at each example.
 
-    One forward pass and one backward pass a class, plus one of each at the shifted input; in
-    chunks of classes where there are many, so that memory is bounded by `batch_size`.
+    The exact search takes one backward pass a class, in chunks of classes where there are many, so
+    that memory is bounded by `batch_size`. The sketch takes `directions` Jacobian-vector products,
+    and backward passes for those classes alone that these cannot rule out as the runner-up; its
+    answer is exact but for `failure_probability`. It pays from about a hundred classes on. Both end
+    with a forward and a backward pass at the shifted input.
 
     Args:
         model: any Keras classifier; see `logits_model`.
         x: (batch, *input), in the space that the model takes (after preprocessing).
+        search: how the runner-up is found, "exact" or "sketch" (see `tfrobust.runner_up`).
+        directions: of the sketch; more of them leave fewer classes to compute.
+        failure_probability: of the sketch, for each example, that the runner-up is not the
+            minimiser of eq. (9); `linearized_robustness` is then too large.
+        seed: of the sketch's directions, which all examples share: results depend neither on
+            `batch_size` nor on an example's place.
         batch_size: examples a call.
 
     Returns:
         `Alignment`, one row an example.
 
     Raises:
-        ValueError: x has the wrong shape, is empty or is not finite.
+        ValueError: x has the wrong shape, is empty or is not finite; `search` is unknown;
+            `directions` is less than 1; `failure_probability` is not between 0 and 1.
         NotLogitsError: the model has no logits to give.
 
     Warns:
         UserWarning: the network is outside Theorem 1's class, so that beta+ is not the biases'
             part alone; says by how much. Checked on the first batch.
     """
+    if search not in ("exact", "sketch"):
+        raise ValueError(f'search must be "exact" or "sketch", got {search!r}')
+    check_sketch(directions, failure_probability, "failure_probability")
     x = as_images(model, x)
     classes = classes_of(model, x)
     warn_if_inexact(bias_part(model, x[:batch_size], batch_size=batch_size))
-    if classes <= CHUNK:
+    if search == "exact" and classes <= CHUNK:
         run = compiled(model, "measure", _measure_together, x)
+    elif search == "exact":
+        run = _then_columns(model, x, in_chunks(model, classes, x))
     else:
-        run = _measure_in_chunks(model, classes, x)
+        sketch = by_sketch(
+            model, x, directions=directions, failure_probability=failure_probability, seed=seed
+        )
+        run = _then_columns(model, x, sketch)
     columns = in_batches(run, x, batch_size=batch_size, description="alignment")
-    return Alignment(**columns)
+    wrong = failure_probability if search == "sketch" else 0.0
+    return Alignment(**columns, failure_probability=wrong)
+
+
+def _then_columns(
+    model: keras.Model, checked: np.ndarray, search: Callable[[tf.Tensor], RunnerUp]
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    finish = compiled(model, "measure columns", _columns, checked)
+    return lambda x: finish(x, *search(x))
 
 
 def _measure_together(logits: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """All classes' gradients in one graph, over one forward pass."""
-
-    def run(x: tf.Tensor) -> dict[str, tf.Tensor]:
-        values, pull_back = gradients_at(logits, x)
-        gradients = [class_gradients(pull_back, values, k) for k in range(values.shape[1])]
-        stacked = tf.stack(gradients, axis=1)
-        predicted = tf.argmax(values, axis=1, output_type=tf.int32)
-        gradient = tf.gather(stacked, predicted, batch_dims=1)
-        gaps = tf.stack([norm(gradient - other) for other in gradients], axis=1)
-        runner_up, robustness = _nearest_boundary(values, gaps, predicted)
-        binarized = gradient - tf.gather(stacked, runner_up, batch_dims=1)
-        return _columns(logits, x, values, predicted, runner_up, robustness, gradient, binarized)
-
-    return run
+    """The search and all that follows in one graph."""
+    search, columns = together(logits), _columns(logits)
+    return lambda x: columns(x, *search(x))
 
 
-def _measure_in_chunks(
-    model: keras.Model, classes: int, checked: np.ndarray
-) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """Gradients of `CHUNK` classes at a time; only their distances to g are kept."""
+def _columns(logits: keras.Model) -> Callable[..., dict[str, tf.Tensor]]:
+    """Every field of `Alignment` from x and what a search found."""
 
-    def top(logits: keras.Model) -> Callable[..., Any]:
-        def run(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            values, pull_back = gradients_at(logits, x)
-            predicted = tf.argmax(values, axis=1, output_type=tf.int32)
-            return values, predicted, class_gradients(pull_back, values, predicted)
+    def run(x: tf.Tensor, *found: tf.Tensor) -> dict[str, tf.Tensor]:
+        values, predicted, runner_up, robustness, gradient, binarized, every_bias, count = found
+        own = tf.gather(values, predicted, batch_dims=1)
+        margin = own - tf.gather(values, runner_up, batch_dims=1)
+        gradient_norm, binarized_norm = norm(gradient), norm(binarized)
+        homogeneous = inner(x, binarized)
+        bias = margin - homogeneous
+        bias_distance = tf.abs(bias) / binarized_norm
+        alignment = tf.abs(inner(x, gradient)) / gradient_norm
+        binarized_alignment = tf.abs(homogeneous) / binarized_norm
+        binarized_unit = unit(binarized)
+        gap = norm(binarized_unit - unit(gradient))
+        input_norm = norm(x)
 
-        return run
-
-    def distances(size: int) -> Callable[[keras.Model], Callable[..., Any]]:
-        def build(logits: keras.Model) -> Callable[..., Any]:
-            def run(x: tf.Tensor, gradient: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
-                values, pull_back = gradients_at(logits, x)
-                others = (class_gradients(pull_back, values, first + k) for k in range(size))
-                return tf.stack([norm(gradient - other) for other in others], axis=1)
-
-            return run
-
-        return build
-
-    def finish(logits: keras.Model) -> Callable[..., Any]:
-        def run(
-            x: tf.Tensor, gradient: tf.Tensor, gaps: tf.Tensor, predicted: tf.Tensor
-        ) -> dict[str, tf.Tensor]:
-            values, pull_back = gradients_at(logits, x)
-            runner_up, robustness = _nearest_boundary(values, gaps, predicted)
-            binarized = gradient - class_gradients(pull_back, values, runner_up)
-            return _columns(
-                logits, x, values, predicted, runner_up, robustness, gradient, binarized
-            )
-
-        return run
-
-    def run(x: tf.Tensor) -> dict[str, tf.Tensor]:
-        _, predicted, gradient = compiled(model, "measure top", top, checked)(x)
-        gaps = []
-        for first in range(0, classes, CHUNK):
-            size = min(CHUNK, classes - first)
-            chunk = compiled(model, ("measure distances", size), distances(size), checked)
-            gaps.append(chunk(x, gradient, tf.constant(first)))
-        last = compiled(model, "measure finish", finish, checked)
-        return last(x, gradient, tf.concat(gaps, axis=1), predicted)
+        shift = tf.math.divide_no_nan(bias, tf.square(binarized_norm))
+        shifted = x + per_example(shift, x) * binarized
+        shifted_values, pull_back = gradients_at(logits, shifted)
+        shifted_gradient = class_gradients(pull_back, shifted_values, predicted)
+        shifted_alignment = tf.abs(inner(shifted, shifted_gradient)) / norm(shifted_gradient)
+        shifted_gap = norm(binarized_unit - unit(shifted_gradient))
+        shifted_norm = norm(shifted)
+        return {
+            "predicted": predicted,
+            "runner_up": runner_up,
+            "margin": margin,
+            "linearized_robustness": robustness,
+            "alignment": alignment,
+            "binarized_alignment": binarized_alignment,
+            "homogeneous_margin": homogeneous,
+            "bias_margin": bias,
+            "gradient_norm": gradient_norm,
+            "binarized_gradient_norm": binarized_norm,
+            "gradient_gap": gap,
+            "input_norm": input_norm,
+            "theorem2_binarized": binarized_alignment + bias_distance,
+            "theorem2": alignment + input_norm * gap + bias_distance,
+            "shifted_alignment": shifted_alignment,
+            "shifted_gradient_gap": shifted_gap,
+            "shifted_input_norm": shifted_norm,
+            "theorem3": shifted_alignment + shifted_norm * shifted_gap,
+            "same_class_at_shift": tf.equal(
+                tf.argmax(shifted_values, axis=1, output_type=tf.int32), predicted
+            ),
+            "exact_gradients": count,
+            "bias": every_bias,
+        }
 
     return run
-
-
-def _nearest_boundary(
-    values: tf.Tensor, gaps: tf.Tensor, predicted: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """j* and rho~ of eq. (9) from the logits and all ||grad Psi^i* - grad Psi^j||."""
-    margins = tf.gather(values, predicted, batch_dims=1)[:, None] - values
-    # a tie is on the boundary, whatever the gradients say
-    ratios = tf.where(margins > 0, margins / gaps, tf.zeros_like(margins))
-    others = tf.one_hot(predicted, values.shape[1], on_value=False, off_value=True)
-    ratios = tf.where(others, ratios, tf.fill(tf.shape(ratios), np.float32(np.inf)))
-    # where every gradient vanishes the smallest margin names the runner-up
-    margins = tf.where(others, margins, tf.fill(tf.shape(margins), np.float32(np.inf)))
-    robustness = tf.reduce_min(ratios, axis=1)
-    runner_up = tf.where(
-        tf.math.is_inf(robustness), tf.argmin(margins, axis=1), tf.argmin(ratios, axis=1)
-    )
-    return tf.cast(runner_up, tf.int32), robustness
-
-
-def _columns(
-    logits: keras.Model,
-    x: tf.Tensor,
-    values: tf.Tensor,
-    predicted: tf.Tensor,
-    runner_up: tf.Tensor,
-    robustness: tf.Tensor,
-    gradient: tf.Tensor,
-    binarized: tf.Tensor,
-) -> dict[str, tf.Tensor]:
-    """Every field of `Alignment` from the two gradients."""
-    margin = tf.gather(values, predicted, batch_dims=1) - tf.gather(values, runner_up, batch_dims=1)
-    gradient_norm, binarized_norm = norm(gradient), norm(binarized)
-    homogeneous = inner(x, binarized)
-    bias = margin - homogeneous
-    bias_distance = tf.abs(bias) / binarized_norm
-    alignment = tf.abs(inner(x, gradient)) / gradient_norm
-    binarized_alignment = tf.abs(homogeneous) / binarized_norm
-    binarized_unit = unit(binarized)
-    gap = norm(binarized_unit - unit(gradient))
-    input_norm = norm(x)
-
-    shift = tf.math.divide_no_nan(bias, tf.square(binarized_norm))
-    shifted = x + per_example(shift, x) * binarized
-    shifted_values, pull_back = gradients_at(logits, shifted)
-    shifted_gradient = class_gradients(pull_back, shifted_values, predicted)
-    shifted_alignment = tf.abs(inner(shifted, shifted_gradient)) / norm(shifted_gradient)
-    shifted_gap = norm(binarized_unit - unit(shifted_gradient))
-    shifted_norm = norm(shifted)
-    return {
-        "predicted": predicted,
-        "runner_up": runner_up,
-        "margin": margin,
-        "linearized_robustness": robustness,
-        "alignment": alignment,
-        "binarized_alignment": binarized_alignment,
-        "homogeneous_margin": homogeneous,
-        "bias_margin": bias,
-        "gradient_norm": gradient_norm,
-        "binarized_gradient_norm": binarized_norm,
-        "gradient_gap": gap,
-        "input_norm": input_norm,
-        "theorem2_binarized": binarized_alignment + bias_distance,
-        "theorem2": alignment + input_norm * gap + bias_distance,
-        "shifted_alignment": shifted_alignment,
-        "shifted_gradient_gap": shifted_gap,
-        "shifted_input_norm": shifted_norm,
-        "theorem3": shifted_alignment + shifted_norm * shifted_gap,
-        "same_class_at_shift": tf.equal(
-            tf.argmax(shifted_values, axis=1, output_type=tf.int32), predicted
-        ),
-    }
