@@ -200,6 +200,8 @@ def memory(counts: tuple[int, ...] = (500, 1000, 4000)) -> dict[int, float]:
 def main() -> int:
     """Print every ratio; the number of limits exceeded."""
     print(versions()["machine"], "- TensorFlow", tf.__version__)
+    # first: on Linux a child's peak begins at its parent's
+    peaks = memory()
     comparisons = [training_steps(), *measures()]
     print(f"\n{'':46} {'ours ms':>9} {'other ms':>9} {'ratio':>6} {'spread':>13} {'limit':>6}")
     for item in comparisons:
@@ -209,7 +211,6 @@ def main() -> int:
             f"{item.name:46} {1e3 * item.ours:9.1f} {1e3 * item.other:9.1f} {item.ratio:6.2f} "
             f"{spread:>13} {limit:>6}"
         )
-    peaks = memory()
     growth = max(peaks.values()) / min(peaks.values())
     print("\npeak memory of measure, less the images:", end=" ")
     print(", ".join(f"{count} images {peak:.0f} MiB" for count, peak in peaks.items()))

@@ -14,10 +14,17 @@ from typing import Any
 import tyro
 
 from reference_models import ModelFileError
+from tfrobust.attacks.foolbox import FoolboxError
 from tfrobust.checkpoints import DamagedCheckpointError
-from tfrobust.loop import NonFiniteLossError
+from tfrobust.decoding import CorruptImagesError
+from tfrobust.distribution import SchedulerError, WorkerTimeoutError
+from tfrobust.loop import NonFiniteLossError, WorkerLostError
 from tfrobust.runs import RunFolderError
 from tfrobust.training import SettingsChangedError
+
+
+class InputError(ValueError):
+    """Data, a model or a setting that the user can mend."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +36,12 @@ class Command:
     out: Path
     data_dir: Path | None
     open: bool
+    strategy: str
+    scheduler: str | None
 
 
 def parse(presets: Mapping[str, Any], name: str, arguments: Sequence[str] | None = None) -> Command:
-    """Read `--preset NAME --out FOLDER --data-dir FOLDER --open` and overrides of its settings.
+    """Read where and how to run (`--preset`, `--out`, ...) and overrides of the preset's settings.
 
     Args:
         presets: settings dataclasses by name, all of one class; the first is the default.
@@ -49,14 +58,20 @@ def parse(presets: Mapping[str, Any], name: str, arguments: Sequence[str] | None
     parser.add_argument("--out", type=Path)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--open", action="store_true")
+    parser.add_argument("--strategy", default="auto", choices=_STRATEGIES)
+    parser.add_argument("--scheduler")
     known, rest = parser.parse_known_args(arguments)
+    if known.scheduler and known.strategy not in ("auto", "one"):
+        parser.error("--scheduler gives each classifier to one worker: leave --strategy out")
     if known.preset not in presets:
         parser.error(f"unknown preset {known.preset!r}; there are {', '.join(presets)}")
     if {"-h", "--help"} & set(rest):
         print(
             f"--preset {{{','.join(presets)}}} (default {default}); --out FOLDER for results "
             f"(default runs/{name}-PRESET); --data-dir FOLDER of prepared data sets; --open the "
-            "page at the end. Below, the settings of the preset and how to override them.\n"
+            f"page at the end; --strategy {{{','.join(_STRATEGIES)}}} for one device, all GPUs or "
+            "several hosts; --scheduler tcp://HOST:8786 trains the classifiers on the workers of a "
+            "Dask scheduler. Below, the settings of the preset and how to override them.\n"
         )
     settings = tyro.cli(
         type(presets[known.preset]), prog=name, default=presets[known.preset], args=rest
@@ -67,17 +82,26 @@ def parse(presets: Mapping[str, Any], name: str, arguments: Sequence[str] | None
         out=known.out or Path("runs") / f"{name}-{known.preset}",
         data_dir=known.data_dir,
         open=known.open,
+        strategy=known.strategy,
+        scheduler=known.scheduler,
     )
 
 
+_STRATEGIES = ("auto", "one", "mirrored", "multi_worker")
 # what a user can mend; anything else is a fault of ours and keeps its traceback
 _EXPECTED = (
     OSError,
+    CorruptImagesError,
     DamagedCheckpointError,
+    FoolboxError,
+    InputError,
     ModelFileError,
     NonFiniteLossError,
     RunFolderError,
+    SchedulerError,
     SettingsChangedError,
+    WorkerLostError,
+    WorkerTimeoutError,
 )
 
 

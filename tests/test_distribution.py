@@ -76,6 +76,7 @@ def compare(alone, other, what):
     assert weights < 1e-5
     assert measures < 1e-4
     np.testing.assert_array_equal(alone["runner_up"], other["runner_up"])
+    np.testing.assert_array_equal(alone["runner_up"], other["sketched"])
     assert other["replicas"] == 2
 
 

@@ -1,6 +1,6 @@
 """One process of a distributed training; run by test_distribution with TF_CONFIG set or not.
 
-    python train_together.py KIND FOLDER EPOCHS [DEVICES]
+python train_together.py KIND FOLDER EPOCHS [DEVICES]
 """
 
 import os
@@ -57,6 +57,7 @@ def main(kind, folder, epochs, devices=1, statistics="synchronized", pause=0.0):
             callbacks=[lambda record, model: time.sleep(pause)],
         )
         measured = alignment.measure(model, images[:33], batch_size=8)
+        sketched = alignment.measure(model, images[:33], search="sketch", batch_size=8)
         scores = training.evaluate(model, images[:33], labels[:33], batch_size=8)
         index, chief = replicas.host(), replicas.is_chief()
     weights = {f"w{k}": keras.ops.convert_to_numpy(v) for k, v in enumerate(model.variables)}
@@ -65,6 +66,7 @@ def main(kind, folder, epochs, devices=1, statistics="synchronized", pause=0.0):
         robustness=measured.linearized_robustness,
         runner_up=measured.runner_up,
         alignment=measured.alignment,
+        sketched=sketched.runner_up,
         scores=list(scores.values()),
         chief=chief,
         replicas=strategy.num_replicas_in_sync,

@@ -56,7 +56,7 @@ def decode(encoded: bytes) -> np.ndarray:
         with tf.device("/CPU:0"):
             pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     except tf.errors.OpError as error:
-        reason = re.sub(r"\{\{.*?\}\} *| *\[Op:.*?\]", "", error.message)
+        reason = re.sub(r"\{\{.*?\}\} *| *\[Op:.*?\]", "", error.message).rstrip(" .")
         raise CorruptImageError(reason) from error
     return pixels.numpy()
 

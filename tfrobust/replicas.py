@@ -58,8 +58,10 @@ def local_replicas() -> int:
 
 
 def is_spread() -> bool:
-    """Whether there are several devices, and this is not one device's own part of the work."""
-    return replicas() > 1 and tf.distribute.in_cross_replica_context()
+    """Whether variables are on several devices, and this is not one device's part of the work."""
+    kinds = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+    strategy = tf.distribute.get_strategy()
+    return isinstance(strategy, kinds) and tf.distribute.in_cross_replica_context()
 
 
 def gather_rows(rows: np.ndarray) -> np.ndarray:
@@ -122,7 +124,20 @@ def spread(function: Callable[..., Any], rowwise: int | None) -> Callable[..., A
     """
     strategy = tf.distribute.get_strategy()
     count = local_replicas()
-    together = tf.function(lambda *parts: strategy.run(function, args=parts), reduce_retracing=True)
+    traces: dict[Any, Callable[..., Any]] = {}
+
+    @tf.function
+    def together(pieces: list[list[tf.Tensor]]) -> Any:
+        values = [
+            strategy.experimental_distribute_values_from_function(
+                lambda context, piece=piece: piece[context.replica_id_in_sync_group % count]
+            )
+            for piece in pieces
+        ]
+        results = strategy.run(function, args=values)
+        return tf.nest.map_structure(
+            lambda result: tf.concat(strategy.experimental_local_results(result), 0), results
+        )
 
     def run(*tensors: tf.Tensor) -> Any:
         length = int(tensors[0].shape[0])
@@ -137,19 +152,17 @@ def spread(function: Callable[..., Any], rowwise: int | None) -> Callable[..., A
             return tf.split(tensor, count)
 
         pieces = [parts_of(position, tensor) for position, tensor in enumerate(tensors)]
-        values = [
-            strategy.experimental_distribute_values_from_function(
-                lambda context, piece=piece: piece[context.replica_id_in_sync_group % count]
-            )
-            for piece in pieces
-        ]
-        results = together(*values)
-        return tf.nest.map_structure(
-            lambda result: tf.concat(strategy.experimental_local_results(result), 0)[:length],
-            results,
-        )
+        specs = [[_any_rows(part) for part in piece] for piece in pieces]
+        key = tuple(spec for piece in specs for spec in piece)
+        if key not in traces:  # once for all batch sizes
+            traces[key] = together.get_concrete_function(specs)
+        return tf.nest.map_structure(lambda result: result[:length], traces[key](pieces))
 
     return run
+
+
+def _any_rows(tensor: tf.Tensor) -> tf.TensorSpec:
+    return tf.TensorSpec([None, *tensor.shape[1:]] if tensor.shape.rank else [], tensor.dtype)
 
 
 def _tasks() -> list[tuple[str, int]]:

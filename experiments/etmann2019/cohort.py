@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -11,17 +11,35 @@ import numpy as np
 import pandas as pd
 
 import reference_models
-from tfrobust import alignment, attacks, data, decomposition, training
+from experiments.etmann2019.results import (
+    ATTACK_NAMES,
+    Cohort,
+    CohortError,
+    Member,
+    place_of,
+    read,
+)
+from tfrobust import alignment, attacks, decomposition, training
+from tfrobust.data import Provenance
 from tfrobust.differentiate import input_gradient
 from tfrobust.objectives import CrossEntropy, DoubleBackprop, WeightDecay
+from tfrobust.precision import computing_in
+from tfrobust.replicas import is_chief
 from tfrobust.runs import Run
-from tfrobust.schedules import StepDecay
+from tfrobust.schedules import Schedule
 
-ATTACK_NAMES = {
-    "gradient": "gradient attack",
-    "basic_iterative": "l2 basic iterative",
-    "carlini_wagner": "Carlini-Wagner l2",
-}
+__all__ = [
+    "ATTACK_NAMES",
+    "Cohort",
+    "CohortError",
+    "Member",
+    "Study",
+    "Training",
+    "begin",
+    "make",
+    "read",
+    "trained",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,170 +50,171 @@ class Training:
     batch_size: int
     learning_rate: float
     momentum: float
-    epochs_per_decay: int
-    decay: float
+    schedule: Schedule
     weight_decay: float
     penalty_scale: str
+    examples_per_mean: int | None = None
+    precision: str = "float32"
+    jit: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
-    """One classifier of a cohort with everything measured on it."""
+class Study:
+    """What all members of a cohort share: data, network, settings."""
 
-    weight: float
-    """lambda of double backpropagation."""
-    summary: dict[str, float]
-    """Accuracies, medians of all measures and of the attacks' distances."""
-    alignment: pd.DataFrame
-    """`Alignment.to_frame()`, one row an evaluated image."""
-    distances: dict[str, pd.DataFrame]
-    """`MinimalPerturbation.to_frame()` by attack, rows as in `alignment`."""
-    gradients: np.ndarray
-    """Saliency maps of the first evaluated images, (count, *input)."""
+    name: str
+    """Of the data, as figures and pages call it."""
+    lead: str
+    """What is run on what, in a sentence or two."""
+    build: Callable[[], keras.Model]
+    """A fresh classifier; called with the same seed for every member."""
+    training: Training
+    train: Any
+    """Arrays or a stream, as `fit` takes them."""
+    validation: Any
+    test: Any
+    """What accuracy is taken on."""
+    source: Provenance
+    """Of the training data."""
+    classes: int
+    images: np.ndarray
+    """(count, *input), measured and attacked."""
+    pictures: np.ndarray
+    """The first of them as RGB or grey in [0, 1]; their saliency maps are kept."""
+    value_range: tuple[float, float]
+    attacks: Mapping[str, dict[str, Any]]
+    """Settings of each attack, by name."""
+    measure: Mapping[str, Any]
+    """Settings of `alignment.measure`."""
+    attacked: int
+    """How many of the images are attacked."""
+    batch_size: int
+    """Images a call in measuring and attacking."""
+    seed: int
+    """Of weights, dropout and the order of examples; the same for every member."""
 
-    @property
-    def degenerate(self) -> bool:
-        """Whether the classifier is at most three times better than guessing."""
-        return self.summary["test_accuracy"] < 3 / self.summary["classes"]
 
-    def distance(self, attack: str) -> np.ndarray:
-        """Distances of an attack, NaN where it found nothing or the distance is 0."""
-        values = self.distances[attack]["distance"].to_numpy(float)
-        return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+def begin(run: Run, study: Study) -> None:
+    """Note in the run folder what its members share."""
+    run.json_step("cohort.json", lambda: {"name": study.name, "lead": study.lead})
+    run.arrays_step("pictures.npz", lambda: {"pictures": study.pictures})
 
 
-def member(
-    run: Run,
-    weight: float,
-    how: Training,
-    sets: Mapping[str, data.Dataset],
-    attack_settings: Mapping[str, dict[str, Any]],
-    *,
-    architecture: str,
-    evaluated: int,
-    pictured: int,
-    batch_size: int,
-    seed: int,
-) -> Member:
-    """One member, from the run folder where finished, else made and written there step by step.
+def make(run: Run, study: Study, weight: float) -> None:
+    """One member's files in the run folder; steps that are finished are left as they are.
 
     Args:
         run: the run folder.
+        study: what all members share.
         weight: lambda.
-        how: training settings.
-        sets: "train", "validation" and "test".
-        attack_settings: settings of each attack, by name.
-        architecture: name for `reference_models.build`.
-        evaluated: test images that are measured and attacked.
-        pictured: of these, how many saliency maps to keep.
-        batch_size: images a call in measuring and attacking.
-        seed: of weights, dropout and the order of examples; the same for every member.
     """
-    place = f"models/lambda-{weight:g}"
-    model = trained(run, place, weight, how, sets, architecture, seed)
-    images = sets["test"].take(evaluated).images
-    value_range = sets["test"].value_range
+    place = place_of(weight)
+    model = trained(run, study, weight)
+    images = study.images
 
     def measured() -> pd.DataFrame:
-        print(f"lambda {weight:g}: alignment of {len(images)} images")
-        return alignment.measure(model, images, batch_size=batch_size).to_frame()
+        _say(f"lambda {weight:g}: alignment of {len(images)} images")
+        return alignment.measure(
+            model, images, batch_size=study.batch_size, **study.measure
+        ).to_frame()
 
     table = run.frame_step(f"{place}/alignment.parquet", measured)
     distances = {}
-    for attack, settings in attack_settings.items():
+    for attack, settings in study.attacks.items():
 
         def attacked(attack: str = attack, settings: dict[str, Any] = settings) -> pd.DataFrame:
-            print(f"lambda {weight:g}: {ATTACK_NAMES.get(attack, attack)}, {len(images)} images")
+            name = ATTACK_NAMES.get(attack, attack)
+            _say(f"lambda {weight:g}: {name}, {study.attacked} images")
             found = attacks.minimal(
                 model,
-                images,
+                images[: study.attacked],
                 attack,
-                value_range=value_range,
-                batch_size=batch_size,
+                value_range=study.value_range,
+                batch_size=study.batch_size,
                 **settings,
             )
             return found.to_frame()
 
         distances[attack] = run.frame_step(f"{place}/attack-{attack}.parquet", attacked)
 
-    def summarised() -> dict[str, float]:
-        return _summary(model, weight, sets, images, table, distances, batch_size)
+    def pictured() -> dict[str, np.ndarray]:
+        some = images[: len(study.pictures)]
+        return {"gradients": input_gradient(model, some, batch_size=study.batch_size)}
 
-    return Member(
-        weight=weight,
-        summary=run.json_step(f"{place}/summary.json", summarised),
-        alignment=table,
-        distances=distances,
-        gradients=input_gradient(model, images[:pictured], of="logit"),
-    )
+    run.arrays_step(f"{place}/gradients.npz", pictured)
+    run.json_step(f"{place}/summary.json", lambda: _summary(model, study, weight, table, distances))
 
 
-def trained(
-    run: Run,
-    place: str,
-    weight: float,
-    how: Training,
-    sets: Mapping[str, data.Dataset],
-    architecture: str,
-    seed: int,
-) -> keras.Model:
+def _say(words: str) -> None:
+    if is_chief():
+        print(words, flush=True)
+
+
+def trained(run: Run, study: Study, weight: float) -> keras.Model:
     """The trained classifier, loaded where it is finished, else trained from where it stopped."""
+    place, how = place_of(weight), study.training
     path = run.folder / place / "model.keras"
-    if path.exists():
+    if run.has(f"{place}/model.keras"):
         return reference_models.load(path)
-    print(f"lambda {weight:g}: training for {how.epochs} epochs")
-    keras.utils.set_random_seed(seed)
-    train = sets["train"]
-    model = reference_models.build(
-        architecture, input_shape=train.images.shape[1:], classes=train.classes
-    )
+    _say(f"lambda {weight:g}: training for {how.epochs} epochs")
+    keras.utils.set_random_seed(study.seed)
+    with computing_in(how.precision):
+        model = study.build()
     objective = (
         CrossEntropy()
-        + DoubleBackprop(weight, penalty_scale=how.penalty_scale)
+        + DoubleBackprop(
+            weight, penalty_scale=how.penalty_scale, examples_per_mean=how.examples_per_mean
+        )
         + WeightDecay(how.weight_decay)
     )
     history = training.fit(
         model,
-        train.arrays,
+        study.train,
         objective,
         optimizer=keras.optimizers.SGD(how.learning_rate, momentum=how.momentum),
         epochs=how.epochs,
         batch_size=how.batch_size,
-        schedule=StepDecay(how.learning_rate, every=how.epochs_per_decay, factor=how.decay),
-        validation=sets["validation"].arrays,
+        schedule=how.schedule,
+        validation=study.validation,
         folder=run.folder / place / "training",
-        seed=seed,
+        seed=study.seed,
+        jit=how.jit,
     )
+    if how.precision != "float32":  # measured in full precision, whatever it was trained in
+        whole = study.build()
+        whole.set_weights(model.get_weights())
+        model = whole
     run.write_json(f"{place}/history.json", list(history.records))
     described = {
         "objective": objective.describe(),
-        "training": dataclasses.asdict(how),
-        "seed": seed,
-        "data": dataclasses.asdict(train.provenance),
+        "training": {**dataclasses.asdict(how), "schedule": repr(how.schedule)},
+        "seed": study.seed,
+        "data": dataclasses.asdict(study.source),
     }
-    reference_models.save(model, path, provenance=described)
+    if is_chief():
+        reference_models.save(model, path, provenance=described)
     return model
 
 
 def _summary(
     model: keras.Model,
+    study: Study,
     weight: float,
-    sets: Mapping[str, data.Dataset],
-    images: np.ndarray,
     table: pd.DataFrame,
     distances: dict[str, pd.DataFrame],
-    batch_size: int,
 ) -> dict[str, float]:
-    test = training.evaluate(model, *sets["test"].arrays, batch_size=batch_size)
+    data = study.test if isinstance(study.test, tuple) else (study.test,)
+    test = training.evaluate(model, *data, batch_size=study.batch_size)
     columns = {name: table[name].to_numpy() for name in table.columns}
     measures = alignment.Alignment(**columns)
-    parts = decomposition.decompose(model, images, batch_size=batch_size)
+    parts = decomposition.decompose(model, study.images, batch_size=study.batch_size)
     summary = {
         "lambda": weight,
-        "classes": sets["test"].classes,
+        "classes": study.classes,
         "test_accuracy": test["validation_accuracy"],
         "test_loss": test["validation_loss"],
         "evaluated": len(table),
+        "attacked": study.attacked,
         "undefined_rows": measures.undefined,
         "decomposition_relative_error": float(parts.relative_error.max()),
         **{f"median_{name}": value for name, value in measures.medians().items()},

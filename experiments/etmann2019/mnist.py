@@ -10,13 +10,24 @@ the Carlini-Wagner attack. paper: the published settings.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from pathlib import Path
 
+import reference_models
 from experiments import cli
-from experiments.etmann2019 import published
-from experiments.etmann2019.cohort import Training, member
-from experiments.etmann2019.page import write_page
+from experiments.etmann2019 import published, run_cohort
+from experiments.etmann2019.cohort import Study, Training
 from tfrobust import data
-from tfrobust.runs import Run
+from tfrobust.schedules import StepDecay
+
+SCALE = {
+    "demo": "A demonstration on scikit-learn's digits, not the study: other data, fewer models, "
+    "shorter training and weaker attacks than the paper's.",
+    "reduced": "The paper's data, network and range of λ with a twentieth of its epochs at ten "
+    "times its learning rate, half its models, one seed, and a shorter Carlini-Wagner search.",
+    "paper": "The published settings, one seed.",
+}
+PICTURED = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Settings:
     penalty_scale: str = "batch_mean"
     """Meaning of lambda: "batch_mean" as in the released code, "per_example" as printed."""
     batch_size: int = published.BATCH_SIZE
-    """Training examples a step."""
+    """Training examples a step, over all devices."""
     momentum: float = published.MOMENTUM
     """Of SGD."""
     weight_decay: float = published.WEIGHT_DECAY
@@ -57,6 +68,10 @@ class Settings:
     """Images a call in measuring and attacking."""
     seed: int = 0
     """Of weights, dropout and the order of examples; the same for every classifier."""
+    precision: str = "float32"
+    """Of training: "float32", "mixed_bfloat16" or "mixed_float16"; measured in float32."""
+    jit: bool = False
+    """Compile training steps with XLA."""
 
 
 PRESETS = {
@@ -93,53 +108,72 @@ PRESETS = {
 }
 
 
+@functools.lru_cache(maxsize=1)
+def study(settings: Settings, preset: str, data_dir: Path | None) -> Study:
+    """Data, network and settings that all classifiers share."""
+    sets = {
+        split: data.load(settings.dataset, split, data_dir)
+        for split in ("train", "validation", "test")
+    }
+    train, test = sets["train"], sets["test"]
+    images = test.take(settings.evaluated).images
+    return Study(
+        name="MNIST" if settings.dataset == "mnist" else settings.dataset,
+        lead=f"{SCALE[preset]} {len(settings.lambdas)} classifiers trained by double "
+        f"backpropagation on {len(train):,} images ({train.provenance.source}), measured and "
+        f"attacked on the first {len(images):,} test images.",
+        build=functools.partial(
+            reference_models.build,
+            "mnist_cnn",
+            input_shape=train.images.shape[1:],
+            classes=train.classes,
+        ),
+        training=Training(
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            momentum=settings.momentum,
+            schedule=StepDecay(
+                settings.learning_rate, every=settings.epochs_per_decay, factor=settings.decay
+            ),
+            weight_decay=settings.weight_decay,
+            penalty_scale=settings.penalty_scale,
+            precision=settings.precision,
+            jit=settings.jit,
+        ),
+        train=train.arrays,
+        validation=sets["validation"].arrays,
+        test=test.arrays,
+        source=train.provenance,
+        classes=test.classes,
+        images=images,
+        pictures=images[:PICTURED],
+        value_range=test.value_range,
+        attacks={
+            "gradient": {},
+            "basic_iterative": {},
+            "carlini_wagner": {
+                "binary_search_steps": settings.carlini_wagner_searches,
+                "steps": settings.carlini_wagner_steps,
+                "stepsize": settings.carlini_wagner_stepsize,
+                "initial_const": settings.carlini_wagner_constant,
+            },
+        },
+        measure={},
+        attacked=len(images),
+        batch_size=settings.evaluation_batch,
+        seed=settings.seed,
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the experiment from the command line."""
     command = cli.parse(PRESETS, "etmann2019-mnist", arguments)
-    settings: Settings = command.settings
-    run = Run(command.out, settings)
-    sets = {
-        split: data.load(settings.dataset, split, command.data_dir)
-        for split in ("train", "validation", "test")
-    }
-    how = Training(
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        momentum=settings.momentum,
-        epochs_per_decay=settings.epochs_per_decay,
-        decay=settings.decay,
-        weight_decay=settings.weight_decay,
-        penalty_scale=settings.penalty_scale,
-    )
-    attack_settings = {
-        "gradient": {},
-        "basic_iterative": {},
-        "carlini_wagner": {
-            "binary_search_steps": settings.carlini_wagner_searches,
-            "steps": settings.carlini_wagner_steps,
-            "stepsize": settings.carlini_wagner_stepsize,
-            "initial_const": settings.carlini_wagner_constant,
-        },
-    }
-    members = [
-        member(
-            run,
-            weight,
-            how,
-            sets,
-            attack_settings,
-            architecture="mnist_cnn",
-            evaluated=settings.evaluated,
-            pictured=8,
-            batch_size=settings.evaluation_batch,
-            seed=settings.seed,
-        )
-        for weight in settings.lambdas
-    ]
-    page = write_page(run, command.preset, members, sets)
-    cli.show(page, open_it=command.open)
+    run_cohort.run_cohort(study, command, saturates=True)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    # workers of a cluster import what this module defines
+    from experiments.etmann2019.mnist import main as imported_main
+
+    cli.run(imported_main)

@@ -30,3 +30,20 @@ def lambdas(count: int = MODELS) -> tuple[float, ...]:
     """`count` log-spaced values over the paper's range, to three significant digits."""
     values = np.geomspace(SMALLEST_LAMBDA, LARGEST_LAMBDA, count)
     return tuple(float(f"{value:.3g}") for value in values)
+
+
+IMAGENET_LAMBDAS = tuple(float(f"{10 ** (4 + k / 2):.4g}") for k in range(7))
+"""10^4, 10^4.5, ..., 10^7."""
+IMAGENET_CROP = 256
+IMAGENET_SHORTER_SIDE = (258, 512)
+IMAGENET_BATCH = 32
+"""Over two GPUs."""
+IMAGENET_BATCH_PER_GPU = 16
+"""N of the penalty's scale: the released code takes the batch mean of the loss on each GPU."""
+IMAGENET_BN_MOMENTUM = 0.999
+IMAGENET_WEIGHT_DECAY = 1e-4
+IMAGENET_IMAGES = 1000
+IMAGENET_PAPER = {"epochs": 35, "learning_rate": 1e-4, "momentum": 0.99}
+"""As printed: divided by 10 on a plateau of the validation loss."""
+IMAGENET_RELEASED = {"epochs": 20, "learning_rate": 1e-5, "momentum": 0.9, "epochs_per_decay": 15}
+"""The released code's settings file."""

@@ -1,0 +1,226 @@
+"""Etmann 2019 on ImageNet: ResNet50 trained by double backpropagation, measured and attacked.
+
+    python -m experiments.etmann2019.imagenet --preset sample|paper|released --data-dir FOLDER
+
+sample: one image of each class, small crops, from random weights, minutes on two cores; shows the
+pipeline, not the study. paper: the published settings, from Keras Applications' weights. released:
+the settings file of the released code, which differ from the printed ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+import reference_models
+from experiments import cli
+from experiments.etmann2019 import published, run_cohort
+from experiments.etmann2019.cohort import Study, Training
+from tfrobust import imagenet
+from tfrobust.schedules import Plateau, StepDecay
+
+PICTURED = 8
+SCALE = {
+    "sample": "A demonstration on one image of each class, not the study: small crops, a network "
+    "from random weights that sees each image a few times and is then measured and attacked on "
+    "images that it was trained on, fewer of them, and weaker attacks.",
+    "paper": "The published settings, one seed.",
+    "released": "The settings of the released code, one seed.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of the ImageNet half of Etmann 2019."""
+
+    lambdas: tuple[float, ...]
+    """Weights of the double-backpropagation penalty, one classifier each."""
+    epochs: int
+    """Passes over the training set."""
+    learning_rate: float
+    """Of SGD, at the start."""
+    momentum: float
+    """Of SGD."""
+    epochs_per_decay: int | None = None
+    """Epochs after which the rate is divided by 10; unset: on a plateau of the validation loss."""
+    plateau_patience: int = 3
+    """Epochs without improvement that make a plateau (the paper gives no number)."""
+    model: str = "resnet50"
+    """A constructor of Keras Applications."""
+    weights: str = "imagenet"
+    """"imagenet", the path of a weight file, or "random"."""
+    statistics: Literal["batch", "frozen", "synchronized"] = "batch"
+    """Batch normalisation's in training: a device's own, the moving ones, or all devices'."""
+    bn_momentum: float = published.IMAGENET_BN_MOMENTUM
+    """Of batch normalisation's moving averages."""
+    train_split: Literal["train", "validation"] = "train"
+    """What is trained on."""
+    classes: int = 1000
+    """Classes that the data set must have."""
+    size: int = published.IMAGENET_CROP
+    """Height and width of the crops."""
+    shorter_side: tuple[int, int] = published.IMAGENET_SHORTER_SIDE
+    """Training scales the shorter side to a length between these."""
+    validation_side: int = published.IMAGENET_CROP
+    """Evaluation scales it to this length, and takes the centre."""
+    examples: int | None = None
+    """Use this many training images only."""
+    max_corrupt: int = 10
+    """Corrupt images that are skipped before it is an error."""
+    batch_size: int = published.IMAGENET_BATCH
+    """Training examples a step, over all devices."""
+    penalty_scale: Literal["batch_mean", "per_example"] = "batch_mean"
+    """Meaning of lambda: "batch_mean" as in the released code, "per_example" as printed."""
+    examples_per_mean: int = published.IMAGENET_BATCH_PER_GPU
+    """N of "batch_mean"."""
+    weight_decay: float = published.IMAGENET_WEIGHT_DECAY
+    """Times the sum of squares of all weights."""
+    evaluated: int = published.IMAGENET_IMAGES
+    """Validation images that are measured."""
+    attacked: int = published.IMAGENET_IMAGES
+    """Of these, how many are attacked."""
+    search: Literal["sketch", "exact"] = "sketch"
+    """How the runner-up of eq. (9) is found among the classes."""
+    directions: int = 64
+    """Random directions of the sketch."""
+    iterative_bisections: int = 20
+    """Halvings of the radius of the l2 basic iterative attack."""
+    carlini_wagner_searches: int = published.CARLINI_WAGNER["binary_search_steps"]
+    """Binary search steps of the attack."""
+    carlini_wagner_steps: int = published.CARLINI_WAGNER["steps"]
+    """Adam steps in each of them."""
+    carlini_wagner_stepsize: float = published.CARLINI_WAGNER["stepsize"]
+    """Adam's learning rate in the attack."""
+    carlini_wagner_constant: float = published.CARLINI_WAGNER["initial_const"]
+    """Initial constant of the attack."""
+    evaluation_batch: int = 32
+    """Images a call in measuring and attacking."""
+    seed: int = 0
+    """Of weights, augmentation, the order of examples and the choice of evaluated images."""
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Of training; measured in float32."""
+    jit: bool = False
+    """Compile training steps with XLA."""
+
+
+PRESETS = {
+    "sample": Settings(
+        lambdas=(1e4, 3.162e5, 1e7),
+        epochs=1,
+        learning_rate=1e-3,
+        momentum=0.9,
+        epochs_per_decay=1,
+        weights="random",
+        bn_momentum=0.9,
+        train_split="validation",
+        size=64,
+        shorter_side=(66, 128),
+        validation_side=64,
+        evaluated=64,
+        attacked=16,
+        iterative_bisections=6,
+        carlini_wagner_steps=100,
+        carlini_wagner_stepsize=1e-2,
+    ),
+    "paper": Settings(lambdas=published.IMAGENET_LAMBDAS, **published.IMAGENET_PAPER),
+    "released": Settings(lambdas=published.IMAGENET_LAMBDAS, **published.IMAGENET_RELEASED),
+}
+
+
+@functools.lru_cache(maxsize=1)
+def study(settings: Settings, preset: str, data_dir: Path | None) -> Study:
+    """Data, network and settings that all classifiers share."""
+    preprocess = reference_models.preprocessing(settings.model)
+    read = functools.partial(
+        imagenet.load,
+        data_dir=data_dir,
+        classes=settings.classes,
+        size=(settings.size, settings.size),
+        shorter_side=settings.shorter_side,
+        validation_side=settings.validation_side,
+        preprocess=preprocess,
+        max_corrupt=settings.max_corrupt,
+    )
+    train = read(settings.train_split, limit=settings.examples)
+    validation = read("validation")
+    # files lie class by class: a random choice, the same for every classifier
+    images = validation.arrays(settings.evaluated, seed=settings.seed).images
+    pictures = np.clip(preprocess.inverse(images[:PICTURED]) / 255, 0, 1)
+    step = settings.epochs_per_decay
+    rate = settings.learning_rate
+    return Study(
+        name="ImageNet sample" if preset == "sample" else "ImageNet",
+        lead=f"{SCALE[preset]} {len(settings.lambdas)} {settings.model} classifiers from "
+        f"{_start(settings.weights)} weights, trained by double backpropagation for "
+        f"{settings.epochs} epochs on {train.examples:,} images at {settings.size} px "
+        f"({train.provenance.source}); {len(images):,} of {validation.examples:,} evaluation "
+        f"images measured (the paper: 1,000), {settings.attacked:,} of them attacked. Distances "
+        "are in pixel units of 0 to 255.",
+        build=functools.partial(
+            reference_models.build,
+            settings.model,
+            weights=None if settings.weights == "random" else settings.weights,
+            input_shape=(settings.size, settings.size, 3),
+            classes=settings.classes,
+            bn_momentum=settings.bn_momentum,
+            statistics=settings.statistics,
+        ),
+        training=Training(
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            learning_rate=rate,
+            momentum=settings.momentum,
+            schedule=StepDecay(rate, every=step)
+            if step
+            else Plateau(rate, patience=settings.plateau_patience),
+            weight_decay=settings.weight_decay,
+            penalty_scale=settings.penalty_scale,
+            examples_per_mean=settings.examples_per_mean,
+            precision=settings.precision,
+            jit=settings.jit,
+        ),
+        train=train,
+        validation=validation,
+        test=validation,
+        source=train.provenance,
+        classes=settings.classes,
+        images=images,
+        pictures=pictures,
+        value_range=preprocess.value_range,
+        attacks={
+            "gradient": {},
+            "basic_iterative": {"bisection_steps": settings.iterative_bisections},
+            "carlini_wagner": {
+                "binary_search_steps": settings.carlini_wagner_searches,
+                "steps": settings.carlini_wagner_steps,
+                "stepsize": settings.carlini_wagner_stepsize,
+                "initial_const": settings.carlini_wagner_constant,
+            },
+        },
+        measure={"search": settings.search, "directions": settings.directions},
+        attacked=settings.attacked,
+        batch_size=settings.evaluation_batch,
+        seed=settings.seed,
+    )
+
+
+def _start(weights: str) -> str:
+    names = {"random": "random", "imagenet": "Keras Applications'"}
+    return names.get(weights, Path(weights).name)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the experiment from the command line."""
+    command = cli.parse(PRESETS, "etmann2019-imagenet", arguments)
+    run_cohort.run_cohort(study, command, saturates=False)
+
+
+if __name__ == "__main__":
+    # workers of a cluster import what this module defines
+    from experiments.etmann2019.imagenet import main as imported_main
+
+    cli.run(imported_main)

@@ -1,0 +1,147 @@
+"""The MNIST experiment on two hosts and on a Dask cluster, against one process."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import cli
+from experiments.etmann2019 import mnist
+from experiments.etmann2019.results import CohortError, read
+
+ARGUMENTS = [
+    *("--preset", "demo", "--lambdas", "10", "1000", "--epochs", "1", "--evaluated", "10"),
+    *("--carlini-wagner-steps", "3", "--evaluation-batch", "6", "--carlini-wagner-searches", "2"),
+]
+
+
+def launch(*words, **variables):
+    environment = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"}
+    return subprocess.Popen(
+        [sys.executable, *words],
+        env={**environment, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def free_ports(count):
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in servers]
+    for server in servers:
+        server.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    mnist.main([*ARGUMENTS, "--out", str(folder)])
+    return read(folder)
+
+
+def same(alone, other, tolerance):
+    assert [member.weight for member in other.members] == [10.0, 1000.0]
+    for one, two in zip(alone.members, other.members, strict=True):
+        columns = ["margin", "linearized_robustness", "alignment"]
+        np.testing.assert_allclose(
+            two.alignment[columns], one.alignment[columns], rtol=tolerance, atol=tolerance
+        )
+        np.testing.assert_allclose(two.gradients, one.gradients, atol=tolerance)
+        assert two.distances.keys() == one.distances.keys()
+        found = two.distances["gradient"]["distance"]
+        np.testing.assert_allclose(found, one.distances["gradient"]["distance"], rtol=0.1)
+
+
+@pytest.mark.slow  # dropout draws other masks on two devices: trained without it for this test
+def test_two_hosts_write_one_run(tmp_path, monkeypatch):
+    script = (
+        "import keras; from keras import layers\n"
+        "layers.Dropout = lambda rate: layers.Identity()\n"
+        "from experiments.etmann2019 import mnist; import sys\n"
+        "mnist.main(sys.argv[1:])"
+    )
+    one = tmp_path / "one"
+    process = launch("-c", script, *ARGUMENTS, "--out", str(one))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    together = tmp_path / "together"
+    workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
+
+    def config(index):
+        task = {"type": "worker", "index": index}
+        return json.dumps({"cluster": {"worker": workers}, "task": task})
+
+    both = [
+        launch("-c", script, *ARGUMENTS, "--out", str(together), TF_CONFIG=config(k))
+        for k in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    same(read(one), read(together), 2e-3)
+    assert "report:" in outputs[0]
+    assert "report:" not in outputs[1]  # only the first host writes and speaks
+    assert "lambda 10: training" not in outputs[1]
+    assert (together / "report.html").is_file()
+
+
+def test_a_cluster_writes_one_run(alone, tmp_path):
+    (port,) = free_ports(1)
+    address = f"tcp://127.0.0.1:{port}"
+    scheduler = launch(
+        *("-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
+    )
+    workers = [
+        launch("-m", "dask", "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+        for _ in range(2)
+    ]
+    try:
+        mnist.main([*ARGUMENTS, "--out", str(tmp_path), "--scheduler", address])
+    finally:
+        for process in (*workers, scheduler):
+            process.kill()
+    same(alone, read(tmp_path), 1e-4)
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_errors_are_one_line(tmp_path, capsys):
+    (port,) = free_ports(1)
+    arguments = [*ARGUMENTS, "--out", str(tmp_path), "--scheduler", f"tcp://127.0.0.1:{port}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.etmann2019.run_cohort.TIMEOUT", 1.0)
+        with pytest.raises(SystemExit) as stop:
+            cli.run(lambda: mnist.main(arguments))
+    assert str(stop.value).startswith("error: no Dask scheduler answers at tcp://127.0.0.1:")
+    with pytest.raises(SystemExit) as stop:
+        mnist.main([*arguments, "--strategy", "mirrored"])
+    assert stop.value.code == 2
+    assert "--scheduler gives each classifier to one worker" in capsys.readouterr().err
+
+
+def test_folders_that_hold_no_finished_cohort(alone, tmp_path):
+    with pytest.raises(CohortError, match="holds no run of a cohort"):
+        read(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"lambdas": [10.0]}}))
+    (tmp_path / "cohort.json").write_text(json.dumps({"name": "digits", "lead": "x"}))
+    np.savez(tmp_path / "pictures.npz", pictures=alone.pictures)
+    with pytest.raises(CohortError, match=r"is not finished .* Run it again"):
+        read(tmp_path)
+
+
+def test_an_attack_on_fewer_images_is_padded(alone):
+    from experiments.etmann2019.results import Member
+
+    member = alone.members[0]
+    few = {"gradient": member.distances["gradient"].head(4)}
+    shorter = Member(10.0, member.summary, member.alignment, few, member.gradients)
+    distance = shorter.distance("gradient")
+    assert len(distance) == len(member.alignment)
+    np.testing.assert_array_equal(distance[:4], member.distance("gradient")[:4])
+    assert np.isnan(distance[4:]).all()
+    assert isinstance(shorter.alignment, pd.DataFrame)
