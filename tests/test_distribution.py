@@ -94,6 +94,23 @@ def test_two_hosts_end_with_the_weights_of_one(alone, tmp_path):
     assert difference(final(tmp_path, 0), final(tmp_path, 1)) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "tolerance"),
+    [(("jit=1", "statistics=frozen"), 1e-5), (("policy=mixed_float16",), 1e-2)],
+)
+def test_xla_and_half_precision_on_two_devices_and_hosts(tmp_path, words, tolerance):
+    finish(start(tmp_path / "one", *words))
+    finish(start(tmp_path / "devices", *words, "devices=2"))
+    workers = cluster()
+    finish(*(start(tmp_path / "hosts", *words, workers=workers, index=k) for k in range(2)))
+    one = final(tmp_path / "one")
+    for name in ("devices", "hosts"):
+        worst = difference(one, final(tmp_path / name))
+        print(f"{words}, two {name}: largest difference of a weight {worst:.1e}")
+        assert worst < tolerance
+
+
 def test_a_killed_worker_is_said_and_both_resume(alone, tmp_path):
     workers = cluster()
     both = [start(tmp_path, "pause=1.5", workers=workers, index=k) for k in range(2)]

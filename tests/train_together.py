@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from nets import randomise
 
-from tfrobust import alignment, data, distribution, replicas, training
+from tfrobust import alignment, data, distribution, precision, replicas, training
 from tfrobust.objectives import CrossEntropy, DoubleBackprop, WeightDecay
 
 BATCH = 40
@@ -32,7 +32,16 @@ def net(statistics):
     return randomise(keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x))), 0, scale=0.1)
 
 
-def main(kind, folder, epochs, devices=1, statistics="synchronized", pause=0.0):
+def main(
+    kind,
+    folder,
+    epochs,
+    devices=1,
+    statistics="synchronized",
+    pause=0.0,
+    policy="float32",
+    jit=False,
+):
     if devices > 1:
         cpu = tf.config.list_physical_devices("CPU")[0]
         virtual = [tf.config.LogicalDeviceConfiguration() for _ in range(devices)]
@@ -44,7 +53,8 @@ def main(kind, folder, epochs, devices=1, statistics="synchronized", pause=0.0):
     digits = data.load("digits").take(205)
     images, labels = digits.images[:, ::2, ::2], digits.labels
     with strategy.scope():
-        model = net(statistics)
+        with precision.computing_in(policy):
+            model = net(statistics)
         training.fit(
             model,
             (images, labels),
@@ -54,6 +64,7 @@ def main(kind, folder, epochs, devices=1, statistics="synchronized", pause=0.0):
             batch_size=BATCH,
             validation=(images[:51], labels[:51]),
             folder=folder,
+            jit=jit,
             callbacks=[lambda record, model: time.sleep(pause)],
         )
         measured = alignment.measure(model, images[:33], batch_size=8)
@@ -85,4 +96,6 @@ if __name__ == "__main__":
         devices=int(options.get("devices", 1)),
         statistics=options.get("statistics", "synchronized"),
         pause=float(options.get("pause", 0)),
+        policy=options.get("policy", "float32"),
+        jit="jit" in options,
     )
