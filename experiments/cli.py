@@ -13,6 +13,7 @@ from typing import Any
 
 import tyro
 
+from experiments.etmann2019.results import CohortError
 from reference_models import ModelFileError
 from tfrobust.attacks.foolbox import FoolboxError
 from tfrobust.checkpoints import DamagedCheckpointError
@@ -91,6 +92,7 @@ _STRATEGIES = ("auto", "one", "mirrored", "multi_worker")
 # what a user can mend; anything else is a fault of ours and keeps its traceback
 _EXPECTED = (
     OSError,
+    CohortError,
     CorruptImagesError,
     DamagedCheckpointError,
     FoolboxError,

@@ -9,11 +9,11 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from tfrobust.files import atomic_path
 
-__all__ = ["image_grid", "new", "pointwise", "save", "style", "trail"]
+__all__ = ["image_grid", "new", "pointwise", "save", "side_by_side", "style", "trail"]
 
 STYLE = {
     "font.size": 9,
@@ -42,6 +42,28 @@ def new(
     with style():
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
         return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def side_by_side(
+    names: Sequence[str], *, width: float, height: float
+) -> tuple[Figure, list[Figure | SubFigure]]:
+    """A figure, and its parts from left to right, each under its name; one alone goes without.
+
+    Args:
+        names: of the parts; one alone is the figure itself.
+        width: of a part, in inches.
+        height: of a part, in inches.
+    """
+    with style():
+        alone = len(names) == 1
+        size = (width * len(names), height + (0 if alone else 0.3))
+        figure = Figure(figsize=size, layout="constrained")
+        if alone:
+            return figure, [figure]
+        parts = list(figure.subfigures(1, len(names), wspace=0.05))
+        for part, name in zip(parts, names, strict=True):
+            part.suptitle(name, fontsize=11, fontweight="bold")
+        return figure, parts
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> Path:
@@ -113,29 +135,43 @@ def pointwise(
         axes.plot([0, end], [0, end], color="0.3", linewidth=0.8, linestyle="--")
 
 
-def image_grid(rows: Sequence[tuple[str, np.ndarray]], *, size: float = 0.9) -> Figure:
-    """Rows of images with a name on the left; one with negative values is a saliency map.
+def image_grid(
+    rows: Sequence[tuple[str, np.ndarray]],
+    *,
+    size: float = 0.9,
+    figure: Figure | SubFigure | None = None,
+) -> Figure | SubFigure:
+    """Rows of images with a name on the left; a row with negative values holds saliency maps.
 
-    Saliency maps get a diverging scale, symmetric about zero and fitted to each image; images
-    keep [0, 1]. Channels of saliency maps are summed.
+    Saliency maps get a diverging scale, symmetric about zero and fitted to each map, with their
+    channels summed; images keep [0, 1], in colour where they have three channels.
 
     Args:
-        rows: pairs of a name and images (count, height, width, channels), equally many.
+        rows: pairs of a name and images (count, height, width, channels); places that a shorter
+            row leaves stay empty.
         size: of one image, in inches.
+        figure: drawn into, at the size that it has; a new one where None.
     """
-    count = len(rows[0][1])
-    figure, axes = new(len(rows), count, width=size, height=size)
-    for line, (name, images) in zip(axes, rows, strict=True):
-        for axis, image in zip(line, images, strict=True):
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-            if (image < 0).any():
-                flat = image.sum(axis=-1)
-                # a few extreme pixels would leave the rest grey
-                top = np.quantile(np.abs(flat), 0.995) or 1.0
-                axis.imshow(flat, cmap="RdBu_r", vmin=-top, vmax=top)
-            else:
-                axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    count = max(len(images) for _, images in rows)
+    with style():
+        if figure is None:
+            figure, axes = new(len(rows), count, width=size, height=size)
+        else:
+            axes = figure.subplots(len(rows), count, squeeze=False)
+        for line, (name, images) in zip(axes, rows, strict=True):
+            signed = (np.asarray(images) < 0).any()
+            for axis in line:
+                axis.set_xticks([])
+                axis.set_yticks([])
+                axis.spines[:].set_visible(False)
+            for axis, image in zip(line, images, strict=False):
+                if signed:
+                    flat = image.sum(axis=-1)
+                    # a few extreme pixels would leave the rest grey
+                    top = np.quantile(np.abs(flat), 0.995) or 1.0
+                    axis.imshow(flat, cmap="RdBu_r", vmin=-top, vmax=top)
+                else:
+                    shown = image if image.shape[-1] == 3 else image[..., 0]
+                    axis.imshow(np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1)
+            line[0].set_ylabel(name, rotation=0, ha="right", va="center")
     return figure

@@ -16,8 +16,8 @@ __all__ = ["FrozenBatchNormalization", "exact_batch_statistics"]
 class FrozenBatchNormalization(keras.layers.BatchNormalization):
     """Batch normalisation by its moving statistics, in training too, which never updates them.
 
-    gamma and beta are trained as ever. The released code of Etmann 2019 trains ImageNet models in
-    this way (learning_phase=0). Weights, their names and settings are `BatchNormalization`'s.
+    gamma and beta are trained as ever: the option learning_phase=0 of Etmann 2019's released code.
+    Weights, their names and settings are `BatchNormalization`'s.
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:

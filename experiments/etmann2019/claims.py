@@ -7,20 +7,32 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import pearsonr, permutation_test, rankdata, zscore
 
-from experiments.etmann2019.cohort import ATTACK_NAMES, Member
+from experiments.etmann2019.results import ATTACK_NAMES, Member
 from tfrobust.report import Claim
 
 FEWEST_MODELS = 4
+# for a slope in either half; the paper has seven models on ImageNet
+FEWEST_FOR_SLOPES = 6
 # float32 sums of a few hundred terms
 ROUNDING = 1e-4
 
 
-def judge(members: Sequence[Member]) -> tuple[Claim, ...]:
-    """Every claim of the MNIST half; degenerate members are left out of those on medians."""
+def judge(members: Sequence[Member], *, saturates: bool) -> tuple[Claim, ...]:
+    """Every claim of one half; degenerate members are left out of those on medians.
+
+    Args:
+        members: a finished cohort.
+        saturates: whether the paper says that alignment saturates on these data (MNIST), or that
+            it keeps growing (ImageNet).
+    """
     sound = [member for member in members if not member.degenerate]
+    figure = "Figure 3" if saturates else "Figure 2"
     return (
-        *(alignment_grows(sound, name) for name in ("linearized_robustness", *ATTACK_NAMES)),
-        alignment_saturates(sound),
+        *(
+            alignment_grows(sound, name, figure)
+            for name in ("linearized_robustness", *ATTACK_NAMES)
+        ),
+        alignment_saturates(sound) if saturates else alignment_keeps_growing(sound),
         linearization_predicts_attacks(sound),
         pointwise_connection(sound),
         bound_holds(members, "theorem2_binarized", "Theorem 2, eq. (14)"),
@@ -29,9 +41,19 @@ def judge(members: Sequence[Member]) -> tuple[Claim, ...]:
     )
 
 
+def attacks_of(members: Sequence[Member]) -> tuple[str, ...]:
+    """Attacks that every member went through."""
+    return tuple(
+        name for name in ATTACK_NAMES if all(name in member.distances for member in members)
+    )
+
+
 def median_robustness(member: Member, name: str) -> float:
-    """Median of a robustness estimate: `linearized_robustness` or an attack's distance."""
-    value = member.summary[f"median_{name}"]
+    """Median of a robustness estimate: `linearized_robustness` or an attack's distance.
+
+    NaN where the attack found nothing, or was not made.
+    """
+    value = member.summary.get(f"median_{name}")
     return float("nan") if value is None else value
 
 
@@ -40,15 +62,15 @@ def words(name: str) -> str:
     return ATTACK_NAMES.get(name, "linearized robustness")
 
 
-def alignment_grows(members: Sequence[Member], name: str) -> Claim:
-    """Figure 3: models that are more robust at the median are better aligned at the median."""
+def alignment_grows(members: Sequence[Member], name: str, figure: str = "Figure 3") -> Claim:
+    """Figures 2 and 3: models that are more robust at the median are better aligned there."""
     statement = f"Median alignment grows with median robustness ({words(name)})"
-    source = "section 5, Figure 3"
+    source = f"section 5, {figure}"
     robustness = np.array([median_robustness(member, name) for member in members])
     alignment = np.array([member.summary["median_alignment"] for member in members])
     keep = np.isfinite(robustness) & np.isfinite(alignment)
     if keep.sum() < FEWEST_MODELS:
-        return Claim(statement, "not tested", f"only {keep.sum()} models", source)
+        return Claim(statement, "not tested", f"only {keep.sum()} usable models", source)
     ranks = zscore(rankdata(alignment[keep]))
     # Spearman's coefficient under every order of up to 8 models, a sample of orders beyond
     result = permutation_test(
@@ -74,23 +96,49 @@ def alignment_saturates(members: Sequence[Member]) -> Claim:
     """On MNIST the growth of alignment levels off for the most robust models."""
     statement = "On MNIST alignment saturates: it stops growing for the most robust models"
     source = "section 5, Figure 3 (right)"
+    slopes, figure = _slopes(members, fewest=2 * FEWEST_MODELS)
+    if slopes is None:
+        return Claim(statement, "not tested", figure, source)
+    lower, upper = slopes
+    held = lower > 0 and upper < lower / 2
+    return Claim(
+        statement, "held" if held else "not held", f"{figure} (held if under half)", source
+    )
+
+
+def alignment_keeps_growing(members: Sequence[Member]) -> Claim:
+    """On ImageNet alignment grows with robustness over the whole range, without levelling off."""
+    statement = (
+        "On ImageNet alignment keeps growing with robustness over the whole range: it does not "
+        "level off"
+    )
+    source = "section 5, Figure 2"
+    slopes, figure = _slopes(members, fewest=FEWEST_FOR_SLOPES)
+    if slopes is None:
+        return Claim(statement, "not tested", figure, source)
+    lower, upper = slopes
+    held = lower > 0 and upper >= lower / 2
+    return Claim(
+        statement, "held" if held else "not held", f"{figure} (held if at least half)", source
+    )
+
+
+def _slopes(members: Sequence[Member], *, fewest: int) -> tuple[tuple[float, float] | None, str]:
+    """Growth of alignment in the less and in the more robust half of the models, and in words."""
     points = (
         (member.summary["median_linearized_robustness"], member.summary["median_alignment"])
         for member in members
     )
     points = sorted(point for point in points if np.isfinite(point).all())
-    if len(points) < 2 * FEWEST_MODELS:
-        return Claim(statement, "not tested", f"only {len(points)} models", source)
+    if len(points) < fewest:
+        return None, f"only {len(points)} usable models"
     robustness, alignment = np.array(points).T
     half = len(points) // 2
     lower = np.polyfit(robustness[:half], alignment[:half], 1)[0]
     upper = np.polyfit(robustness[half:], alignment[half:], 1)[0]
-    return Claim(
-        statement,
-        "held" if lower > 0 and upper < lower / 2 else "not held",
+    return (lower, upper), (
         f"slope of median alignment over median linearized robustness: {lower:.2f} in the less "
-        f"robust half of the models, {upper:.2f} in the more robust half (held if under half)",
-        source,
+        f"robust half of the models, {upper:.2f} in the more robust half"
     )
 
 
@@ -104,6 +152,7 @@ def linearization_predicts_attacks(members: Sequence[Member]) -> Claim:
                 member.alignment["linearized_robustness"], member.distance("carlini_wagner")
             )
             for member in members
+            if "carlini_wagner" in member.distances
         ],
         threshold=0.5,
     )
@@ -127,7 +176,7 @@ def _within_each(
 ) -> Claim:
     values = [value for value in correlations if np.isfinite(value)]
     if not values:
-        return Claim(statement, "not tested", "no model", source)
+        return Claim(statement, "not tested", "no usable model", source)
     return Claim(
         statement,
         "held" if min(values) > threshold else "not held",

@@ -120,7 +120,7 @@ PRESETS = {
         size=64,
         shorter_side=(66, 128),
         validation_side=64,
-        evaluated=64,
+        evaluated=32,
         attacked=16,
         iterative_bisections=6,
         carlini_wagner_steps=100,
@@ -156,7 +156,7 @@ def study(settings: Settings, preset: str, data_dir: Path | None) -> Study:
         name="ImageNet sample" if preset == "sample" else "ImageNet",
         lead=f"{SCALE[preset]} {len(settings.lambdas)} {settings.model} classifiers from "
         f"{_start(settings.weights)} weights, trained by double backpropagation for "
-        f"{settings.epochs} epochs on {train.examples:,} images at {settings.size} px "
+        f"{settings.epochs} {'epoch' if settings.epochs == 1 else 'epochs'} on {train.examples:,} images at {settings.size} px "
         f"({train.provenance.source}); {len(images):,} of {validation.examples:,} evaluation "
         f"images measured (the paper: 1,000), {settings.attacked:,} of them attacked. Distances "
         "are in pixel units of 0 to 255.",

@@ -334,7 +334,7 @@ def test_a_model_without_any_defined_robustness_is_no_extreme(mnist):
     assert words[-1] == "most robust, λ = 1,000"
 
 
-def test_image_grids_show_colour(rng):
+def test_image_grids_show_colour(rng, caplog):
     pictures = rng.random((2, 5, 6, 3))
     pictures[0, 0, 0] = 1 + 1e-7  # rounding
     maps = rng.normal(size=(2, 5, 6, 3))
@@ -342,6 +342,7 @@ def test_image_grids_show_colour(rng):
     first, second, third, fourth = image_grid([("image", pictures), ("map", maps)]).axes
     np.testing.assert_array_equal(shown(first), np.clip(pictures[0], 0, 1))
     np.testing.assert_array_equal(shown(second), pictures[1])
+    assert caplog.messages == []  # matplotlib complains of values above 1
     for axis, gradient in ((third, maps[0]), (fourth, maps[1])):
         np.testing.assert_allclose(shown(axis), gradient.sum(-1))
         low, high = axis.images[0].get_clim()
