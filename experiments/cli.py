@@ -13,7 +13,6 @@ from typing import Any
 
 import tyro
 
-from experiments.etmann2019.results import CohortError
 from reference_models import ModelFileError
 from tfrobust.attacks.foolbox import FoolboxError
 from tfrobust.checkpoints import DamagedCheckpointError
@@ -92,7 +91,6 @@ _STRATEGIES = ("auto", "one", "mirrored", "multi_worker")
 # what a user can mend; anything else is a fault of ours and keeps its traceback
 _EXPECTED = (
     OSError,
-    CohortError,
     CorruptImagesError,
     DamagedCheckpointError,
     FoolboxError,

@@ -109,9 +109,9 @@ class Settings:
 
 PRESETS = {
     "sample": Settings(
-        lambdas=(1e4, 3.162e5, 1e7),
+        lambdas=(1e4, 1e5, 1e6),
         epochs=1,
-        learning_rate=1e-3,
+        learning_rate=1e-4,
         momentum=0.9,
         epochs_per_decay=1,
         weights="random",
@@ -156,9 +156,9 @@ def study(settings: Settings, preset: str, data_dir: Path | None) -> Study:
         name="ImageNet sample" if preset == "sample" else "ImageNet",
         lead=f"{SCALE[preset]} {len(settings.lambdas)} {settings.model} classifiers from "
         f"{_start(settings.weights)} weights, trained by double backpropagation for "
-        f"{settings.epochs} {'epoch' if settings.epochs == 1 else 'epochs'} on {train.examples:,} images at {settings.size} px "
-        f"({train.provenance.source}); {len(images):,} of {validation.examples:,} evaluation "
-        f"images measured (the paper: 1,000), {settings.attacked:,} of them attacked. Distances "
+        f"{settings.epochs} epoch{'s' if settings.epochs > 1 else ''} on {train.examples:,} images "
+        f"at {settings.size} px ({train.provenance.source}); {len(images):,} of "
+        f"{validation.examples:,} evaluation images measured (the paper: 1,000), {settings.attacked:,} of them attacked. Distances "
         "are in pixel units of 0 to 255.",
         build=functools.partial(
             reference_models.build,

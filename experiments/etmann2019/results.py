@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.cli import InputError
+
 ATTACK_NAMES = {
     "gradient": "gradient attack",
     "basic_iterative": "l2 basic iterative",
@@ -17,7 +19,7 @@ ATTACK_NAMES = {
 }
 
 
-class CohortError(ValueError):
+class CohortError(InputError):
     """A folder holds no finished cohort."""
 
 
