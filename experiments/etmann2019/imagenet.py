@@ -157,9 +157,9 @@ def study(settings: Settings, preset: str, data_dir: Path | None) -> Study:
         lead=f"{SCALE[preset]} {len(settings.lambdas)} {settings.model} classifiers from "
         f"{_start(settings.weights)} weights, trained by double backpropagation for "
         f"{settings.epochs} epoch{'s' if settings.epochs > 1 else ''} on {train.examples:,} images "
-        f"at {settings.size} px ({train.provenance.source}); {len(images):,} of "
-        f"{validation.examples:,} evaluation images measured (the paper: 1,000), {settings.attacked:,} of them attacked. Distances "
-        "are in pixel units of 0 to 255.",
+        f"at {settings.size} px ({train.provenance.source}). {len(images):,} of "
+        f"{validation.examples:,} evaluation images are measured (the paper: 1,000), "
+        f"{settings.attacked:,} of them attacked. Distances are in pixel units of 0 to 255.",
         build=functools.partial(
             reference_models.build,
             settings.model,

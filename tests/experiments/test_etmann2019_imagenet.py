@@ -46,7 +46,7 @@ def test_a_finished_run(finished):
     cohort = read(finished)
     assert cohort.name == "ImageNet sample"
     assert "not the study" in cohort.lead
-    assert "9 of 20 evaluation images measured" in cohort.lead
+    assert "9 of 20 evaluation images are measured" in cohort.lead
     assert [member.weight for member in cohort.members] == [100.0]
     assert cohort.pictures.shape == (8, 32, 32, 3)
     assert 0 <= cohort.pictures.min() < cohort.pictures.max() <= 1
