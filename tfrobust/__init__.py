@@ -13,6 +13,7 @@ from tfrobust.differentiate import (
     vjp,
 )
 from tfrobust.objectives import AlignmentPenalty, CrossEntropy, DoubleBackprop, WeightDecay
+from tfrobust.sketch import GradientGaps, gradient_gaps
 from tfrobust.training import evaluate, fit
 
 __all__ = [
@@ -21,12 +22,14 @@ __all__ = [
     "CrossEntropy",
     "Decomposition",
     "DoubleBackprop",
+    "GradientGaps",
     "MinimalPerturbation",
     "NotLogitsError",
     "WeightDecay",
     "decompose",
     "evaluate",
     "fit",
+    "gradient_gaps",
     "input_gradient",
     "jacobian",
     "jvp",
