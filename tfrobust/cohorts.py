@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -53,9 +55,12 @@ def map_cohort(
     if scheduler is None:
         return [function(member) for member in members]
     from distributed import Client, as_completed
+    from distributed.comm import get_address_host_port
     from distributed.scheduler import KilledWorker
 
     try:
+        # asked first: a client that did not connect can lock up the next one when it is collected
+        _knock(get_address_host_port(scheduler, strict=True), timeout)
         client = Client(scheduler, timeout=timeout)
     except (OSError, ValueError) as error:
         raise SchedulerError(
@@ -84,6 +89,19 @@ def map_cohort(
             ) from error
         finally:
             client.cancel(futures)
+
+
+def _knock(address: tuple[str, int], timeout: float) -> None:
+    """Return once something listens at an address; OSError if nothing does in time."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection(address, max(deadline - time.monotonic(), 0.1)).close()
+            return
+        except OSError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.2)
 
 
 def _alone(function: Callable[[Any], Any], member: Any) -> Any:
