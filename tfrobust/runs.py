@@ -109,10 +109,8 @@ class Run:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write plain data atomically; NumPy numbers and arrays become plain."""
-        if is_chief():
-            with atomic_path(self.path(name)) as temporary:
-                temporary.write_text(json.dumps(value, indent=2, default=_plain) + "\n")
-        chief_says(0)
+        text = json.dumps(value, indent=2, default=_plain) + "\n"
+        self._write(name, lambda path: path.write_text(text))
 
     def read_json(self, name: str) -> Any:
         """Raises: RunFolderError where the record is damaged or missing."""
@@ -140,10 +138,7 @@ class Run:
         path = self.path(name)
         if not self.has(name):
             frame = make()
-            if is_chief():
-                with atomic_path(path) as temporary:
-                    frame.to_parquet(temporary, index=False)
-            chief_says(0)
+            self._write(name, lambda temporary: frame.to_parquet(temporary, index=False))
         try:
             return pd.read_parquet(path)
         except Exception as error:  # pyarrow raises many kinds
@@ -161,10 +156,7 @@ class Run:
         path = self.path(name)
         if not self.has(name):
             arrays = make()
-            if is_chief():
-                with atomic_path(path) as temporary:
-                    np.savez_compressed(temporary, **arrays)
-            chief_says(0)
+            self._write(name, lambda temporary: np.savez_compressed(temporary, **arrays))
         try:
             with np.load(path, allow_pickle=False) as archive:
                 return {key: archive[key] for key in archive.files}
@@ -172,6 +164,13 @@ class Run:
             raise RunFolderError(
                 f"the arrays {path} cannot be read ({error}). Delete the file to make it again."
             ) from error
+
+    def _write(self, name: str, write: Callable[[Path], Any]) -> None:
+        """Let the first host write `name`, whole or not at all; the others wait until it has."""
+        if is_chief():
+            with atomic_path(self.path(name)) as temporary:
+                write(temporary)
+        chief_says(0)
 
     def has(self, name: str) -> bool:
         """Whether a step is finished; hosts take the first one's word, which also holds them."""
