@@ -1,0 +1,162 @@
+"""The largest ball in which no margin can vanish, by linear bounds with residuals in l2.
+
+Behind every kink that can matter in the ball a step is a line plus a residual; a residual costs at
+most <weight, element's change>, and the changes are bounded one by one and together in l2. That is
+tighter than bounding every element by its own worst case (as CROWN does in an l2 ball), and than
+the product of norms, which it never falls below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfrobust import norms
+from tfrobust.bounds.network import Network
+from tfrobust.bounds.operations import over_margins
+from tfrobust.bounds.walker import INPUT, walk
+
+__all__ = ["MARGINS", "forward", "largest_ball"]
+
+# margins that are followed back at a time
+MARGINS = 16
+# of everything that is taken off a margin: covers single precision in these very sums
+SLACK = 1e-3
+HALVINGS = 8
+
+
+def forward(network: Network, x: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """In a graph: every step's value, and a bound of the logits' rounding errors (batch, classes)."""
+    values: list[tf.Tensor] = []
+    errors: list[tf.Tensor] = []
+    sources = [*values]
+    for step, operation in zip(network.steps, network.operations, strict=True):
+        sources = [x if at == INPUT else values[at] for at in step.inputs]
+        before = [tf.zeros_like(x) if at == INPUT else errors[at] for at in step.inputs]
+        output = operation.apply(sources)
+        values.append(output)
+        errors.append(operation.rounding(sources, output, before) * tf.ones_like(output))
+    return values, errors[-1]
+
+
+def largest_ball(network: Network) -> Callable[[keras.Model], Callable[..., tf.Tensor]]:
+    """A builder for `compiled`: see `run`."""
+
+    def build(logits: keras.Model) -> Callable[..., tf.Tensor]:
+        def run(
+            x: tf.Tensor,
+            start: tf.Tensor,
+            errors: tf.Tensor,
+            predicted: tf.Tensor,
+            steps: tf.Tensor,
+            shortcuts: tf.Tensor,
+            first: tf.Tensor,
+        ) -> tf.Tensor:
+            """The largest radius (batch,) found at which `MARGINS` margins stay positive.
+
+            Args:
+                x: (batch, *input).
+                start: (batch,), radii known to be safe.
+                errors: (batch, classes), of the logits.
+                predicted: (batch,).
+                steps, shortcuts: of `Constants`, float32, rounded up.
+                first: the first of the margins, counted without the predicted class.
+            """
+            values, _ = forward(network, x)
+            margin, cotangent = _margins(values[-1], errors, predicted, first)
+            slope, _ = _worst(network, x, values, start, steps, shortcuts, margin, cotangent)
+
+            def halve(step: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> Any:
+                middle = tf.sqrt(low * high)
+                _, left = _worst(network, x, values, middle, steps, shortcuts, margin, cotangent)
+                safe = left > 0
+                return step + 1, tf.where(safe, middle, low), tf.where(safe, high, middle)
+
+            # no ball is larger than a linear network's would be
+            farthest = tf.reduce_min(tf.maximum(margin, 0.0) / tf.maximum(slope, 1e-30), axis=1)
+            farthest = tf.maximum(farthest, start)
+            # not from zero: the middle is a geometric mean
+            low = tf.maximum(start, 1e-6 * farthest)
+            state = (tf.constant(0), low, farthest)
+            _, found, _ = tf.while_loop(lambda step, *_: step < HALVINGS, halve, state)
+            return tf.where(found > low, found, start)
+
+        return run
+
+    return build
+
+
+def _margins(
+    logits: tf.Tensor, errors: tf.Tensor, predicted: tf.Tensor, first: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Margins (batch, M) less rounding, infinite past the last class, and their cotangents."""
+    classes = logits.shape[1]
+    count = min(MARGINS, classes - 1)
+    place = first + tf.range(count)[None]
+    other = place + tf.cast(place >= predicted[:, None], tf.int32)
+    own = tf.one_hot(predicted, classes)
+    others = tf.one_hot(other, classes)
+    cotangent = own[:, None] - others
+    # own and other error at x, and once more where the attacker's image is evaluated
+    lost = 2 * tf.einsum("bmc,bc->bm", tf.abs(cotangent), errors)
+    margin = tf.einsum("bmc,bc->bm", cotangent, logits) - lost
+    return tf.where(place < classes - 1, margin, tf.constant(float("inf"))), cotangent
+
+
+def _worst(
+    network: Network,
+    x: tf.Tensor,
+    values: list[tf.Tensor],
+    radius: tf.Tensor,
+    steps: tf.Tensor,
+    shortcuts: tf.Tensor,
+    margin: tf.Tensor,
+    cotangent: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """How fast margins fall along the linear part (batch, M), and the least that is left (batch,)."""
+    reaches, changes = [], []
+
+    def at(results: list[tf.Tensor], of_input: tf.Tensor, index: int) -> tf.Tensor:
+        return of_input if index == INPUT else results[index]
+
+    every = norms.per_example(radius, x) * tf.ones_like(x)
+    inputs = []
+    for number, (step, operation) in enumerate(zip(network.steps, network.operations, strict=True)):
+        given = (
+            [at(values, x, k) for k in step.inputs],
+            [at(changes, every, k) for k in step.inputs],
+            [at(reaches, radius, k) for k in step.inputs],
+            steps[number],
+        )
+        inputs.append(given)
+        reach = operation.reach(given[2], steps[number])
+        if network.sources[number] is not None:
+            source = at(reaches, radius, network.sources[number])
+            reach = tf.minimum(reach, shortcuts[number] * source)
+        change = tf.minimum(
+            operation.spread(*given) * tf.ones_like(values[number]),
+            norms.per_example(reach, values[number]),
+        )
+        changes.append(change)
+        reaches.append(tf.minimum(reach, norms.norm(change)))
+
+    waiting = {len(network.steps) - 1: cotangent}
+    lost = tf.zeros_like(margin)
+    least = tf.fill(tf.shape(margin), tf.constant(float("inf")))
+    for number in reversed(range(len(network.steps))):
+        if number not in waiting:
+            continue
+        pulled, cost = network.operations[number].pull(*inputs[number], waiting.pop(number))
+        lost = lost + cost
+        for source, part in zip(network.steps[number].inputs, pulled, strict=True):
+            waiting[source] = waiting[source] + part if source in waiting else part
+        if len(waiting) == 1:  # everything passes through here: stop, or go on
+            place, gradient = next(iter(waiting.items()))
+            length = over_margins(norms.norm, gradient)
+            total = lost + length * at(reaches, radius, place)[:, None]
+            least = tf.minimum(least, total)
+    # the last place is the input, whose gradient is the linear part
+    return length, tf.reduce_min(margin - (1 + SLACK) * least, axis=1)

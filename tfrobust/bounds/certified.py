@@ -1,0 +1,173 @@
+"""Sound lower bounds: margins over Lipschitz constants, then tightened in a ball about x."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrobust.batches import in_batches
+from tfrobust.bounds import registry
+from tfrobust.bounds.ball import MARGINS, forward, largest_ball
+from tfrobust.bounds.network import Constants, Network
+from tfrobust.bounds.result import LayerKappa, RobustnessBound
+from tfrobust.bounds.walker import walk
+from tfrobust.differentiate import compiled
+
+__all__ = ["certified"]
+
+# networks that are tightened unless the caller says otherwise
+FEW_CLASSES, FEW_KINKS = 20, 16
+# a proven rounding error may take this share of a margin; else the error is estimated
+TOLERATED = 5e-2
+# numbers that tightening may hold at a time, in all
+WORKING_SET = 2e8
+
+
+def certified(
+    model: keras.Model, x: np.ndarray, tighten: bool | None, batch_size: int
+) -> RobustnessBound:
+    """See `tfrobust.bounds.robustness`."""
+    network = _network(model, x)
+    constants = network.constants()
+    evaluate = compiled(model, ("bounds", "forward", registry.changes()), _evaluate(network), x)
+    logits, errors = in_batches(evaluate, x, batch_size=batch_size, description="margins")
+    if not np.isfinite(logits).all():
+        bad = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
+        raise ValueError(f"the logits of example {bad} are not finite: no bound can be given")
+    predicted = logits.argmax(axis=1).astype(np.int32)
+    margins = _differences(logits, predicted)
+    doubt = 2 * (np.take_along_axis(errors, predicted[:, None], 1) + errors)
+    least = _without_own(margins, predicted).min(axis=1)
+    proved = _without_own(doubt, predicted).max(axis=1) <= TOLERATED * np.maximum(least, 1e-30)
+    if not proved.all():
+        estimate = _estimated(evaluate, x[~proved], logits[~proved], batch_size)
+        errors[~proved] = estimate[:, None]
+        doubt[~proved] = 4 * estimate[:, None]
+
+    radius = _global(margins, doubt, predicted, constants, network)
+    kappas = tuple(
+        LayerKappa(
+            step.name,
+            step.kind,
+            operation.rule,
+            _times(radius, max(constants.reach[source] for source in step.inputs)),
+        )
+        for step, operation in zip(network.steps, network.operations, strict=True)
+    )
+    kinks = sum(not operation.linear for operation in network.operations)
+    if tighten is None:
+        tighten = logits.shape[1] <= FEW_CLASSES and kinks <= FEW_KINKS
+    bound = radius.astype(np.float32)
+    if tighten and kinks:
+        bound = _tightened(model, network, constants, x, bound, errors, predicted, batch_size)
+    return RobustnessBound(
+        bound=np.nextafter(bound, np.float32(0)),
+        predicted=predicted,
+        margin=least.astype(np.float32),
+        layers=kappas,
+        rounding=_without_own(doubt, predicted).max(axis=1).astype(np.float32),
+        proved_in_float32=proved,
+        rules="certified",
+        tightened=bool(tighten),
+    )
+
+
+def _network(model: keras.Model, x: np.ndarray) -> Network:
+    """The network's operations, made once for a model and the rules that are registered."""
+    # the compiled functions hold it; building again costs a walk only
+    return Network(walk(model, x[:1]))
+
+
+def _evaluate(network: Network) -> Callable[[keras.Model], Callable[..., Any]]:
+    def build(logits: keras.Model) -> Callable[..., Any]:
+        def run(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            values, errors = forward(network, rows)
+            return values[-1], errors
+
+        return run
+
+    return build
+
+
+def _differences(logits: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    own = np.take_along_axis(logits, predicted[:, None], 1)
+    return own.astype(np.float64) - logits
+
+
+def _without_own(values: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """(batch, classes) -> (batch, classes - 1)."""
+    keep = np.arange(values.shape[1])[None] != predicted[:, None]
+    return values[keep].reshape(len(values), -1)
+
+
+def _global(
+    margins: np.ndarray,
+    doubt: np.ndarray,
+    predicted: np.ndarray,
+    constants: Constants,
+    network: Network,
+) -> np.ndarray:
+    slopes = constants.pairs[predicted] * constants.reach[network.tail] * (1 + 1e-6)
+    left = np.maximum(margins - doubt, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        radii = np.where(slopes > 0, left / slopes, np.where(left > 0, np.inf, 0.0))
+    return _without_own(radii, predicted).min(axis=1)
+
+
+def _times(radius: np.ndarray, reach: float) -> np.ndarray:
+    # nothing can change the class behind a layer that passes nothing on
+    return np.where(np.isinf(radius), np.inf, radius * reach).astype(np.float32)
+
+
+def _estimated(
+    evaluate: Callable[..., Any], x: np.ndarray, logits: np.ndarray, batch_size: int
+) -> np.ndarray:
+    """What rounding does to the logits (batch,), seen by moving inputs by a rounding error."""
+    rng = np.random.default_rng(0)
+    largest = np.zeros(len(x))
+    for _ in range(2):
+        moved = x * (1 + np.float32(2.0**-23) * rng.choice(np.float32([-1, 1]), x.shape))
+        other, _ = in_batches(evaluate, moved, batch_size=batch_size)
+        largest = np.maximum(largest, np.abs(other - logits).max(axis=1))
+    return 4 * largest + 2.0**-22 * np.abs(logits).max(axis=1)
+
+
+def _tightened(
+    model: keras.Model,
+    network: Network,
+    constants: Constants,
+    x: np.ndarray,
+    radius: np.ndarray,
+    errors: np.ndarray,
+    predicted: np.ndarray,
+    batch_size: int,
+) -> np.ndarray:
+    classes = errors.shape[1]
+    key = ("bounds", "ball", registry.changes())
+    run = compiled(model, key, largest_ball(network), x, rowwise=4)
+    steps = tf.constant(_rounded_up(constants.steps))
+    shortcuts = tf.constant(_rounded_up(constants.shortcuts))
+    widest = max(int(np.prod(step.output_shape)) for step in network.steps)
+    rows = int(max(1, min(batch_size, WORKING_SET / (widest * 8 * min(MARGINS, classes - 1)))))
+    start = np.where(np.isfinite(radius), radius, 0).astype(np.float32)
+    best = np.full(len(x), np.inf, np.float32)
+    for first in range(0, classes - 1, MARGINS):
+        found = in_batches(
+            lambda *each, first=first: run(*each, steps, shortcuts, tf.constant(first)),
+            x,
+            start,
+            errors.astype(np.float32),
+            predicted,
+            batch_size=rows,
+            description="tightening",
+        )
+        best = np.minimum(best, found)
+    return np.where(np.isinf(radius), radius, np.maximum(best, start))
+
+
+def _rounded_up(values: np.ndarray) -> np.ndarray:
+    return np.nextafter(values.astype(np.float32), np.float32(np.inf))

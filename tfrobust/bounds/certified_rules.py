@@ -1,0 +1,213 @@
+"""The sound rules: which operation each Keras layer is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfrobust.bounds.linear import (
+    Convolutional,
+    Dense,
+    Pooling,
+    Scaling,
+    Shuffle,
+    batch_normalisation_factors,
+    rescaling_factors,
+)
+from tfrobust.bounds.nonlinear import Elementwise, MaxPooling, activation_of, sliding_windows
+from tfrobust.bounds.normalisation import ResponseNormalisation
+from tfrobust.bounds.operations import Addition, Concatenation, Lipschitz, Operation
+from tfrobust.bounds.operator_norms import (
+    ISOMETRIES,
+    operator_norm_upper_bound,
+    zeros_around,
+)
+from tfrobust.bounds.registry import find_rule, register_rule, unsupported
+from tfrobust.bounds.walker import Step, UnsupportedLayerError
+from tfrobust.layers import LocalResponseNormalization, LpPooling2D
+
+__all__ = ["operation_of"]
+
+layers = keras.layers
+
+
+def operation_of(step: Step) -> Operation:
+    """The step as the certified rules see it.
+
+    Raises:
+        UnsupportedLayerError: no rule covers it.
+        ValueError: a registered rule returned no positive number.
+    """
+    rule = find_rule(step, "certified")
+    if rule is None:
+        activation = activation_of(step.layer)
+        if activation is None:
+            raise unsupported(step, "certified")
+        return Elementwise(activation, step.kind)
+    shapes = step.input_shapes
+    found = rule(step.layer, shapes[0] if len(shapes) == 1 else list(shapes))
+    if isinstance(found, Operation):
+        return found
+    if not 0 <= float(found) < math.inf:
+        raise ValueError(
+            f"the rule of layer {step.name!r} ({step.kind}) gave {found!r}; a Lipschitz constant, "
+            "finite and not negative, is needed"
+        )
+    return Lipschitz(step.layer, found, step.output_shape, f"Lipschitz constant {found:.4g}")
+
+
+@register_rule(layers.Dense)
+def _dense(layer: Any, shape: Any) -> Operation:
+    return Dense(layer, lambda: operator_norm_upper_bound(layer, shape), "spectral norm")
+
+
+@register_rule(layers.Conv1D)
+@register_rule(layers.Conv2D)
+@register_rule(layers.DepthwiseConv1D)
+@register_rule(layers.DepthwiseConv2D)
+def _convolution(layer: Any, shape: Any) -> Operation:
+    return Convolutional(
+        layer, lambda: operator_norm_upper_bound(layer, shape), "operator norm of the convolution"
+    )
+
+
+@register_rule(layers.BatchNormalization)
+def _batch_normalisation(layer: Any, shape: Any) -> Operation:
+    axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
+    if axis not in (-1, len(shape)):
+        raise UnsupportedLayerError(
+            f"batch normalisation {layer.name!r} over axis {axis}: only the last is supported"
+        )
+    return Scaling(
+        layer,
+        lambda: operator_norm_upper_bound(layer, shape),
+        "largest |gamma| / sqrt(variance + epsilon)",
+        lambda: batch_normalisation_factors(layer),
+    )
+
+
+@register_rule(layers.Rescaling)
+@register_rule(layers.Normalization)
+def _rescaling(layer: Any, shape: Any) -> Operation:
+    return Scaling(
+        layer,
+        lambda: operator_norm_upper_bound(layer, shape),
+        "largest scale",
+        lambda: rescaling_factors(layer),
+    )
+
+
+@register_rule(layers.AveragePooling1D)
+@register_rule(layers.AveragePooling2D)
+def _average_pooling(layer: Any, shape: Any) -> Operation:
+    if layer.data_format != "channels_last":
+        raise UnsupportedLayerError(f"layer {layer.name!r}: only channels_last is supported")
+    fewest = 1
+    for size, pool, stride in zip(shape[:-1], layer.pool_size, layer.strides, strict=True):
+        before, after = zeros_around(layer.padding, size, pool, stride)
+        last = ((size + before + after - pool) // stride) * stride - before
+        fewest *= min(pool - before, size - last, pool)
+    return Pooling(
+        layer,
+        lambda: operator_norm_upper_bound(layer, shape),
+        "operator norm of the average",
+        terms=math.prod(layer.pool_size),
+        row=1 / math.sqrt(fewest),
+    )
+
+
+@register_rule(layers.GlobalAveragePooling1D)
+@register_rule(layers.GlobalAveragePooling2D)
+def _global_average(layer: Any, shape: Any) -> Operation:
+    count = math.prod(shape[:-1])
+    return Pooling(
+        layer,
+        lambda: operator_norm_upper_bound(layer, shape),
+        "1 / root of the positions",
+        terms=count,
+        row=1 / math.sqrt(count),
+    )
+
+
+def _isometry(layer: Any, shape: Any) -> Operation:
+    return Shuffle(layer, "no element changes")
+
+
+for _type in ISOMETRIES:
+    register_rule(_type)(_isometry)
+
+
+@register_rule(layers.MaxPooling1D)
+@register_rule(layers.MaxPooling2D)
+def _max_pooling(layer: Any, shape: Any) -> Operation:
+    if layer.data_format != "channels_last":
+        raise UnsupportedLayerError(f"layer {layer.name!r}: only channels_last is supported")
+    pool, strides = tuple(layer.pool_size), tuple(layer.strides)
+    padding = tuple(
+        zeros_around(layer.padding, size, p, s)
+        for size, p, s in zip(shape[:-1], pool, strides, strict=True)
+    )
+    return MaxPooling(
+        layer, sliding_windows(pool, strides, padding), _overlap(shape, pool, strides, padding)
+    )
+
+
+@register_rule(layers.GlobalMaxPooling1D)
+@register_rule(layers.GlobalMaxPooling2D)
+def _global_max(layer: Any, shape: Any) -> Operation:
+    sizes = tuple(shape[:-1])
+    sliding = sliding_windows(sizes, sizes, ((0, 0),) * len(sizes))
+
+    def windows(x: Any, fill: Any) -> Any:
+        found = sliding(x, fill)
+        return found if layer.keepdims else tf.squeeze(found, list(range(1, len(sizes) + 1)))
+
+    return MaxPooling(layer, windows, 1)
+
+
+@register_rule(LpPooling2D)
+def _lp_pooling(layer: Any, shape: Any) -> Operation:
+    pool, strides = tuple(layer.pool_size), tuple(layer.strides)
+    padding = tuple(
+        zeros_around(layer.padding, size, p, s)
+        for size, p, s in zip(shape[:-1], pool, strides, strict=True)
+    )
+    overlap = _overlap(shape, pool, strides, padding)
+    # ||.||_p <= n^(1/p - 1/2) ||.||_2 over n entries where p < 2
+    steep = max(1.0, math.prod(pool) ** (1 / float(layer.p) - 0.5))
+    output = layer.compute_output_shape((None, *shape))[1:]
+    return Lipschitz(
+        layer, steep * math.sqrt(overlap), output, f"lp pooling: root of {overlap} windows an input"
+    )
+
+
+@register_rule(LocalResponseNormalization)
+def _response_normalisation(layer: Any, shape: Any) -> Operation:
+    return ResponseNormalisation(layer)
+
+
+@register_rule(layers.Add)
+def _addition(layer: Any, shapes: Any) -> Operation:
+    if any(shape != shapes[0] for shape in shapes):
+        raise UnsupportedLayerError(
+            f"layer {layer.name!r} adds tensors of different shapes {shapes}"
+        )
+    return Addition()
+
+
+@register_rule(layers.Concatenate)
+def _concatenation(layer: Any, shapes: Any) -> Operation:
+    axis = layer.axis if layer.axis > 0 else len(shapes[0]) + 1 + layer.axis
+    return Concatenation(axis, [shape[axis - 1] for shape in shapes])
+
+
+def _overlap(shape: Any, pool: Any, strides: Any, padding: Any) -> int:
+    """The largest number of windows that an input lies in."""
+    most = 1
+    for size, p, s, (before, after) in zip(shape[:-1], pool, strides, padding, strict=True):
+        starts = range(-before, size + after - p + 1, s)
+        most *= max(sum(first <= place < first + p for first in starts) for place in range(size))
+    return most

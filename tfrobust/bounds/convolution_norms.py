@@ -1,0 +1,225 @@
+"""Proven upper bounds of a convolution's operator norm for its input size, stride and padding.
+
+Small convolutions are written out as matrices: Lanczos proposes a norm and a Cholesky
+factorization of a little more than it proves it. Large ones are submatrices of (twisted) circulant
+operators, whose norm is the largest over frequencies (Sedghi et al. 2019). Everything is computed
+in double precision; `SLACK` covers its rounding.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+import scipy.sparse.linalg
+
+__all__ = ["Convolution", "convolution_norm", "gram_norm", "largest_singular_value"]
+
+# relative; the factorizations here err by less than their size times 1e-16
+SLACK = 1e-9
+# operations that writing out a matrix and factorizing it may cost: a matrix of about 3,100 rows
+DENSE_COST = 3e10
+# for each twist of the grid of frequencies
+SPECTRAL_COST = 2e10
+
+
+class Convolution(NamedTuple):
+    """A two-dimensional cross-correlation without its bias."""
+
+    kernel: np.ndarray
+    """(height, width, inputs of one group, outputs of one group, groups) float64."""
+    size: tuple[int, int]
+    """Height and width of the input."""
+    strides: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    """Zeros before and after, for height and width."""
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        reach = [(k - 1) * d + 1 for k, d in zip(self.kernel.shape[:2], self.dilation, strict=True)]
+        return tuple(
+            (n + sum(p) - r) // s + 1
+            for n, p, r, s in zip(self.size, self.padding, reach, self.strides, strict=True)
+        )
+
+
+def convolution_norm(convolution: Convolution) -> float:
+    """An upper bound of the largest singular value, at most a few percent above it."""
+    kernel = convolution.kernel
+    if not kernel.any():
+        return 0.0
+    inputs, outputs, groups = kernel.shape[2:]
+    rows = min(math.prod(convolution.size) * inputs, math.prod(convolution.output_size) * outputs)
+    if groups * float(rows) ** 3 <= DENSE_COST:
+        return max(_matrix_norm(convolution, group) for group in range(groups))
+    return max(_spectral_norm(convolution, group) for group in range(groups))
+
+
+def largest_singular_value(matrix: np.ndarray) -> float:
+    """An upper bound of a dense matrix's norm, exact but for rounding. Raises: LinAlgError."""
+    matrix = np.asarray(matrix, np.float64)
+    if min(matrix.shape) > 64:
+        return gram_norm(matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix)
+    return float(np.linalg.norm(matrix, 2)) * (1 + SLACK)
+
+
+def gram_norm(gram: np.ndarray) -> float:
+    """An upper bound of the norm of a matrix whose Gram matrix this is."""
+    gram = np.asarray(gram, np.float64)
+    count = len(gram)
+    scale = float(np.trace(gram))
+    if scale == 0:
+        return 0.0
+    if count <= 256:
+        return math.sqrt(max(float(np.linalg.eigvalsh(gram)[-1]), 0) + SLACK * scale / count)
+    guess = float(
+        scipy.sparse.linalg.eigsh(
+            gram, k=1, tol=1e-5, v0=np.random.default_rng(0).random(count), ncv=min(40, count)
+        )[0][0]
+    )
+    for excess in (1e-4, 1e-3, 1e-2):
+        bound = guess * (1 + excess)
+        # positive definite only if no eigenvalue exceeds the bound
+        if scipy.linalg.lapack.dpotrf(bound * np.eye(count) - gram, overwrite_a=True)[1] == 0:
+            return math.sqrt(bound) * (1 + SLACK)
+    return math.sqrt(float(np.linalg.eigvalsh(gram)[-1])) * (1 + SLACK)
+
+
+def _matrix_norm(convolution: Convolution, group: int) -> float:
+    matrix = written_out(convolution, group)
+    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    return gram_norm(gram.toarray())
+
+
+def written_out(convolution: Convolution, group: int = 0) -> scipy.sparse.csr_matrix:
+    """The sparse matrix (outputs, inputs) of one group."""
+    total = None
+    for row, column in np.ndindex(*convolution.kernel.shape[:2]):
+        places = scipy.sparse.kron(
+            _tap(convolution, 0, row), _tap(convolution, 1, column), format="csr"
+        )
+        weights = convolution.kernel[row, column, :, :, group].T
+        part = scipy.sparse.kron(places, weights, format="csr")
+        total = part if total is None else total + part
+    return total
+
+
+def _tap(convolution: Convolution, axis: int, tap: int) -> scipy.sparse.csr_matrix:
+    """Which input of one axis each output reads through one tap: (outputs, inputs) of 0 and 1."""
+    count, size = convolution.output_size[axis], convolution.size[axis]
+    outputs = np.arange(count)
+    reads = outputs * convolution.strides[axis] + tap * convolution.dilation[axis]
+    reads = reads - convolution.padding[axis][0]
+    inside = (reads >= 0) & (reads < size)
+    return scipy.sparse.csr_matrix(
+        (np.ones(inside.sum()), (outputs[inside], reads[inside])), shape=(count, size)
+    )
+
+
+def _spectral_norm(convolution: Convolution, group: int) -> float:
+    """The smallest norm, over a few twists, of circulant operators that contain this one."""
+    kernel = convolution.kernel[..., group]
+    grids = []
+    for axis in (0, 1):
+        kernel, size = _with_stride_one(kernel, convolution, axis)
+        grids.append(size)
+    taps = kernel.shape[:2]
+    if taps == (1, 1):
+        return largest_singular_value(kernel[0, 0])
+    twists = [(0.0, math.pi) if count > 1 else (0.0,) for count in taps]
+    if math.prod(grids) / 2 * min(kernel.shape[2:]) ** 3 > SPECTRAL_COST:
+        twists = [(0.0,), (0.0,)]
+    return min(_over_frequencies(kernel, grids, twist) for twist in itertools.product(*twists))
+
+
+def _with_stride_one(
+    kernel: np.ndarray, convolution: Convolution, axis: int
+) -> tuple[np.ndarray, int]:
+    """An equal kernel with stride and dilation 1 along an axis, and a period it fits into.
+
+    A stride becomes channels, one for each phase of the input; a dilated convolution is several
+    that do not meet, one for each remainder of the position.
+    """
+    taps = kernel.shape[axis]
+    stride, dilation = convolution.strides[axis], convolution.dilation[axis]
+    before = convolution.padding[axis][0]
+    inputs, outputs = convolution.size[axis], convolution.output_size[axis]
+    if dilation > 1:
+        offsets = [
+            (before + (first - before) % dilation - first) // dilation for first in range(dilation)
+        ]
+        inputs, outputs = -(-inputs // dilation), -(-outputs // dilation)
+        return kernel, max(max(inputs + p, outputs + taps - 1 - p) for p in offsets)
+    if stride > 1:
+        moved = np.moveaxis(kernel, axis, 0)
+        shift, phase = np.divmod(np.arange(taps) - before, stride)
+        before = -int(shift.min())
+        # (taps, phases, other taps, inputs, outputs)
+        phases = np.zeros((int(shift.max()) + before + 1, stride, *moved.shape[1:]))
+        phases[shift + before, phase] = moved
+        taps, inputs = len(phases), -(-inputs // stride)
+        phases = np.moveaxis(phases, 1, 2)  # (taps, other taps, phases, inputs, outputs)
+        kernel = phases.reshape(*phases.shape[:2], -1, phases.shape[-1])
+        kernel = np.moveaxis(kernel, 0, axis)
+    # positions that wrap around the period must miss every input
+    return kernel, max(inputs + before, outputs + taps - 1 - before)
+
+
+def _over_frequencies(kernel: np.ndarray, grids: list[int], twist: tuple[float, float]) -> float:
+    """The largest norm of the kernel's Fourier transform over a grid of frequencies."""
+    # conjugate frequencies have the same norm: half of the first axis is enough
+    counts = (grids[0] // 2 + 1, grids[1])
+    waves = [
+        np.exp(-1j * np.outer((2 * math.pi * np.arange(count) + angle) / grid, np.arange(taps)))
+        for count, grid, angle, taps in zip(counts, grids, twist, kernel.shape[:2], strict=True)
+    ]
+    half = np.einsum("fa,abio->fbio", waves[0], kernel)
+    best = 0.0
+    for block in _blocks(half, waves[1]):
+        best = max(best, _largest_norm(block, best))
+    return best * (1 + SLACK)
+
+
+def _blocks(half: np.ndarray, waves: np.ndarray) -> Iterator[np.ndarray]:
+    """The transform in pieces of about 100 MB: (frequencies, inputs, outputs)."""
+    per_row = waves.shape[0] * half.shape[2] * half.shape[3] * 16
+    rows = max(1, int(1e8 // per_row))
+    for start in range(0, len(half), rows):
+        block = np.einsum("fbio,gb->fgio", half[start : start + rows], waves)
+        yield block.reshape(-1, *block.shape[2:])
+
+
+def _largest_norm(matrices: np.ndarray, floor: float) -> float:
+    """An upper bound of the largest norm among complex matrices, or `floor` where none exceeds it.
+
+    Gram iteration (Delattre et al. 2023): the Frobenius norm of a power of the Gram matrix bounds
+    that power's eigenvalues from above, and divided by the root of its size from below.
+    """
+    if matrices.shape[1] > matrices.shape[2]:
+        matrices = np.swapaxes(matrices, 1, 2)
+    size = matrices.shape[1]
+    if size <= 16:
+        return float(np.linalg.norm(matrices, 2, axis=(1, 2)).max())
+    power = matrices @ np.conj(np.swapaxes(matrices, 1, 2))
+    logs = np.zeros(len(power))  # the true power is exp(logs) times the kept one
+    exponent = 1.0
+    while True:
+        norms = np.linalg.norm(power, axis=(1, 2))
+        alive = norms > 0
+        power, logs, norms = power[alive], logs[alive], norms[alive]
+        if not len(power):
+            return floor
+        upper = np.exp((logs + np.log(norms)) / (2 * exponent))
+        lower = upper / size ** (1 / (4 * exponent))
+        worthwhile = upper > max(floor, lower.max())
+        if exponent >= 512 or not worthwhile.any():
+            return max(floor, float(upper.max()))
+        power, logs, norms = power[worthwhile], logs[worthwhile], norms[worthwhile]
+        power = power / norms[:, None, None]
+        power, logs, exponent = power @ power, 2 * (logs + np.log(norms)), 2 * exponent

@@ -1,0 +1,210 @@
+"""Linear layers as the certified rules see them: norms, rows, magnitudes and adjoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrobust import norms
+from tfrobust.bounds.operations import UNIT_ROUNDOFF, Operation, over_margins
+from tfrobust.logits import WithoutActivation
+
+__all__ = [
+    "Affine",
+    "Convolutional",
+    "Dense",
+    "Pooling",
+    "Scaling",
+    "Shuffle",
+]
+
+
+class Affine(Operation):
+    """A layer x -> A x + b; its activation is left out.
+
+    Attributes:
+        layer: the Keras layer.
+        norm: an upper bound of A's norm, from `operator_norms`.
+        terms: products that one output sums up.
+    """
+
+    linear = True
+    terms = 1
+
+    def __init__(self, layer: Any, norm: Callable[[], float], rule: str):
+        self.layer, self.norm, self.rule = layer, norm, rule
+        fused = getattr(layer, "activation", None) not in (None, keras.activations.linear)
+        self.function = WithoutActivation(layer) if fused else layer
+
+    def constant(self) -> float:
+        return self.norm()
+
+    def apply(self, values):
+        return (
+            self.function(values[0], training=False) if self._trains() else self.function(values[0])
+        )
+
+    def _trains(self) -> bool:
+        return bool(getattr(self.layer, "_call_has_training_arg", False)) and not isinstance(
+            self.function, WithoutActivation
+        )
+
+    def magnitude(self, x: tf.Tensor) -> tf.Tensor:
+        """|A| x for x >= 0: (batch, *input) -> (batch, *output)."""
+        raise NotImplementedError
+
+    def rows(self) -> tf.Tensor:
+        """The l2 norm of each row of A, or more; of a shape that broadcasts to (batch, *output)."""
+        raise NotImplementedError
+
+    def offset(self) -> Any:
+        """|b|, of a shape that broadcasts."""
+        bias = getattr(self.layer, "bias", None)
+        return 0.0 if bias is None else tf.abs(tf.convert_to_tensor(bias))
+
+    def spread(self, values, changes, reaches, constant):
+        # a row meets the change as a whole (Cauchy-Schwarz), or element by element
+        whole = norms.per_example(reaches[0], values[0])
+        box = self.magnitude(changes[0] * tf.ones_like(values[0]))
+        whole = tf.reshape(reaches[0], [-1] + [1] * (len(box.shape) - 1))
+        return tf.minimum(whole * self.rows(), box)
+
+    def adjoint(self, like: tf.Tensor, cotangent: tf.Tensor) -> tf.Tensor:
+        """A^T applied to each (batch, *output)."""
+        count = tf.shape(cotangent)[0]
+        zeros = tf.zeros(tf.concat([[count], like.shape[1:]], 0), like.dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(zeros)
+            output = self.apply([zeros])
+        return tape.gradient(output, zeros, cotangent)
+
+    def pull(self, values, changes, reaches, constant, cotangent):
+        pulled = over_margins(lambda rows: self.adjoint(values[0], rows), cotangent)
+        return [pulled], tf.zeros(tf.shape(cotangent)[:2], cotangent.dtype)
+
+    def rounding(self, values, output, errors):
+        # the standard model: a sum of n products errs by at most n + 1 roundings of each
+        step = (self.terms + 2) * UNIT_ROUNDOFF
+        return self.magnitude(errors[0] + step * tf.abs(values[0])) + step * self.offset()
+
+
+class Dense(Affine):
+    """Dense, without its activation."""
+
+    @property
+    def terms(self):
+        return int(self.layer.kernel.shape[0])
+
+    def magnitude(self, x):
+        return tf.linalg.matmul(x, tf.abs(tf.convert_to_tensor(self.layer.kernel)))
+
+    def rows(self):
+        return tf.sqrt(tf.reduce_sum(tf.square(tf.convert_to_tensor(self.layer.kernel)), axis=0))
+
+
+class Convolutional(Affine):
+    """Convolutions and depthwise convolutions of one or two dimensions."""
+
+    @property
+    def depthwise(self) -> bool:
+        return isinstance(self.layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
+
+    @property
+    def terms(self):
+        shape = self.layer.kernel.shape
+        return math.prod(shape[:-2]) if self.depthwise else math.prod(shape[:-1])
+
+    def magnitude(self, x):
+        layer = self.layer
+        convolve = keras.ops.depthwise_conv if self.depthwise else keras.ops.conv
+        return convolve(
+            x,
+            tf.abs(tf.convert_to_tensor(layer.kernel)),
+            strides=list(layer.strides),
+            padding=layer.padding,
+            data_format=layer.data_format,
+            dilation_rate=layer.dilation_rate,
+        )
+
+    def rows(self):
+        squares = tf.square(tf.convert_to_tensor(self.layer.kernel))
+        if self.depthwise:  # (taps, channels, multiplier), the outputs of a channel together
+            return tf.reshape(
+                tf.sqrt(tf.reduce_sum(squares, axis=list(range(len(squares.shape) - 2)))), [-1]
+            )
+        return tf.sqrt(tf.reduce_sum(squares, axis=list(range(len(squares.shape) - 1))))
+
+
+class Scaling(Affine):
+    """Each element times a number: batch normalisation, Rescaling, Normalization."""
+
+    terms = 4
+
+    def __init__(self, layer, norm, rule, factors: Callable[[], tuple[Any, Any]]):
+        super().__init__(layer, norm, rule)
+        self.factors = factors  # (scale, |offset|), of shapes that broadcast
+
+    def magnitude(self, x):
+        return x * tf.abs(self.factors()[0])
+
+    def rows(self):
+        return tf.abs(self.factors()[0])
+
+    def offset(self):
+        return self.factors()[1]
+
+
+class Pooling(Affine):
+    """Average pooling and zero padding: no negative weights, no bias."""
+
+    def __init__(self, layer, norm, rule, terms: int, row: float):
+        super().__init__(layer, norm, rule)
+        self.terms, self.row = terms, row
+
+    def magnitude(self, x):
+        return self.apply([x])
+
+    def rows(self):
+        return tf.constant(self.row, tf.float32)
+
+
+class Shuffle(Pooling):
+    """Elements in another order or left out, none changed: flatten, reshape, crop, dropout."""
+
+    def __init__(self, layer, rule: str):
+        super().__init__(layer, lambda: 1.0, rule, terms=0, row=1.0)
+
+    def spread(self, values, changes, reaches, constant):
+        return self.apply([changes[0] * tf.ones_like(values[0])])
+
+    def rounding(self, values, output, errors):
+        return self.apply([errors[0] * tf.ones_like(values[0])])
+
+
+def batch_normalisation_factors(layer: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """Scale, and the magnitudes that its offset is summed from, in inference mode."""
+    scale = 1 / tf.sqrt(tf.convert_to_tensor(layer.moving_variance) + layer.epsilon)
+    if layer.scale:
+        scale = scale * layer.gamma
+    offset = tf.abs(tf.convert_to_tensor(layer.moving_mean) * scale)
+    if layer.center:
+        offset = offset + tf.abs(tf.convert_to_tensor(layer.beta))
+    return scale, offset
+
+
+def rescaling_factors(layer: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """Of `Rescaling` and `Normalization`."""
+    if isinstance(layer, keras.layers.Rescaling):
+        scale = tf.convert_to_tensor(np.asarray(layer.scale, np.float32))
+        return scale, tf.abs(tf.convert_to_tensor(np.asarray(layer.offset, np.float32)))
+    deviation = np.maximum(np.sqrt(np.asarray(layer.variance)), keras.config.epsilon())
+    scale = 1 / deviation
+    return (
+        tf.convert_to_tensor(scale.astype(np.float32)),
+        tf.convert_to_tensor(np.abs(np.asarray(layer.mean) * scale).astype(np.float32)),
+    )

@@ -1,0 +1,213 @@
+"""What the certified rules know of one step: values, Lipschitz constants and changes in a ball.
+
+For a network and a ball about x every step gets a bound of the l2 norm of its input's change
+(`reach`, (batch,)) and of each element's (`change`, (batch, *input)). A step is replaced by a
+linear map plus a residual: margins are then exactly linear in the perturbation but for the
+residuals, each weighed by the margin's gradient behind it (`pull`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tfrobust import norms
+
+__all__ = ["UNIT_ROUNDOFF", "Addition", "Concatenation", "Lipschitz", "Operation"]
+
+UNIT_ROUNDOFF = 2.0**-24
+
+
+class Operation:
+    """One step. Methods but `constant` work in a graph; lists have one entry an input.
+
+    Attributes:
+        rule: in words, for the table of layers.
+        linear: whether the step is affine in its input.
+    """
+
+    rule = ""
+    linear = False
+
+    def constant(self) -> float:
+        """A proven upper bound of the l2 Lipschitz constant; of each input for `Addition`."""
+        raise NotImplementedError
+
+    def reach(self, reaches: Sequence[tf.Tensor], constant: tf.Tensor) -> tf.Tensor:
+        """Bound of the output's change, from those of the inputs; numbers of any one shape."""
+        return constant * reaches[0]
+
+    def apply(self, values: Sequence[tf.Tensor]) -> tf.Tensor:
+        """The step itself: (batch, *input) -> (batch, *output)."""
+        raise NotImplementedError
+
+    def spread(
+        self,
+        values: Sequence[tf.Tensor],
+        changes: Sequence[tf.Tensor],
+        reaches: Sequence[tf.Tensor],
+        constant: tf.Tensor,
+    ) -> tf.Tensor:
+        """Bound of each output element's change: (batch, *output), or of a shape that broadcasts."""
+        raise NotImplementedError
+
+    def pull(
+        self,
+        values: Sequence[tf.Tensor],
+        changes: Sequence[tf.Tensor],
+        reaches: Sequence[tf.Tensor],
+        constant: tf.Tensor,
+        cotangent: tf.Tensor,
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Replace <cotangent, change of the output> by something linear in the input's change.
+
+        Args:
+            cotangent: (batch, margins, *output).
+
+        Returns:
+            a cotangent (batch, margins, *input) for each input, and loss (batch, margins) >= 0 with
+            <cotangent, output change> >= sum of <cotangents, input changes> - loss.
+        """
+        raise NotImplementedError
+
+    def rounding(
+        self, values: Sequence[tf.Tensor], output: tf.Tensor, errors: Sequence[tf.Tensor]
+    ) -> tf.Tensor:
+        """Bound of the computed output's error in single precision, from the inputs' errors."""
+        raise NotImplementedError
+
+
+class Lipschitz(Operation):
+    """Any function of which a Lipschitz constant alone is known."""
+
+    def __init__(self, function, constant: float, output_shape: tuple[int, ...], rule: str):
+        self.function, self.value, self.output_shape = function, float(constant), output_shape
+        self.rule = rule
+
+    def constant(self) -> float:
+        return self.value
+
+    def apply(self, values):
+        return self.function(values[0] if len(values) == 1 else list(values))
+
+    def spread(self, values, changes, reaches, constant):
+        bound = tf.ones((1, *self.output_shape), values[0].dtype)
+        return norms.per_example(self.reach(reaches, constant), bound) * bound
+
+    def reach(self, reaches, constant):
+        if len(reaches) == 1:
+            return constant * reaches[0]
+        return constant * tf.sqrt(tf.add_n([reach * reach for reach in reaches]))
+
+    def pull(self, values, changes, reaches, constant, cotangent):
+        lost = over_margins(norms.norm, cotangent) * self.reach(reaches, constant)[:, None]
+        shape = tf.shape(cotangent)[:2]
+        empty = [tf.zeros(tf.concat([shape, value.shape[1:]], 0), value.dtype) for value in values]
+        return empty, lost
+
+    def rounding(self, values, output, errors):
+        moved = self.reach([norms.norm(error) for error in errors], self.value)
+        return norms.per_example(moved, output) + 16 * UNIT_ROUNDOFF * norms.per_example(
+            norms.norm(output), output
+        )
+
+
+class Addition(Operation):
+    """The sum of several branches."""
+
+    linear = True
+    rule = "sum of the branches"
+
+    def constant(self) -> float:
+        return 1.0
+
+    def reach(self, reaches, constant):
+        return sum(reaches)
+
+    def apply(self, values):
+        return tf.add_n(list(values))
+
+    def spread(self, values, changes, reaches, constant):
+        return sum(changes)
+
+    def pull(self, values, changes, reaches, constant, cotangent):
+        return [cotangent] * len(values), tf.zeros(tf.shape(cotangent)[:2], cotangent.dtype)
+
+    def rounding(self, values, output, errors):
+        magnitude = sum(tf.abs(value) for value in values)
+        return sum(errors) + len(values) * UNIT_ROUNDOFF * magnitude
+
+
+class Concatenation(Operation):
+    """Several branches side by side."""
+
+    linear = True
+    rule = "root of the branches' squares"
+
+    def __init__(self, axis: int, sizes: Sequence[int]):
+        self.axis, self.sizes = axis, list(sizes)  # axis counts the batch
+
+    def constant(self) -> float:
+        return 1.0
+
+    def reach(self, reaches, constant):
+        return sum(reach * reach for reach in reaches) ** 0.5
+
+    def apply(self, values):
+        return tf.concat(list(values), self.axis)
+
+    def spread(self, values, changes, reaches, constant):
+        full = [change * tf.ones_like(v) for change, v in zip(changes, values, strict=True)]
+        return tf.concat(full, self.axis)
+
+    def pull(self, values, changes, reaches, constant, cotangent):
+        parts = tf.split(cotangent, self.sizes, self.axis + 1)
+        return parts, tf.zeros(tf.shape(cotangent)[:2], cotangent.dtype)
+
+    def rounding(self, values, output, errors):
+        return self.spread(values, errors, None, None)
+
+
+def over_margins(function, cotangent: tf.Tensor, *more: tf.Tensor) -> tf.Tensor:
+    """Apply a function of a batch to (batch, margins, ...): the first two axes become one."""
+    shape = tf.shape(cotangent)
+    result = function(tf.reshape(cotangent, (-1, *cotangent.shape[2:])), *more)
+    return tf.reshape(result, tf.concat([shape[:2], tf.shape(result)[1:]], 0))
+
+
+def heaviest_load(weights: tf.Tensor, caps: tf.Tensor, reach: tf.Tensor) -> tf.Tensor:
+    """An upper bound of sup <w, t> over 0 <= t <= caps with l2 norm at most reach.
+
+    Any multiplier gives a bound by Lagrangian duality; a few steps towards the best one.
+
+    Args:
+        weights: (batch, margins, ...), not negative.
+        caps: (batch, ...), not negative.
+        reach: (batch,).
+
+    Returns:
+        (batch, margins).
+    """
+    features = 1
+    for size in weights.shape[2:]:
+        features *= size
+    shape = tf.shape(weights)
+    w = tf.reshape(weights, tf.stack([shape[0], shape[1], features]))
+    t = tf.reshape(caps * tf.ones_like(weights[:, 0]), tf.stack([shape[0], 1, features]))
+    radius = reach[:, None]
+    tiny = tf.constant(1e-30, w.dtype)
+    length = tf.sqrt(tf.reduce_sum(w * w, axis=2))
+    best = tf.minimum(tf.reduce_sum(w * t, axis=2), length * radius)
+    multiplier = length / tf.maximum(radius, tiny)
+    for _ in range(3):
+        scale = tf.maximum(multiplier, tiny)
+        chosen = tf.minimum(t, w / scale[:, :, None])
+        # w t - (m/2) t^2 + (m/2) r^2 summed, as a product to lose no digits
+        value = tf.reduce_sum(chosen * (w - scale[:, :, None] * chosen / 2), axis=2)
+        best = tf.minimum(best, value + scale * radius * radius / 2)
+        full = tf.cast(w >= scale[:, :, None] * t, w.dtype)
+        left = radius * radius - tf.reduce_sum(full * t * t, axis=2)
+        free = tf.reduce_sum((1 - full) * w * w, axis=2)
+        multiplier = tf.sqrt(free / tf.maximum(left, 1e-6 * radius * radius + tiny))
+    return best

@@ -1,0 +1,71 @@
+"""What the bounds say of a batch: a radius for each example, and kappa layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+__all__ = ["LayerKappa", "RobustnessBound"]
+
+
+@dataclass(frozen=True)
+class LayerKappa:
+    """How large a change of one layer's input has to be to change the decision."""
+
+    name: str
+    """The layer's name; a fused activation has an entry of its own, with the same name."""
+    kind: str
+    """The layer's class, or the activation's name."""
+    rule: str
+    """The rule in words, with its number in the thesis where it is printed there."""
+    kappa: np.ndarray
+    """(batch,) float32, l2 norm of the change of the layer's input."""
+
+
+@dataclass(frozen=True)
+class RobustnessBound:
+    """Lower bounds on the l2 norm of a perturbation that changes the predicted class.
+
+    Attributes:
+        bound: (batch,) float32, in the network's input units; infinite where nothing can change
+            the class. Under the thesis's rules not a bound in the strict sense.
+        predicted: (batch,) int32, the class that is not changed.
+        margin: (batch,) float32, logit of that class less the largest other.
+        layers: kappa of each layer in the network's order; the first layer's is the bound before
+            it is tightened.
+        rounding: (batch,) float32, what is taken off each margin for single precision.
+        proved_in_float32: (batch,) bool, whether `rounding` is a proven bound of the rounding
+            errors of the network in single precision (sums in any order), so that `bound` holds for
+            the network as it is computed. Where it is False the network is too deep for
+            such a proof: `bound` holds in exact arithmetic, less an estimated rounding error.
+        rules: "thesis" or "certified".
+        tightened: whether the local rules were used.
+    """
+
+    bound: np.ndarray
+    predicted: np.ndarray
+    margin: np.ndarray
+    layers: tuple[LayerKappa, ...]
+    rounding: np.ndarray
+    proved_in_float32: np.ndarray
+    rules: str
+    tightened: bool
+
+    def median(self) -> float:
+        """Median bound."""
+        return float(np.median(self.bound))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an example, with a column of kappa for each layer."""
+        columns = {
+            "predicted": self.predicted,
+            "margin": self.margin,
+            "bound": self.bound,
+            "rounding": self.rounding,
+            "proved_in_float32": self.proved_in_float32,
+        }
+        for number, layer in enumerate(self.layers):
+            columns[f"kappa {number} {layer.name} ({layer.kind})"] = layer.kappa
+        return pd.DataFrame(columns)

@@ -1,0 +1,62 @@
+"""robustness(): a lower bound for each example, by either set of rules."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import keras
+
+from tfrobust.batches import as_images
+from tfrobust.bounds.certified import certified
+from tfrobust.bounds.result import RobustnessBound
+
+__all__ = ["robustness"]
+
+
+def robustness(
+    model: keras.Model,
+    x: Any,
+    rules: Literal["thesis", "certified"] = "certified",
+    *,
+    tighten: bool | None = None,
+    batch_size: int = 100,
+) -> RobustnessBound:
+    """A lower bound on the l2 norm of any perturbation that changes each example's class.
+
+    "certified": no perturbation of a smaller norm changes the class: margins divided by proven
+    Lipschitz constants, tightened by local linear bounds. "thesis": the formulas of Peck 2017 as
+    printed (Theorems 3.6, 4.2, 5.1, 5.3, 5.6, 5.9), which are not bounds: see the warning.
+
+    Perturbations may leave the range of valid pixels: a bound on those that may not is larger.
+
+    Args:
+        model: Sequential or Functional classifier; a final softmax is left out.
+        x: (batch, *input), in the network's input units.
+        rules: which set.
+        tighten: of the certified rules, use local ones as well: about ten times
+            (classes - 1) backward passes an example. None: for at most 20 classes and 16
+            nonlinear layers.
+        batch_size: examples a call; bounds the memory.
+
+    Raises:
+        ValueError: x is malformed, the rules are unknown, or weights or logits are not finite.
+        UnsupportedLayerError: a layer that no rule covers, with what is supported.
+        NotLogitsError: the model has no logits to give.
+    """
+    if rules not in ("thesis", "certified"):
+        raise ValueError(f'rules must be "thesis" or "certified", got {rules!r}')
+    x = as_images(model, x)
+    if rules == "certified":
+        return certified(model, x, tighten, batch_size)
+    if tighten:
+        raise ValueError('tighten=True is for rules="certified": printed rules stay as printed')
+    from tfrobust.bounds.thesis import thesis
+
+    warnings.warn(
+        "the thesis's printed rules are no lower bounds: smaller perturbations can change the class "
+        '(see "errata" in the README); rules="certified" is sound',
+        UserWarning,
+        stacklevel=2,
+    )
+    return thesis(model, x, batch_size)

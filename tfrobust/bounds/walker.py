@@ -1,0 +1,131 @@
+"""A Keras graph as a list of steps: the one traversal that every set of rules is plugged into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from tfrobust.logits import WithoutActivation, logits_model
+
+__all__ = ["INPUT", "Step", "UnsupportedLayerError", "walk"]
+
+INPUT = -1
+"""The index of the network's input among the steps."""
+
+# layers that fuse an activation, which becomes a step of its own
+_FUSED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)
+_FUSED += (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+
+
+class UnsupportedLayerError(ValueError):
+    """No rule is known for a layer; the message names it, and what is supported."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer, or one of the two parts of a layer with a fused activation."""
+
+    name: str
+    """The layer's name."""
+    layer: Any
+    """The layer; for the second part of a fused layer its activation."""
+    inputs: tuple[int, ...]
+    """Indices of the steps whose results it takes; `INPUT` is the network's input."""
+    input_shapes: tuple[tuple[int, ...], ...]
+    """Without the batch."""
+    output_shape: tuple[int, ...]
+
+    @property
+    def kind(self) -> str:
+        """The layer's class, or the activation's name."""
+        if isinstance(self.layer, keras.layers.Layer):
+            return type(self.layer).__name__
+        return getattr(self.layer, "__name__", type(self.layer).__name__)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.input_shapes[0]
+
+
+def walk(model: keras.Model, x: Any = None) -> tuple[Step, ...]:
+    """The steps from the input to the logits, each after those it takes; nested models unfolded.
+
+    Args:
+        model: Sequential or Functional classifier; a final softmax is left out.
+        x: a few inputs, needed where the model declares no input shape.
+
+    Raises:
+        NotLogitsError: the model has no logits to give.
+        UnsupportedLayerError: a subclassed model, or sizes that are not fixed.
+    """
+    logits = logits_model(model, x)
+    if not getattr(logits, "outputs", None):
+        raise UnsupportedLayerError(
+            f"{model.name} is a subclassed model, whose layers cannot be followed; bounds need a "
+            "Sequential or Functional model"
+        )
+    steps: list[Step] = []
+    keep: list[Any] = []  # so that no id is given to another tensor meanwhile
+
+    def follow(tensor: Any, found: dict[int, int]) -> int:
+        if id(tensor) in found:
+            return found[id(tensor)]
+        operation, node, place = _origin(tensor)
+        inputs = [follow(each, found) for each in node.input_tensors]
+        if isinstance(operation, keras.Model):
+            if not getattr(operation, "outputs", None):
+                raise UnsupportedLayerError(
+                    f"the nested model {operation.name} is subclassed and cannot be followed"
+                )
+            # a scope of its own: the same model may be called again on something else
+            inside = {id(t): at for t, at in zip(operation.inputs, inputs, strict=True)}
+            result = follow(operation.outputs[place], inside)
+        else:
+            result = _append(steps, operation, tuple(inputs), node.input_tensors)
+        keep.append(tensor)
+        found[id(tensor)] = result
+        return result
+
+    follow(logits.outputs[0], {id(logits.inputs[0]): INPUT})
+    if not steps:
+        raise UnsupportedLayerError(f"{model.name} has no layers between its input and its output")
+    return tuple(steps)
+
+
+def _origin(tensor: Any) -> tuple[Any, Any, int]:
+    history = tensor._keras_history
+    return (
+        history.operation,
+        history.operation._inbound_nodes[history.node_index],
+        (history.tensor_index),
+    )
+
+
+def _append(steps: list[Step], operation: Any, inputs: tuple[int, ...], tensors: list[Any]) -> int:
+    """Add the steps of one layer; the index of its result."""
+    bare = isinstance(operation, WithoutActivation)
+    layer = operation.layer if bare else operation
+    shapes = tuple(_sizes(operation.name, tensor.shape) for tensor in tensors)
+    if isinstance(layer, keras.layers.InputLayer):
+        return inputs[0] if inputs else INPUT
+    output = layer.compute_output_shape(
+        tensors[0].shape if len(tensors) == 1 else [tensor.shape for tensor in tensors]
+    )
+    output_shape = _sizes(operation.name, output)
+    steps.append(Step(layer.name, layer, inputs, shapes, output_shape))
+    activation = getattr(layer, "activation", None) if isinstance(layer, _FUSED) else None
+    if not bare and activation not in (None, keras.activations.linear):
+        steps.append(Step(layer.name, activation, (len(steps) - 1,), (output_shape,), output_shape))
+    return len(steps) - 1
+
+
+def _sizes(name: str, shape: Any) -> tuple[int, ...]:
+    sizes = tuple(shape)[1:]
+    if any(size is None for size in sizes):
+        raise UnsupportedLayerError(
+            f"layer {name!r} takes or gives {tuple(shape)}: bounds need fixed sizes. Build the "
+            "model with an input shape without None."
+        )
+    return tuple(int(size) for size in sizes)
