@@ -17,7 +17,7 @@ import tensorflow as tf
 from tfrobust import norms
 from tfrobust.bounds.network import Network
 from tfrobust.bounds.operations import over_margins
-from tfrobust.bounds.walker import INPUT, walk
+from tfrobust.bounds.walker import INPUT
 
 __all__ = ["MARGINS", "forward", "largest_ball"]
 
@@ -29,10 +29,9 @@ HALVINGS = 8
 
 
 def forward(network: Network, x: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """In a graph: every step's value, and a bound of the logits' rounding errors (batch, classes)."""
+    """In a graph: every step's value, and the logits' rounding errors at most (batch, classes)."""
     values: list[tf.Tensor] = []
     errors: list[tf.Tensor] = []
-    sources = [*values]
     for step, operation in zip(network.steps, network.operations, strict=True):
         sources = [x if at == INPUT else values[at] for at in step.inputs]
         before = [tf.zeros_like(x) if at == INPUT else errors[at] for at in step.inputs]
@@ -116,7 +115,7 @@ def _worst(
     margin: tf.Tensor,
     cotangent: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """How fast margins fall along the linear part (batch, M), and the least that is left (batch,)."""
+    """How fast margins fall linearly (batch, M), and the least of them that is left (batch,)."""
     reaches, changes = [], []
 
     def at(results: list[tf.Tensor], of_input: tf.Tensor, index: int) -> tf.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -39,20 +40,15 @@ class Affine(Operation):
     def __init__(self, layer: Any, norm: Callable[[], float], rule: str):
         self.layer, self.norm, self.rule = layer, norm, rule
         fused = getattr(layer, "activation", None) not in (None, keras.activations.linear)
-        self.function = WithoutActivation(layer) if fused else layer
+        trains = not fused and getattr(layer, "_call_has_training_arg", False)
+        bare = WithoutActivation(layer) if fused else layer
+        self.function = functools.partial(bare, training=False) if trains else bare
 
     def constant(self) -> float:
         return self.norm()
 
     def apply(self, values):
-        return (
-            self.function(values[0], training=False) if self._trains() else self.function(values[0])
-        )
-
-    def _trains(self) -> bool:
-        return bool(getattr(self.layer, "_call_has_training_arg", False)) and not isinstance(
-            self.function, WithoutActivation
-        )
+        return self.function(values[0])
 
     def magnitude(self, x: tf.Tensor) -> tf.Tensor:
         """|A| x for x >= 0: (batch, *input) -> (batch, *output)."""
@@ -69,10 +65,8 @@ class Affine(Operation):
 
     def spread(self, values, changes, reaches, constant):
         # a row meets the change as a whole (Cauchy-Schwarz), or element by element
-        whole = norms.per_example(reaches[0], values[0])
         box = self.magnitude(changes[0] * tf.ones_like(values[0]))
-        whole = tf.reshape(reaches[0], [-1] + [1] * (len(box.shape) - 1))
-        return tf.minimum(whole * self.rows(), box)
+        return tf.minimum(norms.per_example(reaches[0], box) * self.rows(), box)
 
     def adjoint(self, like: tf.Tensor, cotangent: tf.Tensor) -> tf.Tensor:
         """A^T applied to each (batch, *output)."""

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfrobust.bounds.certified_rules import operation_of
 from tfrobust.bounds.convolution_norms import SLACK, largest_singular_value
 from tfrobust.bounds.linear import Affine, Convolutional, Dense, Scaling, Shuffle
-from tfrobust.bounds.operations import Addition, Operation
+from tfrobust.bounds.operations import Operation
 from tfrobust.bounds.operator_norms import cached_norm, folded_norm
 from tfrobust.bounds.walker import INPUT, Step
 

@@ -49,7 +49,7 @@ class Operation:
         reaches: Sequence[tf.Tensor],
         constant: tf.Tensor,
     ) -> tf.Tensor:
-        """Bound of each output element's change: (batch, *output), or of a shape that broadcasts."""
+        """Bound of each output element's change: (batch, *output), or what broadcasts to it."""
         raise NotImplementedError
 
     def pull(

@@ -87,6 +87,6 @@ def unsupported(step: Step, rules: str) -> UnsupportedLayerError:
     what = "layer" if isinstance(step.layer, keras.layers.Layer) else "activation"
     return UnsupportedLayerError(
         f"{what} {step.kind!r} of {step.name!r} has no {rules} rule. Supported layers: {known}; "
-        f"activations: {', '.join(ACTIVATIONS[rules])}. For a layer of your own, or settings that are "
-        "not covered, give a rule with tfrobust.bounds.register_rule."
+        f"activations: {', '.join(ACTIVATIONS[rules])}. For other layers or "
+        "settings give a rule with tfrobust.bounds.register_rule."
     )

@@ -54,8 +54,8 @@ def robustness(
     from tfrobust.bounds.thesis import thesis
 
     warnings.warn(
-        "the thesis's printed rules are no lower bounds: smaller perturbations can change the class "
-        '(see "errata" in the README); rules="certified" is sound',
+        "the thesis's printed rules can be violated: they are no lower bounds in general "
+        '(README, "errata"); rules="certified" is sound',
         UserWarning,
         stacklevel=2,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +45,18 @@ class Step:
         if isinstance(self.layer, keras.layers.Layer):
             return type(self.layer).__name__
         return getattr(self.layer, "__name__", type(self.layer).__name__)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The step in inference mode, of one tensor or a list of them."""
+        if not isinstance(self.layer, keras.layers.Layer):
+            return self.layer
+        fused = isinstance(self.layer, _FUSED)
+        if fused and self.layer.activation is not keras.activations.linear:
+            return WithoutActivation(self.layer)
+        if self.layer._call_has_training_arg:
+            return functools.partial(self.layer, training=False)
+        return self.layer
 
     @property
     def input_shape(self) -> tuple[int, ...]:
