@@ -65,7 +65,7 @@ def certified(
     if tighten and kinks:
         bound = _tightened(model, network, constants, x, bound, errors, predicted, batch_size)
     return RobustnessBound(
-        bound=np.nextafter(bound, np.float32(0)),
+        bound=np.where(np.isinf(bound), bound, np.nextafter(bound, np.float32(0))),
         predicted=predicted,
         margin=least.astype(np.float32),
         layers=kappas,

@@ -114,13 +114,16 @@ class Convolutional(Affine):
         return math.prod(shape[:-2]) if self.depthwise else math.prod(shape[:-1])
 
     def magnitude(self, x):
-        layer = self.layer
+        layer, padding = self.layer, self.layer.padding
         convolve = keras.ops.depthwise_conv if self.depthwise else keras.ops.conv
+        if padding == "causal":
+            before = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
+            x, padding = tf.pad(x, [(0, 0), (before, 0), (0, 0)]), "valid"
         return convolve(
             x,
             tf.abs(tf.convert_to_tensor(layer.kernel)),
-            strides=list(layer.strides),
-            padding=layer.padding,
+            strides=tuple(layer.strides),
+            padding=padding,
             data_format=layer.data_format,
             dilation_rate=layer.dilation_rate,
         )

@@ -26,6 +26,14 @@ ACTIVATIONS = {
     ),
     "thesis": ("relu", "sigmoid", "tanh"),
 }
+# of the thesis, whose rules need more than kappa and stay in `thesis`
+BUILT_IN = {
+    "certified": (),
+    "thesis": (
+        *("Dense", "Conv1D", "Conv2D", "BatchNormalization", "LocalResponseNormalization"),
+        *("max, average and global pooling", "LpPooling2D", "Flatten", "Reshape", "Dropout"),
+    ),
+}
 _changes = 0
 
 
@@ -83,7 +91,7 @@ def find_rule(step: Step, rules: str) -> Callable[..., Any] | None:
 
 def unsupported(step: Step, rules: str) -> UnsupportedLayerError:
     """The error for a step that no rule covers."""
-    known = ", ".join(sorted(cls.__name__ for cls in _RULES[rules]))
+    known = ", ".join(sorted({cls.__name__ for cls in _RULES[rules]} | set(BUILT_IN[rules])))
     what = "layer" if isinstance(step.layer, keras.layers.Layer) else "activation"
     return UnsupportedLayerError(
         f"{what} {step.kind!r} of {step.name!r} has no {rules} rule. Supported layers: {known}; "

@@ -97,7 +97,7 @@ def walk(model: keras.Model, x: Any = None) -> tuple[Step, ...]:
             inside = {id(t): at for t, at in zip(operation.inputs, inputs, strict=True)}
             result = follow(operation.outputs[place], inside)
         else:
-            result = _append(steps, operation, tuple(inputs), node.input_tensors)
+            result = _append(steps, operation, tuple(inputs), node.input_tensors, tensor)
         keep.append(tensor)
         found[id(tensor)] = result
         return result
@@ -117,17 +117,20 @@ def _origin(tensor: Any) -> tuple[Any, Any, int]:
     )
 
 
-def _append(steps: list[Step], operation: Any, inputs: tuple[int, ...], tensors: list[Any]) -> int:
+def _append(
+    steps: list[Step],
+    operation: Any,
+    inputs: tuple[int, ...],
+    tensors: list[Any],
+    output: Any,
+) -> int:
     """Add the steps of one layer; the index of its result."""
     bare = isinstance(operation, WithoutActivation)
     layer = operation.layer if bare else operation
     shapes = tuple(_sizes(operation.name, tensor.shape) for tensor in tensors)
     if isinstance(layer, keras.layers.InputLayer):
         return inputs[0] if inputs else INPUT
-    output = layer.compute_output_shape(
-        tensors[0].shape if len(tensors) == 1 else [tensor.shape for tensor in tensors]
-    )
-    output_shape = _sizes(operation.name, output)
+    output_shape = _sizes(operation.name, output.shape)
     steps.append(Step(layer.name, layer, inputs, shapes, output_shape))
     activation = getattr(layer, "activation", None) if isinstance(layer, _FUSED) else None
     if not bare and activation not in (None, keras.activations.linear):

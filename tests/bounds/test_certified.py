@@ -1,0 +1,395 @@
+"""Certified bounds: no smaller perturbation is ever found, on plain and on nasty networks."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import computing_in, piecewise_linear_net, randomise
+
+import tfrobust
+from tfrobust.bounds import UnsupportedLayerError, register_rule, robustness
+from tfrobust.layers import LocalResponseNormalization, LpPooling2D
+
+layers = keras.layers
+
+
+def _image(x):
+    return layers.Reshape((4, 4, 2))(layers.Dense(32)(x))
+
+
+def _perceptron(*activations):
+    def build(x):
+        for activation in activations:
+            x = layers.Dense(6, activation=activation)(x)
+        return x
+
+    return build
+
+
+def _residual(x):
+    x = layers.Dense(5, activation="relu")(x)
+    branch = layers.Dense(5)(layers.Dense(4, activation="relu")(x))
+    return layers.ReLU()(layers.Add()([x, branch]))
+
+
+def _convolutional(x):
+    x = layers.Conv2D(3, 3, padding="same")(_image(x))
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    branch = layers.DepthwiseConv2D(3, padding="same", activation="relu")(x)
+    x = layers.Concatenate()([x, layers.Add()([x, branch])])
+    x = layers.MaxPooling2D(3, strides=2, padding="same")(x)
+    return layers.GlobalAveragePooling2D()(x)
+
+
+def _pooled(x):
+    x = layers.Conv2D(4, 2)(_image(x))
+    x = layers.MaxPooling2D(2, strides=1)(x)
+    x = layers.AveragePooling2D(2, padding="same")(layers.Conv2D(3, 1, activation="tanh")(x))
+    return layers.Flatten()(x)
+
+
+def _normalised(x):
+    x = LocalResponseNormalization(alpha=0.3)(_image(x))
+    x = LpPooling2D(2, p=1.5)(layers.LeakyReLU(0.3)(x))
+    return layers.Flatten()(layers.ZeroPadding2D(1)(x))
+
+
+NETS = {
+    "linear": lambda x: x,
+    "relu": _perceptron("relu"),
+    "deep_relu": _perceptron("relu", "relu", "relu"),
+    "tanh": _perceptron("tanh", "sigmoid"),
+    "others": _perceptron("softplus", "elu", "leaky_relu", "relu6", "selu"),
+    "residual": _residual,
+    "convolutional": _convolutional,
+    "pooled": _pooled,
+    "normalised": _normalised,
+}
+
+
+COSTLY = ("convolutional", "pooled", "normalised")
+
+
+def plane_net(name, classes=3):
+    """A network of two inputs."""
+    inputs = keras.Input((2,))
+    return keras.Model(inputs, layers.Dense(classes)(NETS[name](inputs)))
+
+
+def disc(count, rng):
+    """Points of the unit disc, as many on its edge as inside."""
+    angle = rng.uniform(0, 2 * np.pi, 2 * count)
+    length = np.concatenate([np.sqrt(rng.random(count)), np.ones(count)])
+    return (length[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)).astype(np.float32)
+
+
+def nothing_inside(model, x, bound, points):
+    """No point of the disc of radius `bound` about any x is in another class."""
+    predicted = tfrobust.predict_logits(model, x).argmax(1)
+    moved = x[:, None] + (bound[:, None, None] * (1 - 1e-6)) * points[None]
+    classes = tfrobust.predict_logits(model, moved.reshape(-1, 2), batch_size=50_000).argmax(1)
+    return (classes.reshape(len(x), -1) == predicted[:, None]).all()
+
+
+@pytest.mark.parametrize("name", sorted(NETS))
+def test_brute_force_in_two_dimensions(name):
+    """Hundreds of networks of each kind, two thousand in all."""
+    rng = np.random.default_rng(1)
+    model = plane_net(name)
+    points = disc(300, rng)
+    ratios = []
+    for seed in range(80 if name in COSTLY else 300):
+        randomise(model, seed, scale=rng.choice([0.3, 1.0, 2.0]))
+        x = rng.normal(size=(4, 2)).astype(np.float32)
+        x[0] = np.round(x[0])  # zeros tie windows and kinks
+        found = robustness(model, x, tighten=True)
+        coarse = found.layers[0].kappa
+        assert (found.bound >= coarse * (1 - 1e-6)).all() and (coarse >= 0).all()
+        assert nothing_inside(model, x, np.minimum(found.bound, 1e3), points), seed
+        ratios.append(np.median(found.bound / np.maximum(coarse, 1e-12)))
+    assert np.median(ratios) >= 1 - 1e-6
+
+
+def test_bounds_are_exact_for_linear_classifiers():
+    rng = np.random.default_rng(0)
+    model = randomise(keras.Sequential([keras.Input((7,)), layers.Dense(4)]), 0)
+    x = rng.normal(size=(50, 7)).astype(np.float32)
+    kernel, bias = (np.asarray(w, np.float64) for w in model.get_weights())
+    logits = x @ kernel + bias
+    c = logits.argmax(1)
+    exact = [
+        min(
+            (row[k] - row[j]) / np.linalg.norm(kernel[:, k] - kernel[:, j])
+            for j in range(4)
+            if j != k
+        )
+        for row, k in zip(logits, c, strict=True)
+    ]
+    for tighten in (False, True):
+        found = robustness(model, x, tighten=tighten)
+        assert found.proved_in_float32.all()
+        assert (found.bound <= exact).all()
+        np.testing.assert_allclose(found.bound, exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_tightened_bound_is_exact_where_the_network_is_locally_linear(seed):
+    """Far from every kink the only loss is the slack."""
+    rng = np.random.default_rng(seed)
+    inputs = keras.Input((5,))
+    hidden = layers.Dense(8, activation="relu", name="hidden")(inputs)
+    model = keras.Model(inputs, layers.Dense(3)(hidden))
+    randomise(model, seed)
+    model.get_layer("hidden").bias.assign(rng.choice([-20.0, 20.0], 8))
+    # a boundary nearer than any kink
+    z = tfrobust.predict_logits(model, np.zeros((1, 5), np.float32))[0]
+    model.layers[-1].bias.assign(model.layers[-1].bias - z + rng.uniform(0, 0.5, 3))
+    x = rng.normal(size=(10, 5)).astype(np.float32)
+    gradients = tfrobust.jacobian(model, x)
+    logits = tfrobust.predict_logits(model, x)
+    for row, z, bound in zip(gradients, logits, robustness(model, x).bound, strict=True):
+        c = z.argmax()
+        exact = min((z[c] - z[j]) / np.linalg.norm(row[c] - row[j]) for j in range(3) if j != c)
+        assert bound <= exact * (1 + 1e-5)
+        assert bound >= exact * 0.98
+
+
+@settings(max_examples=6)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_attacks_find_nothing_inside(seed):
+    model, x = piecewise_linear_net(seed, count=6)
+    found = robustness(model, x)
+    low, high = float(x.min()) - 20, float(x.max()) + 20
+    for attack in ("fast_gradient_sign", "gradient", "deepfool"):
+        distance = tfrobust.minimal(model, x, attack, value_range=(low, high)).distance
+        assert (distance >= found.bound).all(), attack
+
+
+def test_residual_network_equals_its_chain_rule():
+    """A sum's constant is the sum of its branches': two identities double a change."""
+    inputs = keras.Input((3,))
+    doubled = layers.Add()([inputs, layers.Identity()(inputs)])
+    both = layers.Concatenate()([doubled, inputs])
+    model = randomise(keras.Model(inputs, layers.Dense(2)(both)), 0)
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    found = robustness(model, x, tighten=False)
+    kernel, bias = (np.asarray(w, np.float64) for w in model.get_weights())
+    logits = np.concatenate([2 * x, x], 1) @ kernel + bias
+    margin = np.abs(logits[:, 0] - logits[:, 1])
+    expected = margin / np.linalg.norm(kernel[:, 0] - kernel[:, 1]) / np.sqrt(5)
+    np.testing.assert_allclose(found.bound, expected, rtol=1e-4)
+    # but each branch is linear, and the tightened bound sees through
+    slope = 2 * kernel[:3] + kernel[3:]
+    exact = margin / np.linalg.norm(slope[:, 0] - slope[:, 1])
+    tight = robustness(model, x, tighten=True)
+    assert (tight.bound <= exact).all()
+
+
+def test_linear_layers_in_a_row_count_as_one():
+    rng = np.random.default_rng(0)
+    inputs = keras.Input((8, 8, 2))
+    x = layers.AveragePooling2D(2)(layers.Conv2D(3, 3)(inputs))
+    hidden = layers.Dense(5, activation="relu")(layers.Dense(6)(layers.Flatten()(x)))
+    model = randomise(keras.Model(inputs, layers.Dense(3)(hidden)), 0)
+    images = rng.normal(size=(4, 8, 8, 2)).astype(np.float32)
+    found = robustness(model, images, tighten=False)
+    before = keras.Model(inputs, model.layers[-2].input)
+    zero = tfrobust.predict_logits(before, np.zeros((1, 8, 8, 2)))
+    columns = tfrobust.predict_logits(before, np.eye(128, dtype=np.float32).reshape(-1, 8, 8, 2))
+    kernel = model.layers[-2].kernel
+    norm = np.linalg.norm((columns - zero) @ kernel, 2)
+    # kappa at the relu's input is the bound times the norm of everything before it
+    relu = next(layer for layer in found.layers if layer.kind == "relu")
+    np.testing.assert_allclose(relu.kappa / found.bound, norm, rtol=1e-3)
+
+
+def test_convolution_and_batch_normalisation_are_folded():
+    inputs = keras.Input((20, 20, 4))
+    x = layers.BatchNormalization()(layers.Conv2D(16, 3, padding="same", use_bias=False)(inputs))
+    x = layers.GlobalAveragePooling2D()(layers.ReLU()(x))
+    model = randomise(keras.Model(inputs, layers.Dense(3)(x)), 0)
+    scale = np.linspace(0.01, 10, 16, dtype=np.float32)
+    model.layers[2].gamma.assign(scale)
+    model.layers[1].kernel.assign(model.layers[1].kernel / scale)  # what one undoes, the other does
+    images = np.random.default_rng(0).normal(size=(3, 20, 20, 4)).astype(np.float32)
+    found = robustness(model, images, tighten=False)
+    relu = next(layer for layer in found.layers if layer.kind == "ReLU")
+    product = 1.0
+    for layer, shape in ((model.layers[1], (20, 20, 4)), (model.layers[2], (20, 20, 16))):
+        product *= tfrobust.bounds.operator_norm_upper_bound(layer, shape)
+    assert np.all(relu.kappa / found.bound < product / 3)
+
+
+def test_tightening_never_loosens_and_often_helps():
+    for seed in range(3):
+        model, x = piecewise_linear_net(seed)
+        loose = robustness(model, x, tighten=False).bound
+        tight = robustness(model, x, tighten=True).bound
+        assert (tight >= loose * (1 - 1e-6)).all()
+        assert np.median(tight / loose) > 1.2
+
+
+def test_many_classes_are_followed_in_turn():
+    """More margins than are followed back at a time: none is forgotten."""
+    inputs = keras.Input((2,))
+    hidden = layers.Dense(12, activation="relu")(inputs)
+    model = randomise(keras.Model(inputs, layers.Dense(40)(hidden)), 3)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 2)).astype(np.float32)
+    found = robustness(model, x, tighten=True)
+    assert nothing_inside(model, x, found.bound, disc(500, rng))
+    assert (found.bound > 1.05 * found.layers[0].kappa).mean() > 0.5
+
+
+def test_batches_and_softmax_change_nothing():
+    model, x = piecewise_linear_net(3)
+    whole = robustness(model, x)
+    parts = robustness(model, x, batch_size=5)
+    np.testing.assert_allclose(whole.bound, parts.bound, rtol=1e-4)
+    softmax = keras.Model(model.input, layers.Softmax()(model.output))
+    np.testing.assert_allclose(robustness(softmax, x).bound, whole.bound, rtol=1e-4)
+    nested = keras.Sequential([keras.Input(x.shape[1:]), model, layers.Activation("softmax")])
+    again = robustness(nested, x)
+    np.testing.assert_allclose(again.bound, whole.bound, rtol=1e-4)
+    assert [layer.name for layer in again.layers] == [layer.name for layer in whole.layers]
+
+
+def test_a_nested_model_called_twice_counts_twice():
+    inner = keras.Sequential([keras.Input((3,)), layers.Dense(3, activation="tanh")])
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, layers.Dense(2)(inner(inner(inputs))))
+    randomise(model, 0)
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    assert [layer.kind for layer in robustness(model, x).layers] == [
+        "Dense",
+        "tanh",
+        "Dense",
+        "tanh",
+        "Dense",
+    ]
+
+
+def test_new_weights_give_new_bounds():
+    model, x = piecewise_linear_net(0)
+    before = robustness(model, x).bound
+    randomise(model, 1, scale=0.4)
+    after = robustness(model, x).bound
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    np.testing.assert_allclose(after, robustness(clone, x).bound, rtol=1e-5)
+    assert not np.allclose(before, after)
+
+
+def test_rounding_is_bounded_by_the_proof():
+    """The same weights in double precision: logits differ by less than what is taken off."""
+    for seed in range(3):
+        single = rounding_net()
+        with computing_in("float64"):
+            double = rounding_net()
+        randomise(single, seed)
+        double.set_weights([np.asarray(w, np.float64) for w in single.get_weights()])
+        x = np.random.default_rng(seed).normal(size=(64, 12, 12, 2)).astype(np.float32)
+        exact = np.asarray(double(x.astype(np.float64), training=False))
+        computed = np.asarray(single(x, training=False), np.float64)
+        found = robustness(single, x, tighten=False)
+        # each of the two logits of a margin, here and where an attacker's image is computed
+        assert (4 * np.abs(exact - computed).max(1) <= found.rounding).all()
+        assert found.proved_in_float32.mean() > 0.5
+        allowed = 0.05 * found.margin
+        assert (found.rounding <= allowed)[found.proved_in_float32].all()
+
+
+def rounding_net():
+    inputs = keras.Input((12, 12, 2))
+    x = layers.Conv2D(4, 3, activation="relu")(inputs)
+    x = layers.MaxPooling2D(2)(layers.BatchNormalization()(x))
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+
+
+def test_a_constant_network_cannot_be_changed():
+    model = keras.Sequential(
+        [keras.Input((3,)), layers.Dense(4, activation="relu"), layers.Dense(2)]
+    )
+    randomise(model, 0)
+    model.layers[-1].kernel.assign(np.zeros((4, 2)))
+    model.layers[-1].bias.assign([1.0, 0.0])
+    found = robustness(model, np.ones((2, 3), np.float32))
+    assert np.isinf(found.bound).all()
+    model.layers[-1].bias.assign([0.0, 0.0])
+    assert (robustness(model, np.ones((2, 3), np.float32)).bound == 0).all()
+
+
+def test_users_can_register_a_layer():
+    @keras.saving.register_keras_serializable("test")
+    class Sine(layers.Layer):
+        def call(self, x):
+            return tf.sin(3 * x)
+
+        def compute_output_shape(self, input_shape):
+            return input_shape
+
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, layers.Dense(3)(Sine(name="wave")(layers.Dense(5)(inputs))))
+    randomise(model, 0)
+    x = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+    with pytest.raises(UnsupportedLayerError, match=r"'Sine' of 'wave'.*Conv2D.*register_rule"):
+        robustness(model, x)
+
+    @register_rule(Sine)
+    def sine(layer, input_shape):
+        assert input_shape == (5,)
+        return 3.0
+
+    found = robustness(model, x, tighten=True)
+    assert nothing_inside(model, x, found.bound, disc(500, np.random.default_rng(0)))
+    assert (found.bound > 0).all() and "Lipschitz constant 3" in found.layers[1].rule
+    register_rule(Sine)(lambda layer, shape: float("nan"))
+    with pytest.raises(ValueError, match=r"'wave'.*finite"):
+        robustness(model, x)
+
+
+def test_results_can_be_read():
+    model, x = piecewise_linear_net(0)
+    found = robustness(model, x)
+    assert found.bound.dtype == np.float32 and found.predicted.dtype == np.int32
+    assert found.rules == "certified" and found.tightened
+    np.testing.assert_array_equal(found.predicted, tfrobust.predict_logits(model, x).argmax(1))
+    frame = found.to_frame()
+    assert len(frame) == len(x) and frame["bound"].median() == found.median()
+    # kappa grows by each layer's constant, from the input on
+    first, second = found.layers[:2]
+    assert first.kappa.shape == (len(x),) and first.name and first.kind and first.rule
+    assert (second.kappa > 0).all()
+
+
+def test_bad_input_is_an_error():
+    model, x = piecewise_linear_net(0)
+    with pytest.raises(ValueError, match="rules"):
+        robustness(model, x, rules="proved")
+    with pytest.raises(ValueError, match="tighten"):
+        robustness(model, x, rules="thesis", tighten=True)
+    with pytest.raises(ValueError, match="NaN"):
+        robustness(model, x * np.nan)
+    with pytest.raises(ValueError, match="shape"):
+        robustness(model, x[:, :4])
+
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(3)
+
+        def call(self, rows):
+            return self.dense(rows)
+
+    with pytest.raises(UnsupportedLayerError, match="subclassed"):
+        robustness(Subclassed(), np.ones((2, 3), np.float32))
+    loose = keras.Sequential(
+        [keras.Input((None, None, 1)), layers.Conv2D(2, 3), layers.GlobalAveragePooling2D()]
+    )
+    with pytest.raises(UnsupportedLayerError, match="fixed sizes"):
+        robustness(loose, np.ones((2, 8, 8, 1), np.float32))
+    model.layers[-1].bias.assign(np.full(model.layers[-1].bias.shape, np.inf))
+    with pytest.raises(ValueError, match="finite"):
+        robustness(model, x)
