@@ -17,6 +17,7 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse
 import scipy.sparse.linalg
+from threadpoolctl import threadpool_limits
 
 __all__ = ["Convolution", "convolution_norm", "gram_norm", "largest_singular_value"]
 
@@ -24,8 +25,10 @@ __all__ = ["Convolution", "convolution_norm", "gram_norm", "largest_singular_val
 SLACK = 1e-9
 # operations that writing out a matrix and factorizing it may cost: a matrix of about 3,100 rows
 DENSE_COST = 3e10
-# for each twist of the grid of frequencies
-SPECTRAL_COST = 2e10
+# more than that, and only one twist of the grid of frequencies is bounded
+SPECTRAL_COST = 1e8
+# from this size on Gram iteration is in single precision
+LARGE = 128
 
 
 class Convolution(NamedTuple):
@@ -58,7 +61,9 @@ def convolution_norm(convolution: Convolution) -> float:
     rows = min(math.prod(convolution.size) * inputs, math.prod(convolution.output_size) * outputs)
     if groups * float(rows) ** 3 <= DENSE_COST:
         return max(_matrix_norm(convolution, group) for group in range(groups))
-    return max(_spectral_norm(convolution, group) for group in range(groups))
+    # products of many small matrices: threads that wait for each other cost a hundredfold
+    with threadpool_limits(1, "blas"):
+        return max(_spectral_norm(convolution, group) for group in range(groups))
 
 
 def largest_singular_value(matrix: np.ndarray) -> float:
@@ -132,10 +137,11 @@ def _spectral_norm(convolution: Convolution, group: int) -> float:
     taps = kernel.shape[:2]
     if taps == (1, 1):
         return largest_singular_value(kernel[0, 0])
-    twists = [(0.0, math.pi) if count > 1 else (0.0,) for count in taps]
-    if math.prod(grids) / 2 * min(kernel.shape[2:]) ** 3 > SPECTRAL_COST:
-        twists = [(0.0,), (0.0,)]
-    return min(_over_frequencies(kernel, grids, twist) for twist in itertools.product(*twists))
+    twists = list(itertools.product(*[(0.0, math.pi) if count > 1 else (0.0,) for count in taps]))
+    if math.prod(grids) * min(kernel.shape[2:]) ** 3 > SPECTRAL_COST:
+        # the one whose norm seems the smallest; what is proved is its own norm
+        twists = [min(twists, key=lambda twist: _guess(kernel, grids, twist))]
+    return min(_over_frequencies(kernel, grids, twist) for twist in twists)
 
 
 def _with_stride_one(
@@ -173,26 +179,44 @@ def _with_stride_one(
 
 def _over_frequencies(kernel: np.ndarray, grids: list[int], twist: tuple[float, float]) -> float:
     """The largest norm of the kernel's Fourier transform over a grid of frequencies."""
+    best = 0.0
+    for block in _blocks(kernel, grids, twist):
+        best = max(best, _largest_norm(block, best))
+    return best * (1 + SLACK)
+
+
+def _guess(kernel: np.ndarray, grids: list[int], twist: tuple[float, float]) -> float:
+    """About that norm, from below: a few steps of the power method at every frequency."""
+    best = 0.0
+    for block in _blocks(kernel.astype(np.float32), grids, twist):
+        vectors = np.ones((len(block), block.shape[2], 1), block.dtype)
+        for _ in range(8):
+            images = block @ vectors
+            vectors = np.conj(np.swapaxes(block, 1, 2)) @ images
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors /= np.maximum(lengths, np.float32(1e-30))
+        best = max(best, float(np.linalg.norm(block @ vectors, axis=1).max()))
+    return best
+
+
+def _blocks(
+    kernel: np.ndarray, grids: list[int], twist: tuple[float, float]
+) -> Iterator[np.ndarray]:
+    """The transform in pieces of about 100 MB: (frequencies, inputs, outputs)."""
     # conjugate frequencies have the same norm: half of the first axis is enough
     counts = (grids[0] // 2 + 1, grids[1])
     waves = [
         np.exp(-1j * np.outer((2 * math.pi * np.arange(count) + angle) / grid, np.arange(taps)))
         for count, grid, angle, taps in zip(counts, grids, twist, kernel.shape[:2], strict=True)
     ]
-    half = np.einsum("fa,abio->fbio", waves[0], kernel)
-    best = 0.0
-    for block in _blocks(half, waves[1]):
-        best = max(best, _largest_norm(block, best))
-    return best * (1 + SLACK)
-
-
-def _blocks(half: np.ndarray, waves: np.ndarray) -> Iterator[np.ndarray]:
-    """The transform in pieces of about 100 MB: (frequencies, inputs, outputs)."""
-    per_row = waves.shape[0] * half.shape[2] * half.shape[3] * 16
-    rows = max(1, int(1e8 // per_row))
+    if kernel.dtype == np.float32:
+        waves = [wave.astype(np.complex64) for wave in waves]
+    channels = kernel.shape[2:]
+    half = np.tensordot(waves[0], kernel, 1)  # (first, taps, inputs, outputs)
+    rows = max(1, int(1e8 // (counts[1] * math.prod(channels) * 16)))
     for start in range(0, len(half), rows):
-        block = np.einsum("fbio,gb->fgio", half[start : start + rows], waves)
-        yield block.reshape(-1, *block.shape[2:])
+        block = np.tensordot(half[start : start + rows], waves[1], (1, 1))
+        yield np.moveaxis(block, -1, 1).reshape(-1, *channels)
 
 
 def _largest_norm(matrices: np.ndarray, floor: float) -> float:
@@ -206,6 +230,13 @@ def _largest_norm(matrices: np.ndarray, floor: float) -> float:
     size = matrices.shape[1]
     if size <= 16:
         return float(np.linalg.norm(matrices, 2, axis=(1, 2)).max())
+    slack = scale = 1.0
+    if size > LARGE:
+        scale = np.abs(matrices).max()
+        matrices, floor = (matrices / scale).astype(np.complex64), floor / scale
+        # products of complex numbers, summed up: 4 roundings each, root(size) for the norms, and
+        # half as much for each further power
+        slack = 1 + 8 * size**1.5 * 2.0**-24
     power = matrices @ np.conj(np.swapaxes(matrices, 1, 2))
     logs = np.zeros(len(power))  # the true power is exp(logs) times the kept one
     exponent = 1.0
@@ -214,12 +245,12 @@ def _largest_norm(matrices: np.ndarray, floor: float) -> float:
         alive = norms > 0
         power, logs, norms = power[alive], logs[alive], norms[alive]
         if not len(power):
-            return floor
-        upper = np.exp((logs + np.log(norms)) / (2 * exponent))
-        lower = upper / size ** (1 / (4 * exponent))
+            return floor * scale
+        upper = slack * np.exp((logs + np.log(norms)) / (2 * exponent))
+        lower = upper / slack**2 / size ** (1 / (4 * exponent))
         worthwhile = upper > max(floor, lower.max())
-        if exponent >= 512 or not worthwhile.any():
-            return max(floor, float(upper.max()))
+        if exponent >= (128 if size > LARGE else 512) or not worthwhile.any():
+            return max(floor, float(upper.max())) * scale
         power, logs, norms = power[worthwhile], logs[worthwhile], norms[worthwhile]
         power = power / norms[:, None, None]
         power, logs, exponent = power @ power, 2 * (logs + np.log(norms)), 2 * exponent
