@@ -25,6 +25,7 @@ __all__ = [
     "CrossEntropy",
     "DoubleBackprop",
     "ForwardPass",
+    "LastLayerRobustness",
     "Objective",
     "WeightDecay",
 ]
@@ -265,3 +266,38 @@ class AlignmentPenalty(_Term):
         gradient = batch.logit_gradients
         products = inner(batch.x, batch.x) * inner(gradient, gradient)
         return self.weight * tf.reduce_mean(products - tf.square(inner(batch.x, gradient)))
+
+
+@dataclasses.dataclass(frozen=True)
+class LastLayerRobustness(_Term):
+    """-weight * mean_i delta(h_i), the distance of the last hidden layer's output to a boundary.
+
+    delta = min over j of (z_y - z_j) / ||w_y - w_j||, y the label and w the last layer's columns:
+    negative where the example is misclassified. To minimise the term is to push delta up.
+
+    Raises (when called):
+        ValueError: the model does not end in a dense layer.
+
+    Source: Peck 2017, Theorem 3.6 and section 4.5.
+    """
+
+    weight: float
+
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+
+    def __call__(self, batch: ForwardPass) -> tf.Tensor:
+        last = batch.model.layers[-1] if getattr(batch.model, "layers", None) else None
+        last = getattr(last, "layer", last)  # a softmax was left out
+        if not isinstance(last, keras.layers.Dense):
+            raise ValueError(
+                "the last layer's robustness needs a model that ends in a dense layer, got "
+                f"{type(last).__name__}"
+            )
+        kernel = tf.transpose(tf.convert_to_tensor(last.kernel))
+        distances = tf.norm(kernel[:, None] - kernel[None] + 1e-12, axis=2)
+        own = tf.gather(batch.logits, batch.labels, batch_dims=1)[:, None]
+        delta = (own - batch.logits) / tf.gather(distances, batch.labels)
+        others = tf.one_hot(batch.labels, kernel.shape[0], on_value=False, off_value=True)
+        delta = tf.where(others, delta, delta.dtype.max)
+        return -self.weight * tf.reduce_mean(tf.reduce_min(delta, axis=1))

@@ -1,0 +1,129 @@
+"""Bounds beside attacks: one row an example, its summary as a table, and violations counted."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+
+from experiments.peck2017 import published
+from tfrobust import attacks, bounds
+
+__all__ = ["ATTACKS", "BOUNDS", "compare", "ratio_median", "summary", "violations"]
+
+BOUNDS = {
+    "printed": "printed bound",
+    "certified": "certified bound, global",
+    "tightened": "certified bound, tightened",
+}
+ATTACKS = {
+    "fast_gradient_sign": "FGS",
+    "fast_gradient_value": "FGV",
+    "lbfgs": "L-BFGS",
+    "carlini_wagner": "Carlini-Wagner",
+}
+# float32 distances and bounds
+ROUNDING = 1e-5
+
+
+def compare(
+    model: keras.Model,
+    x: np.ndarray,
+    value_range: tuple[float, float],
+    settings: Mapping[str, Mapping[str, Any]],
+    *,
+    tighten: bool = True,
+    batch_size: int = 100,
+) -> pd.DataFrame:
+    """Both rule sets and the attacks' l2 distances for each example.
+
+    Args:
+        model: a classifier that both rule sets cover.
+        x: (batch, *input); classes are the model's own predictions.
+        value_range: what attacks may not leave.
+        settings: of each attack, by its name; distances of failures are NaN.
+        tighten: add the tightened bound.
+        batch_size: examples a call.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the thesis's printed rules")
+        printed = bounds.robustness(model, x, rules="thesis", batch_size=batch_size)
+    certified = bounds.robustness(model, x, tighten=tighten, batch_size=batch_size)
+    columns: dict[str, np.ndarray] = {
+        "predicted": certified.predicted,
+        "printed": printed.bound.astype(np.float64),
+        "certified": certified.layers[0].kappa.astype(np.float64),
+    }
+    if tighten:
+        columns["tightened"] = certified.bound.astype(np.float64)
+    for name, keywords in settings.items():
+        found = attacks.minimal(
+            model, x, name, value_range=value_range, batch_size=batch_size, **keywords
+        )
+        columns[name] = np.where(found.success, found.distance, np.nan).astype(np.float64)
+    return pd.DataFrame(columns)
+
+
+def attacked_by(frame: pd.DataFrame) -> list[str]:
+    """The attacks among a frame's columns."""
+    return [name for name in ATTACKS if name in frame]
+
+
+def nearest(frame: pd.DataFrame) -> np.ndarray:
+    """The smallest distance that any attack found for each example, infinite where none did."""
+    found = frame[attacked_by(frame)].to_numpy()
+    return np.nanmin(np.where(np.isnan(found), np.inf, found), axis=1)
+
+
+def violations(frame: pd.DataFrame, bound: str) -> int:
+    """Examples that an attack changed with less than a bound says is needed."""
+    return int((nearest(frame) < frame[bound].to_numpy() * (1 - ROUNDING)).sum())
+
+
+def ratio_median(frame: pd.DataFrame, bound: str) -> float:
+    """Median of bound over smallest distance found, over the examples where one was."""
+    distance = nearest(frame)
+    use = np.isfinite(distance) & (distance > 0)
+    return float(np.median(frame[bound][use] / distance[use])) if use.any() else float("nan")
+
+
+def summary(
+    frames: Mapping[str, pd.DataFrame], table: str, *, scale: float = 1.0
+) -> pd.DataFrame:
+    """One row a network and quantity: mean, median, deviation, extremes, and what is published.
+
+    Args:
+        frames: `compare`'s results by the network's name.
+        table: the thesis's table, "3.1" for instance.
+        scale: distances are multiplied by it, 255 for pixels in [0, 255].
+    """
+    rows = []
+    for network, frame in frames.items():
+        for name in (*attacked_by(frame), *(key for key in BOUNDS if key in frame)):
+            values = frame[name].to_numpy() * scale
+            values = values[np.isfinite(values)]
+            printed = name in ("fast_gradient_sign", "printed")
+            quantity = {**ATTACKS, **BOUNDS}[name]
+            row: dict[str, Any] = {"network": network, "quantity": quantity}
+            for column, function in _STATISTICS.items():
+                row[column] = float(function(values)) if len(values) else float("nan")
+            row["examples"] = f"{len(values)} of {len(frame)}"
+            known = published.figure(table, f"{network} {quantity}", "median")
+            row["published median"] = known if printed else "ours only"
+            row["violations"] = violations(frame, name) if name in BOUNDS else ""
+            row["bound / attack"] = ratio_median(frame, name) if name in BOUNDS else float("nan")
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+_STATISTICS = {
+    "mean": np.mean,
+    "median": np.median,
+    "std": np.std,
+    "min": np.min,
+    "max": np.max,
+}

@@ -1,0 +1,99 @@
+"""The thesis's figures, drawn from `compare`'s results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from experiments.peck2017.comparison import ATTACKS, BOUNDS, attacked_by, nearest
+from tfrobust import figures
+
+__all__ = ["curves", "histograms", "perturbations", "scatter"]
+
+_COLOURS = {"printed": "#b5367a", "certified": "#31688e", "tightened": "#35b779"}
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    return values[np.isfinite(values) & (values > 0)]
+
+
+def histograms(frame: pd.DataFrame, folder: Path, name: str, title: str) -> Path:
+    """Histograms of every attack's distances and every bound, on one logarithmic axis."""
+    figure, axes = figures.new(1, 2, width=4.2, height=2.9)
+    for axis, names, words in (
+        (axes[0, 0], attacked_by(frame), "l2 norm of perturbations found"),
+        (axes[0, 1], [key for key in BOUNDS if key in frame], "lower bound on the l2 norm"),
+    ):
+        for key in names:
+            values = _positive(frame[key].to_numpy())
+            if len(values):
+                low, high = values.min(), values.max()
+                bins = np.geomspace(low / 1.01, high * 1.01, 31)
+                axis.hist(
+                    values,
+                    bins=bins,
+                    alpha=0.6,
+                    color=_COLOURS.get(key),
+                    label={**ATTACKS, **BOUNDS}[key],
+                )
+        axis.set(xscale="log", xlabel=words, ylabel="examples")
+        axis.legend()
+    figure.suptitle(title, fontsize=10)
+    return figures.save(figure, folder, name)
+
+
+def scatter(frames: Mapping[str, pd.DataFrame], folder: Path, name: str) -> Path:
+    """Each example's bounds against the smallest distance found; above the line is a violation."""
+    figure, axes = figures.new(1, len(frames), width=3.4, height=3.2)
+    for axis, (title, frame) in zip(axes[0], frames.items(), strict=True):
+        distance = nearest(frame)
+        for key, words in BOUNDS.items():
+            if key in frame:
+                bound = frame[key].to_numpy()
+                use = np.isfinite(distance) & (distance > 0) & (bound > 0) & np.isfinite(bound)
+                axis.scatter(
+                    distance[use], bound[use], s=5, alpha=0.5, linewidths=0, label=words,
+                    color=_COLOURS[key],
+                )
+        span = _positive(distance)
+        if len(span):
+            ends = [span.min(), span.max()]
+            axis.plot(ends, ends, color="0.3", linewidth=0.8, linestyle="--")
+        axis.set(xscale="log", yscale="log", xlabel="smallest l2 distance found", title=title)
+        axis.set_ylabel("bound")
+        axis.legend(loc="lower right", fontsize=6)
+    return figures.save(figure, folder, name)
+
+
+def curves(
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    folder: Path,
+    name: str,
+    *,
+    xlabel: str,
+    ylabel: str,
+    log: bool = True,
+    dashed: Sequence[str] = (),
+) -> Path:
+    """Several quantities over one setting."""
+    figure, axes = figures.new(1, 1, width=5.2, height=3.4)
+    axis = axes[0, 0]
+    for words, values in lines.items():
+        style = "--" if words in dashed else "-"
+        axis.plot(x, values, style, marker="o", markersize=4, label=words)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    if log:
+        positive = all(value > 0 for values in lines.values() for value in values)
+        axis.set(xscale="log" if min(x) > 0 else "symlog", yscale="log" if positive else "linear")
+    axis.legend()
+    return figures.save(figure, folder, name)
+
+
+def perturbations(images: np.ndarray, changes: np.ndarray, folder: Path, name: str) -> Path:
+    """Images, their smallest perturbations, and both together."""
+    rows = [("image", images), ("perturbation", changes), ("sum", images + changes)]
+    return figures.save(figures.image_grid(rows), folder, name)

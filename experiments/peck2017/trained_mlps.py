@@ -1,0 +1,138 @@
+"""Perceptrons trained on Iris, Wine and Spambase (Table 4.3, Figure 4.2).
+
+    python -m experiments.peck2017.trained_mlps --preset demo
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import reference_models
+from experiments import cli
+from experiments.peck2017 import claims, figures, published, study
+from experiments.peck2017.comparison import BOUNDS, compare, summary
+from tfrobust import data, evaluate
+from tfrobust.runs import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Data sets, training and attacks."""
+
+    datasets: tuple[str, ...] = ("iris", "wine", "spambase")
+    """Of `tfrobust.data`; hidden layers are the thesis's."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of weights and the order of examples: one network each."""
+    epochs: int = 100
+    """Of Adam, batches of 10."""
+    learning_rate: float = 5e-3
+    """Of Adam."""
+    inputs: int = 300
+    """Examples that are bounded and attacked, test set first, then validation and training."""
+    attack: str = "carlini_wagner"
+    """A second attack beside FGS."""
+
+
+PRESETS = {
+    "demo": Settings(
+        datasets=("iris", "wine"), seeds=(0, 1), epochs=40, inputs=50, attack="none"
+    ),
+    "reduced": Settings(epochs=30, seeds=(0, 1, 2), inputs=1000),
+    "paper": Settings(epochs=200, seeds=tuple(range(10)), inputs=5000),
+}
+
+
+def compared(
+    run: Run, name: str, seed: int, settings: Settings, data_dir: Path | None
+) -> tuple[pd.DataFrame, float]:
+    """Bounds and attacks for one trained network, and its accuracy."""
+    sets = {split: data.load(name, split, data_dir) for split in ("train", "validation", "test")}
+    train, test = sets["train"], sets["test"]
+    model = study.trained(
+        run,
+        f"{name}/seed{seed}",
+        lambda: reference_models.build(f"{name}_mlp"),
+        train,
+        iterations=settings.epochs * (len(train) // 10),
+        batch_size=10,
+        learning_rate=settings.learning_rate,
+        seed=seed,
+    )
+    x = np.concatenate([sets[s].images for s in ("test", "validation", "train")])
+    attacks = {"fast_gradient_sign": {"max_epsilon": train.value_range[1]}}
+    if settings.attack != "none":
+        attacks[settings.attack] = {"steps": 200, "stepsize": 0.05}
+    frame = compare(model, x[: settings.inputs], train.value_range, attacks, batch_size=500)
+    return frame, evaluate(model, test.arrays)["validation_accuracy"]
+
+
+def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Path:
+    """All steps; the page's path."""
+    frames, rows = {}, []
+    for name in settings.datasets:
+        parts = []
+        for seed in settings.seeds:
+            accuracy = {}
+
+            def step(name: str = name, seed: int = seed, found: dict = accuracy) -> pd.DataFrame:
+                frame, found["test"] = compared(run, name, seed, settings, data_dir)
+                return frame
+
+            frame = run.frame_step(f"{name}/seed{seed}/compared.parquet", step)
+            value = run.json_step(
+                f"{name}/seed{seed}/accuracy.json",
+                lambda name=name, seed=seed, found=accuracy: found
+                or {"test": compared(run, name, seed, settings, data_dir)[1]},
+            )["test"]
+            frame.insert(0, "seed", seed)
+            parts.append(frame)
+            rows.append(
+                {
+                    "data": name,
+                    "seed": seed,
+                    "test accuracy": value,
+                    "FGS median": frame["fast_gradient_sign"].median(),
+                    **{f"{words}, median": frame[key].median() for key, words in BOUNDS.items()},
+                }
+            )
+        frames[name] = pd.concat(parts, ignore_index=True)
+    folder = run.folder / "figures"
+    drawn = {
+        "Figure 4.2": (
+            "Each example's bounds against the smallest distance found.",
+            figures.scatter(frames, folder, "figure4.2"),
+        )
+    }
+    for name, frame in frames.items():
+        drawn[f"Figure 4.2, {name}"] = (
+            "Perturbations found and lower bounds.",
+            figures.histograms(frame, folder, f"figure4.2-{name}", name),
+        )
+    hidden = "; ".join(f"{k} {', '.join(map(str, v))}" for k, v in published.HIDDEN.items())
+    return study.finish(
+        run,
+        preset,
+        title="trained perceptrons",
+        lead=f"Hidden tanh units: {hidden}. {len(settings.seeds)} seeds, {settings.epochs} epochs; "
+        "features standardised, 70 / 20 / 10 % split.",
+        tables={
+            "Table 4.3": (study.ABOUT + " All seeds together.", summary(frames, "4.3")),
+            "Every network": ("Spread over seeds.", pd.DataFrame(rows)),
+        },
+        drawn=drawn,
+        judged=claims.bounds_hold(frames, "Theorem 4.2"),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the experiment from the command line."""
+    return study.execute("trained-mlps", PRESETS, make, arguments)
+
+
+if __name__ == "__main__":
+    cli.run(main)
