@@ -16,6 +16,7 @@ import tyro
 from reference_models import ModelFileError
 from tfrobust.attacks.foolbox import FoolboxError
 from tfrobust.checkpoints import DamagedCheckpointError
+from tfrobust.data import CorruptDataError
 from tfrobust.decoding import CorruptImagesError
 from tfrobust.distribution import SchedulerError, WorkerTimeoutError
 from tfrobust.loop import NonFiniteLossError, WorkerLostError
@@ -91,6 +92,7 @@ _STRATEGIES = ("auto", "one", "mirrored", "multi_worker")
 # what a user can mend; anything else is a fault of ours and keeps its traceback
 _EXPECTED = (
     OSError,
+    CorruptDataError,
     CorruptImagesError,
     DamagedCheckpointError,
     FoolboxError,

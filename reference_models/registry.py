@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from reference_models.applications import PREFIX, application, constructors, find
+from reference_models.lenet import lenet5
+from reference_models.mlp import linear, mlp
 from reference_models.mnist_cnn import mnist_cnn
+from reference_models.network_in_network import cifar_nin
+from reference_models.wide_resnet import wide_resnet
 
 __all__ = ["build", "names"]
 
-_BUILDERS: dict[str, Callable[..., keras.Model]] = {"mnist_cnn": mnist_cnn}
+_PLACES = {1: (1,), 2: (2,), 3: (1, 2)}
+
+
+def _mlp(name: str, features: int, hidden: tuple[int, ...], classes: int) -> Any:
+    return functools.partial(
+        mlp, input_shape=(features,), hidden=hidden, classes=classes, name=name
+    )
+
+
+_BUILDERS: dict[str, Callable[..., keras.Model]] = {
+    "mnist_cnn": mnist_cnn,
+    # Peck 2017
+    "lenet5": lenet5,
+    **{
+        f"lenet5_{kind}{number}": functools.partial(lenet5, normalization=kind, after=places)
+        for kind in ("lrn", "bn")
+        for number, places in _PLACES.items()
+    },
+    "cifar_nin": cifar_nin,
+    "mlp": mlp,
+    "iris_mlp": _mlp("iris_mlp", 4, (5,), 3),
+    "wine_mlp": _mlp("wine_mlp", 13, (5, 3), 3),
+    "spambase_mlp": _mlp("spambase_mlp", 57, (7, 5, 3), 2),
+    "linear": linear,
+    # Zagoruyko 2016
+    "wide_resnet_28_10": wide_resnet,
+}
 
 
 def names() -> list[str]:

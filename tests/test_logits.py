@@ -557,6 +557,33 @@ def test_an_average_of_softmaxes_is_refused():
         logits_model(model)
 
 
+def small_averages(activation):
+    """Network in Network's head; kernels so small that every output lies between 0 and 1."""
+    small = keras.initializers.RandomUniform(0, 0.01)
+    return keras.Sequential(
+        [
+            layers.Input(SHAPE),
+            layers.Rescaling(0.01, offset=1),
+            layers.Conv2D(CLASSES, 3, activation=activation, kernel_initializer=small),
+            layers.GlobalAveragePooling2D(),
+        ]
+    )
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_an_average_of_an_unbounded_convolution_is_logits(activation):
+    model = small_averages(activation)
+    values = np.asarray(model(images()))
+    assert 0 < values.min() < values.max() < 1
+    assert logits_model(model) is model
+    np.testing.assert_array_equal(predict_logits(model, images()), values)
+
+
+def test_an_average_of_sigmoids_is_refused():
+    with pytest.raises(NotLogitsError, match="lies between 0 and 1"):
+        logits_model(small_averages("sigmoid"))
+
+
 @pytest.mark.parametrize("model", [None, np.ones(3), lambda x: x, layers.Dense(3)])
 def test_what_is_no_model_is_refused(model):
     message = f"expected a keras.Model, got {type(model).__name__}"

@@ -1,7 +1,8 @@
 """Data sets with their value range and provenance.
 
-`load("digits")` needs nothing but scikit-learn; real data sets come from tensorflow-datasets, in
-its usual folder or below `TFROBUST_DATA_DIR`.
+`load("digits")`, "iris" and "wine" need nothing but scikit-learn; images come from
+tensorflow-datasets, in its usual folder or below `TFROBUST_DATA_DIR`; Spambase comes from a file
+there, or from OpenML.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["DataNotFoundError", "Dataset", "Provenance", "load"]
+from tfrobust import tabular
+from tfrobust.tabular import CorruptDataError, DataNotFoundError
+
+__all__ = ["CorruptDataError", "DataNotFoundError", "Dataset", "Provenance", "load"]
 
 _SPLITS = ("train", "validation", "test")
-
-
-class DataNotFoundError(FileNotFoundError):
-    """A data set is neither bundled nor prepared; the message says how to get it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Provenance:
     processing: str
     examples: int
     sha256: str
-    """Of the images' and labels' bytes."""
+    """Of the images' (or features') and labels' bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Dataset:
     """One split in memory."""
 
     images: np.ndarray
-    """(count, height, width, channels) float32 in `value_range`."""
+    """(count, height, width, channels) float32 in `value_range`; of a table the features,
+    (count, features)."""
     labels: np.ndarray
     """(count,) int32."""
     classes: int
@@ -80,12 +81,21 @@ def load(
     *,
     download: bool = False,
 ) -> Dataset:
-    """One split of a data set, images in [0, 1].
+    """One split of a data set: images in [0, 1], or standardised features.
 
     - "digits": scikit-learn's 1,797 handwritten 8x8 digits, scaled up to 28x28 bilinearly;
       1,197 / 200 / 400 train / validation / test in a fixed order. No download.
     - "mnist": the first 50,000 / last 10,000 of the training set, in tensorflow-datasets' order,
       as train / validation, and the test set (10,000); sizes as in Etmann 2019.
+    - "cifar10": the first 45,000 / last 5,000 of the training set, in tensorflow-datasets' order,
+      as train / validation, and the test set (10,000).
+    - "iris" (150 rows, 4 features, 3 classes), "wine" (178, 13, 3): scikit-learn's. No download.
+    - "spambase" (4,601 rows, 57 features, 2 classes): the file `spambase.data` in the folder, else
+      OpenML's, fetched by scikit-learn and only where `download` is set.
+
+    Tables are split 70 / 20 / 10 % into train / validation / test in a fixed order, not stratified,
+    and standardised by the training split; their `value_range` (-m, m) is twice as wide as the
+    whole table, so that it does not bind. See `tfrobust.tabular.standardised`.
 
     ImageNet does not fit in memory: `tfrobust.imagenet.load` streams it.
 
@@ -93,13 +103,14 @@ def load(
         name: the data set.
         split: "train", "validation" or "test".
         data_dir: a folder that tensorflow-datasets prepared, or one that holds such a folder as
-            `tensorflow_datasets`. Default: the environment's TFROBUST_DATA_DIR, then
-            tensorflow-datasets' own default.
-        download: let tensorflow-datasets fetch what is missing.
+            `tensorflow_datasets`; for Spambase, one that holds its file. Default: the
+            environment's TFROBUST_DATA_DIR, then tensorflow-datasets' own default.
+        download: let tensorflow-datasets or scikit-learn fetch what is missing.
 
     Raises:
         ValueError: unknown data set or split, or "imagenet".
         DataNotFoundError: not prepared in that folder, with the ways to get it.
+        CorruptDataError: the table that was found is truncated or malformed.
     """
     if name == "imagenet":
         raise ValueError(
@@ -148,9 +159,45 @@ def _mnist(split: str, data_dir: str | Path | None, download: bool) -> Dataset:
     )
 
 
+def _cifar10(split: str, data_dir: str | Path | None, download: bool) -> Dataset:
+    which = {"train": "train[:45000]", "validation": "train[45000:]", "test": "test"}[split]
+    images, labels, version = _from_tfds("cifar10", which, data_dir, download)
+    return _dataset(
+        # one float32 copy, not two: the training images take half a gigabyte
+        np.divide(images, 255, dtype=np.float32),
+        labels,
+        name="cifar10",
+        split=split,
+        source=f"tensorflow-datasets cifar10, {which}",
+        version=version,
+        processing="divided by 255",
+    )
+
+
+def _table(name: str) -> Callable[[str, str | Path | None, bool], Dataset]:
+    def load_split(split: str, data_dir: str | Path | None, download: bool) -> Dataset:
+        table = tabular.read(name, _folder(data_dir), download=download)
+        features, labels, value_range = tabular.standardised(table, split)
+        return _dataset(
+            features,
+            labels,
+            classes=table.classes,
+            value_range=value_range,
+            name=name,
+            split=split,
+            source=table.source,
+            version=table.version,
+            processing=tabular.PROCESSING,
+        )
+
+    return load_split
+
+
 _LOADERS: dict[str, Callable[[str, str | Path | None, bool], Dataset]] = {
     "digits": _digits,
     "mnist": _mnist,
+    "cifar10": _cifar10,
+    **{name: _table(name) for name in ("iris", "wine", "spambase")},
 }
 
 
@@ -179,22 +226,33 @@ def _from_tfds(
     return rows["image"].numpy(), rows["label"].numpy(), str(builder.version)
 
 
+def _folder(data_dir: str | Path | None) -> str | Path | None:
+    return data_dir or os.environ.get("TFROBUST_DATA_DIR") or None
+
+
 def _tfds_folder(data_dir: str | Path | None) -> str | None:
-    folder = data_dir or os.environ.get("TFROBUST_DATA_DIR")
-    if not folder:
+    folder = _folder(data_dir)
+    if folder is None:
         return None
     inside = Path(folder) / "tensorflow_datasets"
     return str(inside if inside.is_dir() else folder)
 
 
-def _dataset(images: np.ndarray, labels: np.ndarray, **provenance: str) -> Dataset:
+def _dataset(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    classes: int = 10,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    **provenance: str,
+) -> Dataset:
     images = np.ascontiguousarray(images, np.float32)
     labels = np.ascontiguousarray(labels, np.int32)
     return Dataset(
         images=images,
         labels=labels,
-        classes=10,
-        value_range=(0.0, 1.0),
+        classes=classes,
+        value_range=value_range,
         provenance=Provenance(**provenance, examples=len(images), sha256=_digest(images, labels)),
     )
 

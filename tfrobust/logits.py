@@ -25,6 +25,9 @@ _ADVICE = (
 # reshaping only: a softmax before them can be dropped and they can be applied again
 _TRANSPARENT = ("Flatten", "Reshape", "Dropout", "Identity", "Squeeze")
 _NOT_LOGITS = ("ReLU", "LeakyReLU", "PReLU", "ELU", "Sigmoid", "Tanh", "Softplus")
+# of the convolution before global average pooling: its averages have no upper bound, so that
+# they are logits even where those of an untrained model all happen to lie between 0 and 1
+_UNBOUNDED = (None, keras.activations.linear, keras.activations.relu)
 _SOFTMAXES = (keras.activations.softmax, keras.ops.softmax, tf.nn.softmax)
 _PROBE_ROWS = 8
 
@@ -147,9 +150,16 @@ def _without_softmax(output: Any, model: keras.Model, x: Any) -> Any:
             f"{model.name} ends in {name} (layer {layer.name!r}); its outputs are not logits. "
             + _ADVICE
         )
+    if kind == "GlobalAveragePooling2D" and _is_convolution(inputs[0], _UNBOUNDED):
+        return output
     if kind not in ("Dense", "Conv2D", "Conv1D", "Add", "BatchNormalization"):
         _probe(model, x)
     return output
+
+
+def _is_convolution(tensor: Any, activations: tuple[Any, ...]) -> bool:
+    layer = tensor._keras_history.operation
+    return isinstance(layer, keras.layers.Conv2D) and layer.activation in activations
 
 
 def _at(tensor: Any, model: keras.Model, x: Any) -> Any:

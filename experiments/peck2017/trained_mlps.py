@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 
@@ -18,6 +19,9 @@ from experiments.peck2017 import claims, figures, published, study
 from experiments.peck2017.comparison import BOUNDS, compare, summary
 from tfrobust import data, evaluate
 from tfrobust.runs import Run
+
+
+_SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +51,11 @@ PRESETS = {
 }
 
 
-def compared(
-    run: Run, name: str, seed: int, settings: Settings, data_dir: Path | None
-) -> tuple[pd.DataFrame, float]:
-    """Bounds and attacks for one trained network, and its accuracy."""
-    sets = {split: data.load(name, split, data_dir) for split in ("train", "validation", "test")}
-    train, test = sets["train"], sets["test"]
-    model = study.trained(
+def network(
+    run: Run, name: str, seed: int, settings: Settings, train: data.Dataset
+) -> keras.Model:
+    """One trained network."""
+    return study.trained(
         run,
         f"{name}/seed{seed}",
         lambda: reference_models.build(f"{name}_mlp"),
@@ -63,39 +65,43 @@ def compared(
         learning_rate=settings.learning_rate,
         seed=seed,
     )
-    x = np.concatenate([sets[s].images for s in ("test", "validation", "train")])
-    attacks = {"fast_gradient_sign": {"max_epsilon": train.value_range[1]}}
+
+
+def compared(
+    model: keras.Model, sets: dict[str, data.Dataset], settings: Settings
+) -> pd.DataFrame:
+    """Bounds and attacks for one trained network."""
+    x = np.concatenate([sets[split].images for split in ("test", "validation", "train")])
+    value_range = sets["train"].value_range
+    attacks = {"fast_gradient_sign": {"max_epsilon": value_range[1]}}
     if settings.attack != "none":
         attacks[settings.attack] = {"steps": 200, "stepsize": 0.05}
-    frame = compare(model, x[: settings.inputs], train.value_range, attacks, batch_size=500)
-    return frame, evaluate(model, test.arrays)["validation_accuracy"]
+    return compare(model, x[: settings.inputs], value_range, attacks, batch_size=500)
 
 
 def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Path:
     """All steps; the page's path."""
     frames, rows = {}, []
     for name in settings.datasets:
+        sets = {split: data.load(name, split, data_dir) for split in _SPLITS}
         parts = []
         for seed in settings.seeds:
-            accuracy = {}
-
-            def step(name: str = name, seed: int = seed, found: dict = accuracy) -> pd.DataFrame:
-                frame, found["test"] = compared(run, name, seed, settings, data_dir)
-                return frame
-
-            frame = run.frame_step(f"{name}/seed{seed}/compared.parquet", step)
-            value = run.json_step(
+            model = network(run, name, seed, settings, sets["train"])
+            frame = run.frame_step(
+                f"{name}/seed{seed}/compared.parquet",
+                lambda model=model, sets=sets: compared(model, sets, settings),
+            )
+            accuracy = run.json_step(
                 f"{name}/seed{seed}/accuracy.json",
-                lambda name=name, seed=seed, found=accuracy: found
-                or {"test": compared(run, name, seed, settings, data_dir)[1]},
-            )["test"]
+                lambda model=model, sets=sets: evaluate(model, sets["test"].arrays),
+            )["validation_accuracy"]
             frame.insert(0, "seed", seed)
             parts.append(frame)
             rows.append(
                 {
                     "data": name,
                     "seed": seed,
-                    "test accuracy": value,
+                    "test accuracy": accuracy,
                     "FGS median": frame["fast_gradient_sign"].median(),
                     **{f"{words}, median": frame[key].median() for key, words in BOUNDS.items()},
                 }

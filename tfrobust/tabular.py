@@ -1,0 +1,178 @@
+"""Tables of numbers: Iris, Wine and Spambase, split and standardised (Peck 2017, section 4.4).
+
+`tfrobust.data.load` is the door; this is where the rows come from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["PROCESSING", "CorruptDataError", "DataNotFoundError", "Table", "read", "standardised"]
+
+PROCESSING = (
+    "standardised by the training split, order of default_rng(0), 70 / 20 / 10 % train / "
+    "validation / test"
+)
+_SPAMBASE = "spambase.data"
+_SPAMBASE_SHAPE = (4601, 57)
+_UCI = "https://archive.ics.uci.edu/dataset/94/spambase"
+
+
+class DataNotFoundError(FileNotFoundError):
+    """A data set is neither bundled nor prepared; the message says how to get it."""
+
+
+class CorruptDataError(ValueError):
+    """A data set is there, but is not what it should be; the message says where it departs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A whole data set as published."""
+
+    features: np.ndarray
+    """(count, features) float64, in the units of the source."""
+    labels: np.ndarray
+    """(count,) int32."""
+    classes: int
+    source: str
+    version: str
+
+
+def read(name: str, folder: str | Path | None, *, download: bool = False) -> Table:
+    """A whole table, in its source's order.
+
+    Args:
+        name: "iris" or "wine", bundled with scikit-learn, or "spambase".
+        folder: where `spambase.data` is, if anywhere.
+        download: let scikit-learn fetch Spambase from OpenML where there is no such file.
+
+    Raises:
+        DataNotFoundError: no Spambase, with the ways to get it.
+        CorruptDataError: Spambase of another size, or with values that it cannot hold.
+    """
+    if name == "spambase":
+        path = None if folder is None else Path(folder) / _SPAMBASE
+        if path is not None and path.is_file():
+            return _spambase_file(path)
+        return _spambase_openml(path, download)
+    import sklearn
+    from sklearn.datasets import load_iris, load_wine
+
+    bunch = {"iris": load_iris, "wine": load_wine}[name]()
+    return Table(
+        features=bunch.data.astype(np.float64),
+        labels=bunch.target.astype(np.int32),
+        classes=len(bunch.target_names),
+        source=f"scikit-learn load_{name} (UCI {name})",
+        version=f"scikit-learn {sklearn.__version__}",
+    )
+
+
+def standardised(table: Table, split: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """One split of a table, in units of the training split's standard deviations.
+
+    The rows in the order of `default_rng(0).permutation(count)`: the first 70 % train, the next
+    20 % validate, the rest tests, each rounded to the nearest whole number. From every feature its
+    mean over the training split is taken, and it is divided by its deviation there (ddof 0).
+
+    Returns:
+        features (rows, features) float32, labels (rows,) int32, and a range (-m, m) that is the
+        same for every split: m is twice the largest absolute value of the whole standardised
+        table, far enough out that it does not bind an attack near the data.
+
+    Raises:
+        CorruptDataError: a feature is constant over the training split.
+    """
+    count = len(table.features)
+    order = np.random.default_rng(0).permutation(count)
+    first, second = round(0.7 * count), round(0.7 * count) + round(0.2 * count)
+    rows = {"train": order[:first], "validation": order[first:second], "test": order[second:]}
+    mean = table.features[rows["train"]].mean(axis=0)
+    deviation = table.features[rows["train"]].std(axis=0)
+    # a constant's deviation is rounding, not always zero
+    constant = np.flatnonzero(np.ptp(table.features[rows["train"]], axis=0) == 0)
+    if len(constant):
+        raise CorruptDataError(
+            f"{table.source}: feature {constant[0]} has one value only in the training split, so "
+            "that it cannot be standardised. The data are not the published ones: get them again."
+        )
+    features = ((table.features - mean) / deviation).astype(np.float32)
+    bound = 2 * float(np.abs(features).max())
+    return features[rows[split]], table.labels[rows[split]], (-bound, bound)
+
+
+def _spambase_file(path: Path) -> Table:
+    """UCI's file: rows of 57 features and the label, separated by commas, without a header."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of an empty file, which is said below
+            rows = np.loadtxt(path, delimiter=",", comments=None, ndmin=2, encoding="utf-8")
+    except ValueError as error:  # other columns in a row, no number, no text
+        raise CorruptDataError(f"{path} is damaged: {error}. {_again(path)}") from error
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return _spambase(
+        rows[:, :-1],
+        rows[:, -1],
+        where=str(path),
+        advice=_again(path),
+        source=f"UCI Spambase, file {_SPAMBASE}",
+        version=f"sha256 of the file {digest}",
+    )
+
+
+def _spambase_openml(path: Path | None, download: bool) -> Table:
+    ways = (
+        'Either let scikit-learn fetch it from OpenML, tfrobust.data.load("spambase", '
+        f"download=True), on a machine with internet access; or put {_SPAMBASE} from {_UCI} into "
+        "a folder and name that folder by TFROBUST_DATA_DIR or data_dir."
+    )
+    if not download:
+        where = "no folder of data sets is named" if path is None else f"there is no file {path}"
+        raise DataNotFoundError(f"spambase is not here: {where}. {ways}")
+    from sklearn import datasets
+
+    try:
+        # its pandas parser stumbles over classes named by numbers (scikit-learn/pull/34902)
+        bunch = datasets.fetch_openml("spambase", version=1, as_frame=False, parser="liac-arff")
+    except Exception as error:  # what its network, cache and parser raise
+        raise DataNotFoundError(
+            f"OpenML did not give spambase ({type(error).__name__}: {error}). {ways}"
+        ) from error
+    where = "spambase from OpenML"
+    advice = f"Clear scikit-learn's cache ({datasets.get_data_home()}/openml) and try again."
+    try:  # classes come as text
+        features = np.asarray(bunch.data, np.float64)
+        labels = np.asarray(bunch.target).astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise CorruptDataError(f"{where} holds no numbers: {error}. {advice}") from error
+    return _spambase(
+        features, labels, where=where, advice=advice, source="OpenML spambase", version="1"
+    )
+
+
+def _spambase(
+    features: np.ndarray, labels: np.ndarray, *, where: str, advice: str, **origin: Any
+) -> Table:
+    if features.shape != _SPAMBASE_SHAPE:
+        raise CorruptDataError(
+            f"{where}: (rows, features) are {features.shape}; Spambase has {_SPAMBASE_SHAPE}. "
+            + advice
+        )
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1) | ~np.isin(labels, (0, 1)))
+    if len(bad):
+        raise CorruptDataError(
+            f"{where}: row {bad[0]} (of {len(bad)} such rows) holds a value that is not finite, or "
+            f"a label other than 0 and 1. {advice}"
+        )
+    return Table(features=features, labels=labels.astype(np.int32), classes=2, **origin)
+
+
+def _again(path: Path) -> str:
+    return f"Put {_SPAMBASE} from {_UCI} in its place, or remove it and use download=True."
