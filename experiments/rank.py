@@ -237,9 +237,9 @@ def write_page(
         source="certified rules",
     )
     about = (
-        "Medians over the examples, l2, in the networks' input units, over what is finite; an attack "
-        "that found nothing is left out of its median and counted as not successful. Equal medians "
-        "share a rank."
+        "Medians over the examples, l2, in the networks' input units, over what is finite; an "
+        "attack that found nothing is left out of its median and counted as not successful. Equal "
+        "medians share a rank."
     )
     if loose:
         about += f" Certified by norms alone, not tightened: {', '.join(loose)}."
@@ -256,8 +256,9 @@ def write_page(
             ),
             Section(
                 "Distributions",
-                "Medians (dots) and quartiles (bars) of the three measures, best certified bound on "
-                "top. A certified bound is below every attack; between them lies the true distance.",
+                "Medians (dots) and quartiles (bars) of the three measures, best certified bound "
+                "on top. A certified bound is below every attack; between them lies the true "
+                "distance.",
                 figure=draw(tables, list(table["model"]), run.path("figures/ranking.png")),
             ),
         ),

@@ -49,8 +49,8 @@ def raises(
     return Claim(
         statement,
         "held" if p < LEVEL else "not held",
-        f"median {np.median(first):.4g} -> {np.median(second):.4g}, one-sided Mann-Whitney p = {p:.2g} "
-        f"(held if under {LEVEL:g}; images of one network, not networks)",
+        f"median {np.median(first):.4g} -> {np.median(second):.4g}, one-sided Mann-Whitney "
+        f"p = {p:.2g} (held if under {LEVEL:g}; images of one network, not networks)",
         source,
     )
 

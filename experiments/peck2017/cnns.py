@@ -1,6 +1,6 @@
 """LeNet-5 on MNIST and Network in Network on CIFAR-10 (Tables 5.1, 5.2, Figures 5.8 to 5.11).
 
-    python -m experiments.peck2017.cnns --preset demo
+python -m experiments.peck2017.cnns --preset demo
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
             ),
         )
         accuracy = run.json_step(
-            f"{name}/accuracy.json", lambda model=model, test=test: evaluate(model, test.arrays)
+            f"{name}/accuracy.json", lambda model=model, test=test: evaluate(model, *test.arrays)
         )["validation_accuracy"]
         rows.append(
             {
@@ -140,8 +140,7 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
         name: frame[[c for c in frame if c in ("fast_gradient_sign", "carlini_wagner")]]
         for name, frame in frames.items()
     }
-    bounded = {name: frame for name, frame in frames.items()}
-    lower = summary(bounded, "5.2")
+    lower = summary(frames, "5.2")
     lower = lower[lower["quantity"].str.contains("bound")]
     return study.finish(
         run,

@@ -91,9 +91,7 @@ def ratio_median(frame: pd.DataFrame, bound: str) -> float:
     return float(np.median(frame[bound][use] / distance[use])) if use.any() else float("nan")
 
 
-def summary(
-    frames: Mapping[str, pd.DataFrame], table: str, *, scale: float = 1.0
-) -> pd.DataFrame:
+def summary(frames: Mapping[str, pd.DataFrame], table: str, *, scale: float = 1.0) -> pd.DataFrame:
     """One row a network and quantity: mean, median, deviation, extremes, and what is published.
 
     Args:

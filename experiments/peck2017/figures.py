@@ -55,7 +55,12 @@ def scatter(frames: Mapping[str, pd.DataFrame], folder: Path, name: str) -> Path
                 bound = frame[key].to_numpy()
                 use = np.isfinite(distance) & (distance > 0) & (bound > 0) & np.isfinite(bound)
                 axis.scatter(
-                    distance[use], bound[use], s=5, alpha=0.5, linewidths=0, label=words,
+                    distance[use],
+                    bound[use],
+                    s=5,
+                    alpha=0.5,
+                    linewidths=0,
+                    label=words,
                     color=_COLOURS[key],
                 )
         span = _positive(distance)

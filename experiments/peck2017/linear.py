@@ -1,6 +1,6 @@
 """Random linear classifiers: Theorem 3.6 against FGS and FGV (Table 3.1, Figure 3.2).
 
-    python -m experiments.peck2017.linear --preset demo
+python -m experiments.peck2017.linear --preset demo
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
         for classes in settings.classes
     }
     folder = run.folder / "figures"
-    first, last = list(frames)[0], list(frames)[-1]
+    first, last = next(iter(frames)), list(frames)[-1]
     drawn = {
         "Figure 3.2": (
-            "FGS and FGV distances over Theorem 3.6's bound, which is the exact distance of a linear "
-            "classifier: FGV reaches it with two classes, FGS never comes near in many dimensions.",
+            "FGS and FGV distances over Theorem 3.6's bound, which is the exact distance of a "
+            "linear classifier: FGV reaches it with two classes, FGS does not in many dimensions.",
             figures.scatter({first: frames[first], last: frames[last]}, folder, "figure3.2"),
         ),
         "Figure 3.2, histograms": (
@@ -84,8 +84,8 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
         run,
         preset,
         title="random linear classifiers",
-        lead=f"{len(frames)} classifiers with standard normal weights, {settings.inputs:,} standard "
-        "normal inputs each.",
+        lead=f"{len(frames)} classifiers with standard normal weights, {settings.inputs:,} "
+        "standard normal inputs each.",
         tables={"Table 3.1": (study.ABOUT, summary(frames, "3.1"))},
         drawn=drawn,
         judged=judged,

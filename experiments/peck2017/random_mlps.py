@@ -1,6 +1,6 @@
 """Random perceptrons: Theorem 4.2 and certified bounds against FGS (Table 4.2, Figure 4.1).
 
-    python -m experiments.peck2017.random_mlps --preset demo
+python -m experiments.peck2017.random_mlps --preset demo
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
     folder = run.folder / "figures"
     drawn = {
         "Figure 4.1": (
-            "Each input's bounds against the smallest distance found; above the dashed line a bound "
-            "is violated.",
+            "Each input's bounds against the smallest distance found; above the dashed line a "
+            "bound is violated.",
             figures.scatter(dict(list(frames.items())[:4]), folder, "figure4.1"),
         )
     }

@@ -1,6 +1,6 @@
 """Rewarding delta(h_L(x); f), the last layer's robustness, in training (Figure 4.3).
 
-    python -m experiments.peck2017.regularised --preset demo
+python -m experiments.peck2017.regularised --preset demo
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
                 lambda model=model: compare(model, x, train.value_range, attacks, batch_size=500),
             )
             accuracy = run.json_step(
-                f"{place}/accuracy.json", lambda model=model: evaluate(model, test.arrays)
+                f"{place}/accuracy.json", lambda model=model: evaluate(model, *test.arrays)
             )["validation_accuracy"]
             rows.append(
                 {

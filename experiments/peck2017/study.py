@@ -25,8 +25,8 @@ SCALES = {
     "paper": "The study's own settings, as far as they are known.",
 }
 ABOUT = (
-    "l2 norms in the networks' input units; attacks leave the model's own prediction; failed attacks "
-    "are left out. A violation is an example that some attack changed with less than the bound. "
+    "l2 norms in the networks' input units; attacks leave the model's own prediction; failed "
+    "attacks are left out. A violation is an example that some attack changed with less than the bound. "
     "Published figures were not at hand (experiments/peck2017/published.py)."
 )
 
@@ -44,8 +44,10 @@ def execute(
     """
     command = cli.parse(presets, f"peck2017-{name}", arguments)
     if command.scheduler or command.strategy not in ("auto", "one"):
-        raise cli.InputError("these experiments are small and run on one device: leave out "
-                             "--strategy and --scheduler")
+        raise cli.InputError(
+            "these experiments are small and run on one device: leave out "
+            "--strategy and --scheduler"
+        )
     run = Run(command.out, command.settings)
     page = make(run, command.settings, command.preset, command.data_dir)
     cli.show(page, open_it=command.open)

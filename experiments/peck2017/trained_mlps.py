@@ -1,6 +1,6 @@
 """Perceptrons trained on Iris, Wine and Spambase (Table 4.3, Figure 4.2).
 
-    python -m experiments.peck2017.trained_mlps --preset demo
+python -m experiments.peck2017.trained_mlps --preset demo
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from experiments.peck2017 import claims, figures, published, study
 from experiments.peck2017.comparison import BOUNDS, compare, summary
 from tfrobust import data, evaluate
 from tfrobust.runs import Run
-
 
 _SPLITS = ("train", "validation", "test")
 
@@ -43,17 +42,13 @@ class Settings:
 
 
 PRESETS = {
-    "demo": Settings(
-        datasets=("iris", "wine"), seeds=(0, 1), epochs=40, inputs=50, attack="none"
-    ),
+    "demo": Settings(datasets=("iris", "wine"), seeds=(0, 1), epochs=40, inputs=50, attack="none"),
     "reduced": Settings(epochs=30, seeds=(0, 1, 2), inputs=1000),
     "paper": Settings(epochs=200, seeds=tuple(range(10)), inputs=5000),
 }
 
 
-def network(
-    run: Run, name: str, seed: int, settings: Settings, train: data.Dataset
-) -> keras.Model:
+def network(run: Run, name: str, seed: int, settings: Settings, train: data.Dataset) -> keras.Model:
     """One trained network."""
     return study.trained(
         run,
@@ -67,9 +62,7 @@ def network(
     )
 
 
-def compared(
-    model: keras.Model, sets: dict[str, data.Dataset], settings: Settings
-) -> pd.DataFrame:
+def compared(model: keras.Model, sets: dict[str, data.Dataset], settings: Settings) -> pd.DataFrame:
     """Bounds and attacks for one trained network."""
     x = np.concatenate([sets[split].images for split in ("test", "validation", "train")])
     value_range = sets["train"].value_range
@@ -93,7 +86,7 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
             )
             accuracy = run.json_step(
                 f"{name}/seed{seed}/accuracy.json",
-                lambda model=model, sets=sets: evaluate(model, sets["test"].arrays),
+                lambda model=model, sets=sets: evaluate(model, *sets["test"].arrays),
             )["validation_accuracy"]
             frame.insert(0, "seed", seed)
             parts.append(frame)

@@ -42,9 +42,8 @@ def files(tmp_path_factory):
 
 def arguments(files, tmp_path, *names, images=20):
     paths = [str(files / f"{name}.keras") for name in names]
-    return [*paths, "--data", "digits", "--images", str(images), "--attack", "deepfool"] + [
-        *("--out", str(tmp_path / "run"))
-    ]
+    out = ("--out", str(tmp_path / "run"))
+    return [*paths, "--data", "digits", "--images", str(images), "--attack", "deepfool", *out]
 
 
 def test_three_models_are_ranked(files, tmp_path, capsys):

@@ -32,12 +32,14 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading with text, and a figure (path of a PNG) or a table."""
+    """A heading with text, and a figure (path of a PNG), a table or a link to another page."""
 
     title: str
     text: str = ""
     figure: Path | None = None
     table: pd.DataFrame | None = None
+    link: str | None = None
+    """Relative to the page."""
 
 
 @dataclasses.dataclass(frozen=True)
