@@ -13,6 +13,7 @@ from tfrobust.objectives import (
     CrossEntropy,
     DoubleBackprop,
     ForwardPass,
+    LastLayerRobustness,
     Objective,
     WeightDecay,
 )
@@ -221,3 +222,49 @@ def test_description_is_plain_json():
             "examples_per_mean": None,
         },
     ]
+
+
+def test_last_layer_robustness_is_theorem_3_6_signed():
+    rng = np.random.default_rng(0)
+    hidden = keras.layers.Dense(4, activation="tanh")
+    model = keras.Sequential([keras.Input((3,)), hidden, keras.layers.Dense(3)])
+    x = rng.normal(size=(6, 3)).astype(np.float32)
+    labels = rng.integers(0, 3, 6).astype(np.int32)
+    term = LastLayerRobustness(0.7)
+    batch = Objective((term,)).forward(model, tf.constant(x), tf.constant(labels), training=True)
+    kernel, bias = (np.asarray(w, np.float64) for w in model.layers[-1].get_weights())
+    h = np.asarray(hidden(x), np.float64)
+    z = h @ kernel + bias
+    expected = [
+        min(
+            (z[i, y] - z[i, j]) / np.linalg.norm(kernel[:, y] - kernel[:, j])
+            for j in range(3)
+            if j != y
+        )
+        for i, y in enumerate(labels)
+    ]
+    assert float(term(batch)) == pytest.approx(-0.7 * np.mean(expected), rel=1e-5)
+
+    def value():
+        return term(
+            Objective((term,)).forward(model, tf.constant(x), tf.constant(labels), training=True)
+        )
+
+    with tf.GradientTape() as tape:
+        loss = value()
+    gradients = tape.gradient(loss, model.trainable_variables)
+    for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+        assert np.isfinite(gradient).all()
+        step = rng.normal(size=variable.shape).astype(np.float32)
+        before = variable.numpy()
+        variable.assign(before + 1e-3 * step)
+        up = float(value())
+        variable.assign(before - 1e-3 * step)
+        down = float(value())
+        variable.assign(before)
+        assert (up - down) / 2e-3 == pytest.approx(
+            float(np.sum(gradient * step)), rel=2e-2, abs=2e-4
+        )
+    with pytest.raises(ValueError, match="dense layer"):
+        bare = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), keras.layers.Identity()])
+        term(Objective((term,)).forward(bare, tf.constant(x), tf.constant(labels), training=True))

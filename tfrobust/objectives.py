@@ -295,7 +295,9 @@ class LastLayerRobustness(_Term):
                 f"{type(last).__name__}"
             )
         kernel = tf.transpose(tf.convert_to_tensor(last.kernel))
-        distances = tf.norm(kernel[:, None] - kernel[None] + 1e-12, axis=2)
+        squares = tf.reduce_sum(tf.square(kernel[:, None] - kernel[None]), axis=2)
+        # a class's distance to itself is not used; a root has no derivative at zero
+        distances = tf.sqrt(squares + tf.eye(kernel.shape[0], dtype=squares.dtype))
         own = tf.gather(batch.logits, batch.labels, batch_dims=1)[:, None]
         delta = (own - batch.logits) / tf.gather(distances, batch.labels)
         others = tf.one_hot(batch.labels, kernel.shape[0], on_value=False, off_value=True)

@@ -217,7 +217,7 @@ def iterated(
     """The picture of eq. (2.7)."""
     if not path.exists():
         found = attacks.iterate(model, images, steps=6, value_range=value_range)
-        return plots.iterated_perturbation(found, path.parent, path.stem)
+        return plots.iterated_perturbation(found, path, value_range=value_range)
     return path
 
 

@@ -113,8 +113,8 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
         preset,
         title="normalisation in LeNet-5",
         lead=f"{len(frames)} variants on {settings.dataset}, {settings.iterations:,} Adam "
-        f"iterations in batches of {settings.batch_size}, seeds {', '.join(map(str, settings.seeds))}, "
-        f"{settings.images} test images.",
+        f"iterations in batches of {settings.batch_size}, seeds "
+        f"{', '.join(map(str, settings.seeds))}, {settings.images} test images.",
         tables={
             "Table 5.3": ("Medians over images. " + study.ABOUT, pd.DataFrame(rows)),
             "Quantities": ("Pixels in [0, 1].", summary(frames, "5.3")),

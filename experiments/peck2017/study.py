@@ -26,8 +26,8 @@ SCALES = {
 }
 ABOUT = (
     "l2 norms in the networks' input units; attacks leave the model's own prediction; failed "
-    "attacks are left out. A violation is an example that some attack changed with less than the bound. "
-    "Published figures were not at hand (experiments/peck2017/published.py)."
+    "attacks are left out. A violation is an example that some attack changed with less than the "
+    "bound. Published figures were not at hand (experiments/peck2017/published.py)."
 )
 
 
