@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +14,19 @@ from matplotlib.figure import Figure, SubFigure
 
 from tfrobust.files import atomic_path
 
-__all__ = ["image_grid", "new", "pointwise", "save", "side_by_side", "style", "trail"]
+if TYPE_CHECKING:
+    from tfrobust.attacks import IteratedPerturbation
+
+__all__ = [
+    "image_grid",
+    "iterated_perturbation",
+    "new",
+    "pointwise",
+    "save",
+    "side_by_side",
+    "style",
+    "trail",
+]
 
 STYLE = {
     "font.size": 9,
@@ -161,17 +174,87 @@ def image_grid(
         for line, (name, images) in zip(axes, rows, strict=True):
             signed = (np.asarray(images) < 0).any()
             for axis in line:
-                axis.set_xticks([])
-                axis.set_yticks([])
-                axis.spines[:].set_visible(False)
+                _bare(axis)
             for axis, image in zip(line, images, strict=False):
-                if signed:
-                    flat = image.sum(axis=-1)
-                    # a few extreme pixels would leave the rest grey
-                    top = np.quantile(np.abs(flat), 0.995) or 1.0
-                    axis.imshow(flat, cmap="RdBu_r", vmin=-top, vmax=top)
-                else:
-                    shown = image if image.shape[-1] == 3 else image[..., 0]
-                    axis.imshow(np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1)
+                _show(axis, image, signed)
             line[0].set_ylabel(name, rotation=0, ha="right", va="center")
     return figure
+
+
+def iterated_perturbation(
+    result: IteratedPerturbation,
+    path: str | Path,
+    *,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    class_names: Sequence[str] | None = None,
+    most: int = 8,
+    size: float = 1.0,
+) -> Path:
+    """One row an example: its images, class and distance above each, and what was added in all.
+
+    The last column is the last image minus the first, channels summed, on a diverging scale of its
+    own. Where the attack found no further step the distance is followed by "none found".
+
+    Args:
+        result: of `tfrobust.attacks.iterate`, of images (height, width, channels).
+        path: the picture's, ending in .png or in nothing; .pdf is written beside it.
+        value_range: smallest and largest valid pixel.
+        class_names: (classes,); indices where None.
+        most: steps shown, evenly chosen from the first to the last where there are more.
+        size: of one image, in inches.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        ValueError: the images have no height, width and channels, or `most` is less than 1.
+        OSError: a file could not be written.
+    """
+    if result.images.ndim != 5:
+        raise ValueError(
+            "only images (height, width, channels) can be drawn, got examples of shape "
+            f"{result.images.shape[2:]}"
+        )
+    if most < 1:
+        raise ValueError(f"most must be at least 1, got {most}")
+    last = result.images.shape[1] - 1
+    steps = np.unique(np.round(np.linspace(0, last, min(most, last) + 1)).astype(int))
+    low, high = value_range
+    shown = (result.images - low) / (high - low)
+    with style():
+        figure, axes = new(len(shown), len(steps) + 1, width=size, height=size + 0.35)
+        for row, line in enumerate(axes):
+            for axis in line:
+                _bare(axis)
+            for axis, step in zip(line, steps, strict=False):
+                label = result.labels[row, step]
+                words = f"{label if class_names is None else class_names[label]}"
+                words += f"\n{result.distance[row, step]:.3g}"
+                if step and not result.success[row, step - 1]:
+                    words += ", none found"
+                axis.set_title(words, fontsize=8)
+                _show(axis, shown[row, step], signed=False)
+            _show(line[-1], shown[row, -1] - shown[row, 0], signed=True)
+            line[-1].set_title("added\nin all", fontsize=8)
+        for axis, step in zip(axes[-1], steps, strict=False):
+            axis.set_xlabel(f"step {step}", fontsize=8)
+    path = Path(path)
+    return save(figure, path.parent, path.stem if path.suffix in (".png", ".pdf") else path.name)
+
+
+def _bare(axis: Axes) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)
+
+
+def _show(axis: Axes, image: np.ndarray, signed: bool) -> None:
+    """An image in [0, 1], or a saliency map about zero, (height, width, channels)."""
+    if signed:
+        flat = image.sum(axis=-1)
+        # a few extreme pixels would leave the rest grey
+        top = np.quantile(np.abs(flat), 0.995) or 1.0
+        axis.imshow(flat, cmap="RdBu_r", vmin=-top, vmax=top)
+    else:
+        shown = image if image.shape[-1] == 3 else image[..., 0]
+        axis.imshow(np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1)

@@ -1,4 +1,4 @@
-"""Batch normalisation: a layer with frozen statistics, and exact second derivatives."""
+"""Layers of the papers' networks, all differentiable twice: normalisations and lp pooling."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-__all__ = ["FrozenBatchNormalization", "exact_batch_statistics"]
+__all__ = [
+    "FrozenBatchNormalization",
+    "LocalResponseNormalization",
+    "LpPooling2D",
+    "exact_batch_statistics",
+]
 
 
 @keras.saving.register_keras_serializable("tfrobust")
@@ -79,3 +85,216 @@ def _over_replicas(value: tf.Tensor) -> tf.Tensor:
     """In a graph: the mean over all devices, each of which has as many examples."""
     context = tf.distribute.get_replica_context()
     return context.all_reduce("MEAN", value) if context is not None else value
+
+
+@keras.saving.register_keras_serializable("tfrobust")
+class LocalResponseNormalization(keras.layers.Layer):
+    """Each value divided by a power of the squares around it, across channels.
+
+        y_c = x_c / (bias + alpha * sum_{|j - c| <= depth_radius} x_j^2)^beta
+
+    The sum ends at the first and the last channel, and alpha is *not* divided by the number of
+    channels in it. Defaults are Krizhevsky 2012's k, n = 2 * depth_radius + 1, alpha and beta, as
+    Peck 2017 takes them. The values are those of `tf.nn.local_response_normalization`, which has
+    no second gradient; this layer can be differentiated any number of times.
+
+    Args:
+        depth_radius: neighbours on each side, a whole number of at least 0.
+        bias: positive, so that nothing is divided by zero.
+        alpha: not negative.
+        beta: not negative.
+
+    Inputs are (batch, ..., channels), of rank 2 at least; outputs have the same shape.
+
+    Raises:
+        ValueError: a setting makes no sense, or the channels are unknown.
+    """
+
+    def __init__(
+        self,
+        depth_radius: int = 2,
+        bias: float = 2.0,
+        alpha: float = 1e-4,
+        beta: float = 0.75,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.depth_radius = _whole(depth_radius, "depth_radius", at_least=0)
+        if not (np.isfinite([bias, alpha, beta]).all() and bias > 0 and alpha >= 0 and beta >= 0):
+            raise ValueError(
+                "bias must be positive, alpha and beta not negative, and all of them finite; got "
+                f"bias={bias}, alpha={alpha}, beta={beta}"
+            )
+        self.bias, self.alpha, self.beta = float(bias), float(alpha), float(beta)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        if len(input_shape) < 2 or input_shape[-1] is None:
+            raise ValueError(
+                f"{self.name} takes (batch, ..., channels) with a known number of channels, got "
+                f"{input_shape}"
+            )
+        super().build(input_shape)
+
+    def call(self, inputs: Any) -> Any:
+        x = _wide(inputs)
+        place = np.arange(x.shape[-1])
+        near = np.abs(place[:, None] - place) <= self.depth_radius
+        # one product with a constant band: differences of running sums would lose digits
+        sums = tf.tensordot(tf.square(x), tf.constant(near, x.dtype), axes=1)
+        sums = tf.ensure_shape(sums, x.shape)
+        return tf.cast(x * _positive_power(self.bias + self.alpha * sums, -self.beta), inputs.dtype)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return tuple(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "depth_radius": self.depth_radius,
+            "bias": self.bias,
+            "alpha": self.alpha,
+            "beta": self.beta,
+        }
+
+
+@keras.saving.register_keras_serializable("tfrobust")
+class LpPooling2D(keras.layers.Layer):
+    """The lp norm of each window: (sum |x|^p)^(1/p), channel by channel.
+
+    A sum, not a mean: p = 1 is average pooling of |x| times the window's size, and a large p comes
+    close to max pooling of |x|. Large p do not overflow: windows are scaled by their largest value.
+
+    The gradient is zero at a window of zeros, a subgradient, and so are the second derivatives
+    there; for p < 2 they are also taken as zero along a zero pixel, where they are infinite.
+
+    Args:
+        pool_size: height and width of a window, or one number for both.
+        strides: likewise; `pool_size` where None.
+        padding: "valid", or "same", which pads with zeros as TensorFlow does.
+        p: at least 1 and finite.
+
+    Inputs are (batch, height, width, channels).
+
+    Raises:
+        ValueError: a setting makes no sense, or a window is larger than the images.
+    """
+
+    def __init__(
+        self,
+        pool_size: int | tuple[int, int] = 2,
+        strides: int | tuple[int, int] | None = None,
+        padding: str = "valid",
+        p: float = 2.0,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.pool_size = _pair(pool_size, "pool_size")
+        self.strides = self.pool_size if strides is None else _pair(strides, "strides")
+        if padding not in ("valid", "same"):
+            raise ValueError(f'padding must be "valid" or "same", got {padding!r}')
+        if not 1 <= p < np.inf:
+            raise ValueError(f"p must be at least 1 and finite, got {p}; use MaxPooling2D for inf")
+        self.padding, self.p = padding, float(p)
+        self.input_spec = keras.layers.InputSpec(ndim=4)
+
+    def call(self, inputs: Any) -> Any:
+        tiles = self._tiles(_wide(inputs))
+        tall, wide = self.pool_size
+        # lp norms scale with their vector, so that the scale needs no gradient
+        largest = tf.nn.max_pool2d(
+            tf.abs(tf.stop_gradient(tiles)), (tall, wide), (tall, wide), "VALID"
+        )
+        normal = largest >= tiles.dtype.as_numpy_dtype(_TINY)
+        scale = tf.stop_gradient(tf.where(normal, largest, tf.ones_like(largest)))
+        powers = self._power(tiles / tf.repeat(tf.repeat(scale, tall, 1), wide, 2))
+        total = tall * wide * tf.nn.avg_pool2d(powers, (tall, wide), (tall, wide), "VALID")
+        empty = tf.equal(total, 0)
+        root = _positive_power(tf.where(empty, tf.ones_like(total), total), 1 / self.p)
+        return tf.cast(tf.where(empty, tf.zeros_like(root), scale * root), inputs.dtype)
+
+    def _tiles(self, x: tf.Tensor) -> tf.Tensor:
+        """The windows side by side: images that pooling without overlap cuts into them."""
+        for axis, (pool, stride) in enumerate(zip(self.pool_size, self.strides, strict=True), 1):
+            size = x.shape[axis] or tf.shape(x)[axis]
+            if self.padding == "same":
+                count = -(-size // stride)
+                more = tf.maximum((count - 1) * stride + pool - size, 0)
+                ends = [(0, 0)] * 4
+                ends[axis] = (more // 2, more - more // 2)
+                x = tf.pad(x, ends)
+            else:
+                count = (size - pool) // stride + 1
+            if pool == stride:
+                keep = [slice(None)] * axis + [slice(count * pool)]
+                x = x[tuple(keep)]
+            else:
+                places = tf.range(count)[:, None] * stride + tf.range(pool)
+                x = tf.gather(x, tf.reshape(places, [-1]), axis=axis)
+        return x
+
+    def _power(self, x: tf.Tensor) -> tf.Tensor:
+        if self.p == 2:
+            return tf.square(x)
+        # neither |x| nor its power may be differentiated at zero
+        zero = tf.equal(x, 0)
+        power = _positive_power(tf.abs(tf.where(zero, tf.ones_like(x), x)), self.p)
+        return tf.where(zero, tf.zeros_like(x), power)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        sizes = []
+        for size, pool, stride in zip(input_shape[1:3], self.pool_size, self.strides, strict=True):
+            if size is None:
+                sizes.append(None)
+            elif self.padding == "same":
+                sizes.append(-(-size // stride))
+            elif size < pool:
+                raise ValueError(
+                    f"{self.name} has windows of {self.pool_size}, larger than the images, "
+                    f"{tuple(input_shape)}: make pool_size smaller, or pad them"
+                )
+            else:
+                sizes.append((size - pool) // stride + 1)
+        return (input_shape[0], *sizes, input_shape[3])
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "pool_size": self.pool_size,
+            "strides": self.strides,
+            "padding": self.padding,
+            "p": self.p,
+        }
+
+
+# a window's values below this count as zero in single precision
+_TINY = 1e-37
+
+
+def _wide(x: tf.Tensor) -> tf.Tensor:
+    """In single precision at least: squares of half precision overflow."""
+    return x if x.dtype.size > 2 else tf.cast(x, tf.float32)
+
+
+def _positive_power(base: tf.Tensor, exponent: float) -> tf.Tensor:
+    """base^exponent of positive numbers; tf.pow, which takes any, is several times slower."""
+    if exponent == 1:
+        return base
+    if exponent == 0.5:
+        return tf.sqrt(base)
+    if exponent == -0.75:
+        root = tf.math.rsqrt(base)
+        return root * tf.sqrt(root)
+    return tf.exp(exponent * tf.math.log(base))
+
+
+def _whole(value: Any, name: str, at_least: int) -> int:
+    if int(value) != value or value < at_least:
+        raise ValueError(f"{name} must be a whole number of at least {at_least}, got {value}")
+    return int(value)
+
+
+def _pair(value: Any, name: str) -> tuple[int, int]:
+    both = (value, value) if np.ndim(value) == 0 else tuple(value)
+    if len(both) != 2:
+        raise ValueError(f"{name} must be one whole number or two, got {value}")
+    return _whole(both[0], name, 1), _whole(both[1], name, 1)

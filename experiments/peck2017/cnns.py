@@ -132,8 +132,8 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
             pictures(run, name, model, images, test.value_range, folder),
         )
         drawn[f"Iterated perturbations, {words}"] = (
-            "Eq. (2.7): FGS's smallest perturbation again and again, each step from the class that "
-            "the image has by then.",
+            "Eq. (2.7): FGS's smallest perturbation again and again, each step away from the class "
+            "that the image has by then, twice as far as its boundary (overshoot 1).",
             iterated(model, images[:5], test.value_range, folder / f"iterated-{name}.png"),
         )
     attacked = {
@@ -216,7 +216,7 @@ def iterated(
 ) -> Path:
     """The picture of eq. (2.7)."""
     if not path.exists():
-        found = attacks.iterate(model, images, steps=6, value_range=value_range)
+        found = attacks.iterate(model, images, steps=6, overshoot=1.0, value_range=value_range)
         return plots.iterated_perturbation(found, path, value_range=value_range)
     return path
 

@@ -110,8 +110,9 @@ def summary(frames: Mapping[str, pd.DataFrame], table: str, *, scale: float = 1.
             for column, function in _STATISTICS.items():
                 row[column] = float(function(values)) if len(values) else float("nan")
             row["examples"] = f"{len(values)} of {len(frame)}"
-            known = published.figure(table, f"{network} {quantity}", "median")
-            row["published median"] = known if printed else "ours only"
+            for column in ("mean", "median"):
+                known = published.figure(table, f"{network} {quantity}", column)
+                row[f"published {column}"] = known if printed else "ours only"
             row["violations"] = violations(frame, name) if name in BOUNDS else ""
             row["bound / attack"] = ratio_median(frame, name) if name in BOUNDS else float("nan")
             rows.append(row)

@@ -40,7 +40,10 @@ def histograms(frame: pd.DataFrame, folder: Path, name: str, title: str) -> Path
                     label={**ATTACKS, **BOUNDS}[key],
                 )
         axis.set(xscale="log", xlabel=words, ylabel="examples")
-        axis.legend()
+    handles = [
+        pair for axis in axes[0] for pair in zip(*axis.get_legend_handles_labels(), strict=True)
+    ]
+    figure.legend(*zip(*handles, strict=True), loc="outside lower center", ncols=len(handles))
     figure.suptitle(title, fontsize=10)
     return figures.save(figure, folder, name)
 
@@ -69,7 +72,8 @@ def scatter(frames: Mapping[str, pd.DataFrame], folder: Path, name: str) -> Path
             axis.plot(ends, ends, color="0.3", linewidth=0.8, linestyle="--")
         axis.set(xscale="log", yscale="log", xlabel="smallest l2 distance found", title=title)
         axis.set_ylabel("bound")
-        axis.legend(loc="lower right", fontsize=6)
+    lines = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=2 if len(frames) == 1 else 3)
     return figures.save(figure, folder, name)
 
 
@@ -83,19 +87,32 @@ def curves(
     ylabel: str,
     log: bool = True,
     dashed: Sequence[str] = (),
+    names: Sequence[str] | None = None,
 ) -> Path:
-    """Several quantities over one setting."""
+    """Several quantities over one setting; `names` stand for its values where they are given."""
     figure, axes = figures.new(1, 1, width=5.2, height=3.4)
     axis = axes[0, 0]
     for words, values in lines.items():
         style = "--" if words in dashed else "-"
         axis.plot(x, values, style, marker="o", markersize=4, label=words)
     axis.set(xlabel=xlabel, ylabel=ylabel)
+    if names is not None:
+        axis.set_xticks(x, names, rotation=30, ha="right")
+    elif log:
+        axis.set_xscale("log" if min(x) > 0 else "symlog", **({} if min(x) > 0 else _near_zero(x)))
+        axis.set_xticks(x, [f"{value:g}" for value in x])
+        axis.minorticks_off()
     if log:
-        positive = all(value > 0 for values in lines.values() for value in values)
-        axis.set(xscale="log" if min(x) > 0 else "symlog", yscale="log" if positive else "linear")
-    axis.legend()
+        positive = all(not value <= 0 for values in lines.values() for value in values)
+        axis.set_yscale("log" if positive else "linear")
+    if len(lines) > 1:
+        figure.legend(loc="outside lower center", ncols=2)
     return figures.save(figure, folder, name)
+
+
+def _near_zero(x: Sequence[float]) -> dict[str, float]:
+    """Where a logarithmic axis that holds zero becomes linear."""
+    return {"linthresh": min(value for value in x if value > 0)}
 
 
 def perturbations(images: np.ndarray, changes: np.ndarray, folder: Path, name: str) -> Path:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.attacks.direction import AttackFunction, all_finite, loss_direction, misclassified
-from tfrobust.differentiate import compiled
-from tfrobust.norms import clip_to_range, per_example
+from tfrobust.attacks.bisection import bisect_along, unit_direction
+from tfrobust.attacks.direction import AttackFunction, loss_direction
 
-__all__ = ["fast_gradient_sign"]
+__all__ = ["LARGEST", "fast_gradient_sign", "fast_gradient_value", "l2_reach"]
+
+# the largest change of a pixel, relative to the width of the value range
+LARGEST = 100 / 255
 
 
 def fast_gradient_sign(
@@ -26,8 +27,7 @@ def fast_gradient_sign(
 ) -> AttackFunction:
     """The smallest epsilon seen at which x + epsilon * sign(g), clipped, changes the class.
 
-    Bisection in (0, max_epsilon]; an example that max_epsilon does not change is unsuccessful
-    (Peck 2017, Algorithm 2.1).
+    g is the gradient of the cross-entropy of the label (Goodfellow 2015; Peck 2017, Algorithm 2.1).
 
     Args:
         model: any classifier.
@@ -40,54 +40,52 @@ def fast_gradient_sign(
         ValueError: `max_epsilon` is not positive, or `steps` is not a whole number >= 0.
     """
     if max_epsilon is None:
-        max_epsilon = (value_range[1] - value_range[0]) * 100 / 255
-    if not 0 < max_epsilon < np.inf:
-        raise ValueError(f"max_epsilon must be positive and finite, got {max_epsilon}")
-    if int(steps) != steps or steps < 0:
-        raise ValueError(f"steps must be a whole number of at least 0, got {steps}")
-    run = compiled(model, ("attack", "fast_gradient_sign"), _along(tf.sign), x, rowwise=2)
-    largest, low, high = (tf.constant(v, tf.float32) for v in (max_epsilon, *value_range))
-    count = tf.constant(int(steps))
-    return lambda rows, labels: run(rows, labels, largest, count, low, high)
+        max_epsilon = (value_range[1] - value_range[0]) * LARGEST
+    return bisect_along(
+        _sign, "fast_gradient_sign", model, x, value_range, max_epsilon=max_epsilon, steps=steps
+    )
 
 
-def _along(
-    direction_of: Callable[[tf.Tensor], tf.Tensor],
-) -> Callable[[keras.Model], Callable[..., Any]]:
-    """A builder of the bisection along `direction_of(loss gradient)`."""
+def fast_gradient_value(
+    model: keras.Model,
+    x: np.ndarray,
+    value_range: tuple[float, float],
+    *,
+    max_epsilon: float | None = None,
+    steps: int = 20,
+) -> AttackFunction:
+    """The smallest epsilon seen at which x + epsilon * g / ||g||, clipped, changes the class.
 
-    def build(logits: keras.Model) -> Callable[..., Any]:
-        def run(
-            x: tf.Tensor,
-            labels: tf.Tensor,
-            largest: tf.Tensor,
-            steps: tf.Tensor,
-            low: tf.Tensor,
-            high: tf.Tensor,
-        ) -> tuple[tf.Tensor, tf.Tensor]:
-            gradient = loss_direction(logits, x, labels)
-            usable = all_finite(gradient)
-            direction = tf.where(per_example(usable, x), direction_of(gradient), tf.zeros_like(x))
+    g is the gradient of the cross-entropy of the label (Rozsa 2016, fast gradient value), here at
+    l2 norm 1, so that epsilon is the perturbation's l2 norm where nothing is clipped; its size is
+    found as in Peck 2017, Algorithm 2.1.
 
-            def at(epsilon: tf.Tensor) -> tf.Tensor:
-                return clip_to_range(x + per_example(epsilon, x) * direction, (low, high))
+    Args:
+        model: any classifier.
+        x: (batch, *input), checked already.
+        value_range: smallest and largest valid pixel.
+        max_epsilon: l2, in the pixels' units; that of a change of 100/255 of the value range's
+            width in every pixel where None.
+        steps: bisection steps; epsilon is found to max_epsilon / 2**steps.
 
-            def wrong(epsilon: tf.Tensor) -> tf.Tensor:
-                return misclassified(logits(at(epsilon), training=False), labels)
+    Raises:
+        ValueError: `max_epsilon` is not positive, or `steps` is not a whole number >= 0.
+    """
+    if max_epsilon is None:
+        max_epsilon = l2_reach(x, value_range)
+    return bisect_along(
+        _value, "fast_gradient_value", model, x, value_range, max_epsilon=max_epsilon, steps=steps
+    )
 
-            def halve(
-                step: tf.Tensor, below: tf.Tensor, above: tf.Tensor
-            ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-                middle = (below + above) / 2
-                success = wrong(middle)
-                return step + 1, tf.where(success, below, middle), tf.where(success, middle, above)
 
-            above = tf.fill([tf.shape(x)[0]], largest)
-            found = usable & wrong(above)
-            state = (tf.constant(0), tf.zeros_like(above), above)
-            _, _, smallest = tf.while_loop(lambda step, *_: step < steps, halve, state)
-            return at(smallest), found
+def l2_reach(x: np.ndarray, value_range: tuple[float, float]) -> float:
+    """l2 norm of a change of 100/255 of the value range's width in every pixel."""
+    return LARGEST * (value_range[1] - value_range[0]) * math.sqrt(math.prod(x.shape[1:]))
 
-        return run
 
-    return build
+def _sign(logits: keras.Model, x: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    return tf.sign(loss_direction(logits, x, labels))
+
+
+def _value(logits: keras.Model, x: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    return unit_direction(loss_direction(logits, x, labels))

@@ -43,18 +43,21 @@ def minimal(
     Args:
         model: any classifier, also one that ends in a softmax.
         x: (batch, *input), inside `value_range` but for float rounding, which is clipped.
-        attack: "gradient" and "fast_gradient_sign" are ours; "basic_iterative",
-            "carlini_wagner" and "deepfool" are Foolbox's with the settings of Etmann 2019;
-            any other attack of Foolbox's goes by its class name in `foolbox.attacks`.
+        attack: ours are "gradient" (Etmann 2019), and "fast_gradient_sign", "fast_gradient_value",
+            "lbfgs" and "hot_cold" (Peck 2017, chapter 2); "basic_iterative", "carlini_wagner" and
+            "deepfool" are Foolbox's with the settings of Etmann 2019; any other attack of
+            Foolbox's goes by its class name in `foolbox.attacks`.
         labels: (batch,) classes to get away from; the model's own predictions where None.
         value_range: smallest and largest valid pixel.
         norm: p of the reported distance, 1, 2 or infinity. It does not change what an attack
             minimises: an l2 attack's distances may be reported in another norm.
         batch_size: examples attacked at a time; bounds the memory. Attacks of Foolbox's that
             watch the whole batch, as "carlini_wagner" does to stop early, depend on it slightly.
-        settings: of the attack: `epsilons` and `max_epsilon` of "gradient", `max_epsilon` and
-            `steps` of "fast_gradient_sign", the constructor's for Foolbox's, and
-            `bisection_steps` for those of a fixed radius.
+        settings: of the attack: `epsilons` and `max_epsilon` of "gradient"; `max_epsilon` and
+            `steps` of "fast_gradient_sign", "fast_gradient_value" and "hot_cold", and `hot` of the
+            last; `targets`, `initial_const`, `steps` and `max_iterations` of "lbfgs"; the
+            constructor's for Foolbox's, and `bisection_steps` for those of a fixed radius. Each is
+            described where the attack is, in the modules of `tfrobust.attacks`.
 
     Raises:
         ValueError: x, labels, the range, the norm or the attack's name make no sense, or
@@ -66,16 +69,15 @@ def minimal(
     if norm not in (1, 2, math.inf):
         raise ValueError(f"norm must be 1, 2 or infinity, got {norm!r}")
     x = as_images(model, x)
-    value_range = _as_range(value_range)
-    x = _inside(x, value_range)
+    value_range = as_range(value_range)
+    x = inside(x, value_range)
     classes = classes_of(model, x)
     if labels is not None:
         labels = as_labels(labels, len(x), classes)
     original = compiled(model, ("attack", "original"), _original(model), x)
     run = prepare(attack, model, x, value_range, norm, settings)
     if labels is None:
-        outputs = in_batches(original, x, batch_size=batch_size, description="predictions")
-        labels = np.argmax(outputs, axis=1).astype(np.int32)
+        labels = predictions(model, x, batch_size)
 
     perturbation, success, adversarial_label, distance = in_batches(
         lambda rows, chosen: _attacked(original, run, rows, chosen, value_range, norm),
@@ -95,7 +97,15 @@ def minimal(
     )
 
 
-def _as_range(value_range: tuple[float, float]) -> tuple[float, float]:
+def predictions(model: keras.Model, x: np.ndarray, batch_size: int) -> np.ndarray:
+    """The model's own classes of checked images (batch, *input): (batch,) int32."""
+    original = compiled(model, ("attack", "original"), _original(model), x)
+    outputs = in_batches(original, x, batch_size=batch_size, description="predictions")
+    return np.argmax(outputs, axis=1).astype(np.int32)
+
+
+def as_range(value_range: tuple[float, float]) -> tuple[float, float]:
+    """(minimum, maximum) of the pixels, checked."""
     # as float32, as the images are: .1 in double precision is less than .1 in single
     low, high = (float(np.float32(value)) for value in value_range)
     if not (np.isfinite([low, high]).all() and low < high):
@@ -103,7 +113,8 @@ def _as_range(value_range: tuple[float, float]) -> tuple[float, float]:
     return low, high
 
 
-def _inside(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+def inside(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    """x, checked to lie in the range; rounding is clipped."""
     low, high = value_range
     slack = ROUNDING * (high - low)
     if x.min() < low - slack or x.max() > high + slack:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfrobust.attacks.direction import AttackFunction
-from tfrobust.attacks.fast_gradient import fast_gradient_sign
+from tfrobust.attacks.fast_gradient import fast_gradient_sign, fast_gradient_value
 from tfrobust.attacks.foolbox import (
     ALIASES,
     attack_class,
@@ -19,6 +19,8 @@ from tfrobust.attacks.foolbox import (
     settings_of,
 )
 from tfrobust.attacks.gradient import gradient_attack
+from tfrobust.attacks.hot_cold import hot_cold
+from tfrobust.attacks.lbfgs import lbfgs
 
 __all__ = ["OURS", "prepare"]
 
@@ -26,6 +28,9 @@ __all__ = ["OURS", "prepare"]
 OURS: dict[str, Callable[..., AttackFunction]] = {
     "gradient": gradient_attack,
     "fast_gradient_sign": fast_gradient_sign,
+    "fast_gradient_value": fast_gradient_value,
+    "hot_cold": hot_cold,
+    "lbfgs": lbfgs,
 }
 
 

@@ -1,0 +1,170 @@
+"""experiments/peck2017: tables and claims against NumPy, every module in small, going on."""
+
+import json
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from nets import randomise
+
+from experiments.peck2017 import (
+    __main__ as everything,
+)
+from experiments.peck2017 import (
+    claims,
+    cnns,
+    comparison,
+    kernels,
+    linear,
+    normalisation,
+    published,
+    random_mlps,
+    regularised,
+    study,
+    trained_mlps,
+)
+from tfrobust import bounds
+
+SMALL = {
+    "linear": (linear, ["--features", "2", "--classes", "2", "--inputs", "12"]),
+    "random-mlps": (
+        random_mlps,
+        ["--depths", "1", "--activations", "tanh", "--networks", "2", "--inputs", "6"],
+    ),
+    "trained-mlps": (
+        trained_mlps,
+        ["--datasets", "iris", "--seeds", "0", "--epochs", "2", "--inputs", "8"],
+    ),
+    "regularised": (
+        regularised,
+        ["--dataset", "iris", "--weights", "0", "0.1", "--epochs", "1", "--inputs", "8"],
+    ),
+    "cnns": (
+        cnns,
+        ["--lenet-iterations", "10", "--lenet-images", "6", "--carlini-wagner-steps", "0"],
+    ),
+    "kernels": (kernels, ["--iterations", "10", "--images", "4", "--scales", "0.5", "2"]),
+    "normalisation": (
+        normalisation,
+        ["--variants", "lenet5", "lenet5_lrn1", "--iterations", "10", "--images", "6"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_every_experiment_in_small(name, tmp_path, monkeypatch, capsys):
+    module, overrides = SMALL[name]
+    given = ["--preset", "demo", "--out", str(tmp_path / "run"), *overrides]
+    page = module.main(given)
+    html = page.read_text()
+    assert "Peck 2017" in html and "claim" in html
+    if name != "kernels":
+        assert published.NOT_AT_HAND in html
+    judged = json.loads((page.parent / "claims.json").read_text())
+    certified = [claim for claim in judged if claim["source"] == "certified rules"]
+    assert all(claim["verdict"] in ("held", "not tested") for claim in certified)
+    assert list(page.parent.glob("figures/*.png"))
+    # a second call draws the page from what is there
+    for place in (comparison, kernels, module):
+        for function in ("compare", "scaling", "increases"):
+            if hasattr(place, function):
+                monkeypatch.setattr(place, function, lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr(study.training, "fit", lambda *_, **__: pytest.fail("trained again"))
+    assert module.main(given).read_text()
+
+
+def test_the_index_links_every_page(tmp_path, monkeypatch):
+    one = {name: everything.EXPERIMENTS[name] for name in ("linear",)}
+    monkeypatch.setattr(everything, "EXPERIMENTS", one)
+    monkeypatch.setitem(linear.PRESETS, "demo", linear.Settings(features=(2,), inputs=5))
+    index = everything.main(["--preset", "demo", "--out", str(tmp_path)])
+    html = index.read_text()
+    assert 'href="linear/report.html"' in html and (tmp_path / "linear" / "report.html").exists()
+    assert set(everything.EXPERIMENTS) | set(SMALL) == set(SMALL)
+
+
+def made_up():
+    return pd.DataFrame(
+        {
+            "predicted": [0, 1, 2, 0],
+            "printed": [1.0, 2.0, 0.5, 3.0],
+            "certified": [0.5, 0.5, 0.5, 0.5],
+            "tightened": [0.6, 0.7, 0.8, 0.9],
+            "fast_gradient_sign": [2.0, 1.5, np.nan, 4.0],
+            "carlini_wagner": [1.5, 2.5, np.nan, 2.9],
+        }
+    )
+
+
+def test_violations_and_summary_against_numpy():
+    frame = made_up()
+    assert comparison.violations(frame, "printed") == 2  # 1.5 < 2 and 2.9 < 3
+    assert comparison.violations(frame, "certified") == 0
+    ratio = np.median([1 / 1.5, 2 / 1.5, 3 / 2.9])
+    assert comparison.ratio_median(frame, "printed") == pytest.approx(ratio)
+    table = comparison.summary({"net": frame}, "5.1", scale=255).set_index("quantity")
+    fgs = np.array([2.0, 1.5, 4.0]) * 255
+    row = table.loc["FGS"]
+    assert (row["mean"], row["median"], row["std"]) == pytest.approx(
+        (fgs.mean(), np.median(fgs), fgs.std())
+    )
+    assert row["examples"] == "3 of 4" and row["published mean"] == published.NOT_AT_HAND
+    assert table.loc["printed bound", "violations"] == 2
+    assert table.loc["certified bound, global", "published median"] == "ours only"
+
+
+def test_a_published_figure_is_shown_once_it_is_known(monkeypatch):
+    monkeypatch.setitem(published.FIGURES, ("5.1", "net FGS", "median"), 0.25)
+    table = comparison.summary({"net": made_up()}, "5.1").set_index("quantity")
+    assert table.loc["FGS", "published median"] == 0.25
+
+
+def test_comparison_is_what_its_parts_say():
+    model = randomise(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), 0)
+    x = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+    frame = comparison.compare(
+        model, x, (-30, 30), {"fast_gradient_value": {"max_epsilon": 40.0, "steps": 40}}
+    )
+    np.testing.assert_allclose(frame["tightened"], bounds.robustness(model, x).bound)
+    # linear, two classes: printed, certified and FGV are all the exact distance
+    np.testing.assert_allclose(frame["printed"], frame["certified"], rtol=1e-4)
+    np.testing.assert_allclose(frame["printed"], frame["fast_gradient_value"], rtol=1e-3)
+    assert comparison.violations(frame, "printed") == 0
+
+
+def test_claims_go_both_ways():
+    broken = claims.bounds_hold({"net": made_up()}, "Theorem 5.1")
+    assert [claim.verdict for claim in broken] == ["not held", "held", "held"]
+    assert "2 violations in 4 examples (net 2)" in broken[0].figure
+    assert broken[0].source == "Theorem 5.1" and broken[1].source == "certified rules"
+    untested = claims.bounds_hold({"net": made_up().drop(columns="tightened")}, "x")
+    assert untested[2].verdict == "not tested"
+    rng = np.random.default_rng(0)
+    low = pd.DataFrame({"d": rng.normal(1, 0.1, 50)})
+    high = pd.DataFrame({"d": rng.normal(2, 0.1, 50)})
+    assert claims.raises("s", low, high, "d", "t").verdict == "held"
+    assert claims.raises("s", high, low, "d", "t").verdict == "not held"
+    assert claims.raises("s", low[:3], high, "d", "t").verdict == "not tested"
+    assert claims.grows("s", [0, 1, 2, 3], [1, 2, 3, 4], "t").verdict == "held"
+    assert claims.grows("s", [0, 1, 2, 3], [4, 3, 2, 1], "t").verdict == "not held"
+    assert claims.grows("s", [0, 1], [1, 2], "t").verdict == "not tested"
+    ratios = pd.DataFrame({"a": [1.0, 2.0], "b": [1.0, 2.1]})
+    assert kernels.agrees(ratios, "a", "a", "t").verdict == "held"
+    assert kernels.agrees(ratios, "a", "b", "t").verdict == "not held"
+
+
+def test_scaling_leaves_the_model_as_it_was():
+    import reference_models
+
+    model = randomise(reference_models.build("lenet5"), 0, scale=0.1)
+    before = [w.copy() for w in model.get_weights()]
+    x = np.random.default_rng(0).random((3, 28, 28, 1), dtype=np.float32)
+    table = kernels.scaling(model, x, (0.5, 1.0))
+    np.testing.assert_allclose(table["printed ratio"], table["closed form, printed"], rtol=1e-5)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_devices_that_make_no_sense_here():
+    with pytest.raises(ValueError, match="run on one device"):
+        linear.main(["--preset", "demo", "--strategy", "mirrored"])

@@ -1,0 +1,104 @@
+"""The smallest step along one direction that changes the class (Peck 2017, Algorithm 2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrobust.attacks.direction import AttackFunction, all_finite, misclassified
+from tfrobust.differentiate import compiled
+from tfrobust.norms import clip_to_range, norm, per_example
+
+__all__ = ["bisect_along", "unit_direction"]
+
+# in a graph: logits, images, labels and further scalars to directions like the images
+Direction = Callable[..., tf.Tensor]
+
+
+def bisect_along(
+    direction_of: Direction,
+    key: str,
+    model: keras.Model,
+    x: np.ndarray,
+    value_range: tuple[float, float],
+    *scalars: tf.Tensor,
+    max_epsilon: float,
+    steps: int,
+) -> AttackFunction:
+    """The smallest epsilon seen at which x + epsilon * direction, clipped, changes the class.
+
+    Bisection in (0, max_epsilon]; an example that max_epsilon does not change is unsuccessful, and
+    so is one whose direction is not finite.
+
+    Args:
+        direction_of: `(logits, x, labels, *scalars)` to directions (batch, *input).
+        key: of the compiled function; the same for the same `direction_of`.
+        model: any classifier.
+        x: (batch, *input), checked already.
+        value_range: smallest and largest valid pixel.
+        scalars: handed to `direction_of`.
+        max_epsilon: in the pixels' units.
+        steps: bisection steps; epsilon is found to max_epsilon / 2**steps.
+
+    Raises:
+        ValueError: `max_epsilon` is not positive, or `steps` is not a whole number >= 0.
+    """
+    if not 0 < max_epsilon < np.inf:
+        raise ValueError(f"max_epsilon must be positive and finite, got {max_epsilon}")
+    if int(steps) != steps or steps < 0:
+        raise ValueError(f"steps must be a whole number of at least 0, got {steps}")
+    run = compiled(model, ("attack", key), _along(direction_of), x, rowwise=2)
+    largest, low, high = (tf.constant(v, tf.float32) for v in (max_epsilon, *value_range))
+    count = tf.constant(int(steps))
+    return lambda rows, labels: run(rows, labels, largest, count, low, high, *scalars)
+
+
+def unit_direction(gradient: tf.Tensor) -> tf.Tensor:
+    """In a graph: each example's gradient at l2 norm 1; zeros stay zeros. Same shape."""
+    # scaled by its largest entry first: squares of a huge or tiny gradient leave float32
+    peak = per_example(norm(gradient, np.inf), gradient)
+    scaled = tf.math.divide_no_nan(gradient, peak)
+    return tf.math.divide_no_nan(scaled, per_example(norm(scaled), scaled))
+
+
+def _along(direction_of: Direction) -> Callable[[keras.Model], Callable[..., Any]]:
+    def build(logits: keras.Model) -> Callable[..., Any]:
+        def run(
+            x: tf.Tensor,
+            labels: tf.Tensor,
+            largest: tf.Tensor,
+            steps: tf.Tensor,
+            low: tf.Tensor,
+            high: tf.Tensor,
+            *scalars: tf.Tensor,
+        ) -> tuple[tf.Tensor, tf.Tensor]:
+            direction = direction_of(logits, x, labels, *scalars)
+            usable = all_finite(direction)
+            direction = tf.where(per_example(usable, x), direction, tf.zeros_like(x))
+
+            def at(epsilon: tf.Tensor) -> tf.Tensor:
+                return clip_to_range(x + per_example(epsilon, x) * direction, (low, high))
+
+            def wrong(epsilon: tf.Tensor) -> tf.Tensor:
+                return misclassified(logits(at(epsilon), training=False), labels)
+
+            def halve(
+                step: tf.Tensor, below: tf.Tensor, above: tf.Tensor
+            ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+                middle = (below + above) / 2
+                success = wrong(middle)
+                return step + 1, tf.where(success, below, middle), tf.where(success, middle, above)
+
+            above = tf.fill([tf.shape(x)[0]], largest)
+            found = usable & wrong(above)
+            state = (tf.constant(0), tf.zeros_like(above), above)
+            _, _, smallest = tf.while_loop(lambda step, *_: step < steps, halve, state)
+            return at(smallest), found
+
+        return run
+
+    return build

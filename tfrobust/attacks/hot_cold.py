@@ -1,0 +1,76 @@
+"""One step from a cold class towards a hot one (Rozsa 2016), its size found by bisection."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrobust.attacks.bisection import bisect_along, unit_direction
+from tfrobust.attacks.direction import AttackFunction
+from tfrobust.attacks.fast_gradient import l2_reach
+from tfrobust.differentiate import classes_of, gradients_at
+
+__all__ = ["hot_cold"]
+
+# stands for the class with the largest logit but the label's
+RUNNER_UP = -1
+
+
+def hot_cold(
+    model: keras.Model,
+    x: np.ndarray,
+    value_range: tuple[float, float],
+    *,
+    hot: str | int = "runner_up",
+    max_epsilon: float | None = None,
+    steps: int = 20,
+) -> AttackFunction:
+    """The smallest epsilon seen at which x + epsilon * d / ||d||, clipped, changes the class.
+
+    d is the input gradient of sum_j w_j z_j, z the logits and w_hot = |z_hot|, w_cold = -|z_cold|,
+    else 0, held at their values at x; the cold class is the label. Rozsa, Rudd and Boult 2016 take
+    the features of a layer of choice: here it is the layer of logits, before the softmax. Any other
+    class than the label counts, not the hot one alone. Logits shifted by a common constant give
+    another direction, as the weights are the logits themselves. Two zero logits give none.
+
+    Args:
+        model: any classifier.
+        x: (batch, *input), checked already.
+        value_range: smallest and largest valid pixel.
+        hot: "runner_up", the class with the largest logit but the label's, or the index of one
+            class for all examples; examples of that class are then unsuccessful.
+        max_epsilon: l2, in the pixels' units; that of a change of 100/255 of the value range's
+            width in every pixel where None.
+        steps: bisection steps; epsilon is found to max_epsilon / 2**steps.
+
+    Raises:
+        ValueError: `hot` is no class, `max_epsilon` is not positive, or `steps` is not a whole
+            number >= 0.
+    """
+    classes = classes_of(model, x)
+    whole = isinstance(hot, (int, np.integer)) and not isinstance(hot, bool)
+    if hot != "runner_up" and not (whole and 0 <= hot < classes):
+        raise ValueError(f'hot must be "runner_up" or a class in 0..{classes - 1}, got {hot!r}')
+    if max_epsilon is None:
+        max_epsilon = l2_reach(x, value_range)
+    return bisect_along(
+        _towards_hot,
+        "hot_cold",
+        model,
+        x,
+        value_range,
+        tf.constant(RUNNER_UP if hot == "runner_up" else int(hot)),
+        max_epsilon=max_epsilon,
+        steps=steps,
+    )
+
+
+def _towards_hot(logits: keras.Model, x: tf.Tensor, labels: tf.Tensor, hot: tf.Tensor) -> tf.Tensor:
+    values, pull_back = gradients_at(logits, x)
+    cold = tf.one_hot(labels, values.shape[1], dtype=values.dtype)
+    second = tf.argmax(tf.where(cold > 0, values.dtype.min, values), axis=1, output_type=tf.int32)
+    chosen = tf.where(hot == RUNNER_UP, second, hot)
+    warm = tf.one_hot(chosen, values.shape[1], dtype=values.dtype)
+    direction = pull_back((warm - cold) * tf.abs(values))
+    return unit_direction(direction)

@@ -1,0 +1,149 @@
+"""Minimal perturbations one after another: each starts where the last one ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import pandas as pd
+
+from tfrobust.attacks.minimal import as_range, inside, minimal, predictions
+from tfrobust.batches import as_images
+from tfrobust.norms import norm as norm_of
+
+__all__ = ["IteratedPerturbation", "iterate"]
+
+
+@dataclass(frozen=True)
+class IteratedPerturbation:
+    """The images x_0, x_1, ... of an iterated perturbation, one row an example.
+
+    Attributes:
+        images: (batch, steps + 1, *input) float32, x_0 first.
+        labels: (batch, steps + 1) int32, the model's class of each image.
+        step_distance: (batch, steps) float32, lp norm of each step; infinite where the attack found
+            none, and from there on: the image then stays what it was.
+        distance: (batch, steps + 1) float32, lp norm of x_t - x_0.
+        success: (batch, steps) bool, whether the attack found the step, or none was called for.
+        norm: the p of the lp norm.
+        attack: the attack's name.
+        away_from: "current" or "original", the class that each step leaves.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    step_distance: np.ndarray
+    distance: np.ndarray
+    success: np.ndarray
+    norm: float
+    attack: str
+    away_from: str
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an example and image, without pixels; step 0 is x itself, distance 0."""
+        batch, count = self.labels.shape
+        start = np.zeros((batch, 1), np.float32)
+        return pd.DataFrame(
+            {
+                "example": np.repeat(np.arange(batch), count),
+                "step": np.tile(np.arange(count), batch),
+                "label": self.labels.ravel(),
+                "step_distance": np.hstack([start, self.step_distance]).ravel(),
+                "distance": self.distance.ravel(),
+                "success": np.hstack([start == 0, self.success]).ravel(),
+                "norm": float(self.norm),
+                "attack": self.attack,
+            }
+        )
+
+
+def iterate(
+    model: keras.Model,
+    x: Any,
+    attack: str = "fast_gradient_sign",
+    *,
+    steps: int = 10,
+    away_from: Literal["current", "original"] = "current",
+    value_range: tuple[float, float] = (0.0, 1.0),
+    norm: float = 2,
+    overshoot: float = 0.0,
+    batch_size: int = 100,
+    attack_steps: int | None = None,
+    **settings: Any,
+) -> IteratedPerturbation:
+    """x_{t+1} = x_t + eta(x_t), eta the attack's smallest perturbation at x_t (Peck 2017, (2.7)).
+
+    A smallest perturbation ends just behind a boundary, and the nearest way out of the new class is
+    back: with `overshoot` 0, which is the equation to the letter, all steps but the first are tiny
+    and images swing between two classes. Near one flat boundary each step is about `overshoot`
+    times the one before, so that images only move on with 1 or more.
+
+    Args:
+        model: any classifier, also one that ends in a softmax.
+        x: (batch, *input), inside `value_range`.
+        attack: as in `minimal`.
+        steps: how often an image is perturbed.
+        away_from: "current" leaves, at each step, the class that x_t has now. "original" leaves the
+            class of x_0 at each step: eta is zero as long as the class is another, so that the
+            image stays at its first adversarial.
+        value_range: smallest and largest valid pixel.
+        norm: p of the reported distances, 1, 2 or infinity.
+        overshoot: each step is (1 + overshoot) * eta, clipped to the range.
+        batch_size: examples attacked at a time.
+        attack_steps: the attack's own setting `steps`, whose name is taken here.
+        settings: all other settings of the attack, as in `minimal`.
+
+    Raises:
+        ValueError: `steps` is not a whole number of at least 1, `away_from` is unknown, or
+            `overshoot` is negative; and all that `minimal` raises.
+        TypeError: `labels` is given; and as `minimal`.
+        NotLogitsError: the model has no logits to attack.
+        FoolboxError: an attack of Foolbox's refuses its settings or the images.
+    """
+    if int(steps) != steps or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps}")
+    if away_from not in ("current", "original"):
+        raise ValueError(f'away_from must be "current" or "original", got {away_from!r}')
+    if not 0 <= overshoot < np.inf:
+        raise ValueError(f"overshoot must be finite and not negative, got {overshoot}")
+    if "labels" in settings:
+        raise TypeError("iterate leaves the model's own classes and takes no labels: see away_from")
+    if attack_steps is not None:
+        settings["steps"] = attack_steps
+    low, high = as_range(value_range)
+    images = [inside(as_images(model, x), (low, high))]
+    labels = [predictions(model, images[0], batch_size)]
+    lengths, found = [], [np.ones(len(images[0]), bool)]
+    for _ in range(int(steps)):
+        now, alive = images[-1].copy(), found[-1].copy()
+        rows = np.flatnonzero(alive)
+        if len(rows):
+            result = minimal(
+                model,
+                now[rows],
+                attack,
+                labels=labels[0 if away_from == "original" else -1][rows],
+                value_range=value_range,
+                norm=norm,
+                batch_size=batch_size,
+                **settings,
+            )
+            now[rows] = np.clip(now[rows] + (1 + overshoot) * result.perturbation, low, high)
+            alive[rows] = result.success
+        step = np.asarray(norm_of(now - images[-1], norm))
+        lengths.append(np.where(alive, step, np.float32(np.inf)))
+        images.append(now)
+        labels.append(predictions(model, now, batch_size))
+        found.append(alive)
+    return IteratedPerturbation(
+        images=np.stack(images, axis=1),
+        labels=np.stack(labels, axis=1),
+        step_distance=np.stack(lengths, axis=1),
+        distance=np.stack([np.asarray(norm_of(now - images[0], norm)) for now in images], axis=1),
+        success=np.stack(found[1:], axis=1),
+        norm=float(norm),
+        attack=attack,
+        away_from=away_from,
+    )

@@ -1,0 +1,197 @@
+"""Box-constrained L-BFGS (Szegedy 2014): the smallest perturbation towards a target class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
+
+from tfrobust.attacks.direction import AttackFunction, misclassified
+from tfrobust.differentiate import classes_of, compiled, gradients_at
+
+__all__ = ["lbfgs"]
+
+# c is first changed by this factor, at most so many times, until both outcomes are seen
+FACTOR, TIMES = 10.0, 8
+# relative change of the value, and projected gradient, at which L-BFGS-B stops
+FLAT = 1e-5
+
+
+def lbfgs(
+    model: keras.Model,
+    x: np.ndarray,
+    value_range: tuple[float, float],
+    *,
+    targets: str | int | Sequence[int] = "runner_up",
+    initial_const: float = 1.0,
+    steps: int = 8,
+    max_iterations: int = 100,
+) -> AttackFunction:
+    """The smallest adversarial seen while c ||r||^2 + cross-entropy(x + r, target) is minimised.
+
+    SciPy's L-BFGS-B keeps x + r in the value range. A large c holds the image back, so that the
+    largest c with an adversarial is sought: c is multiplied or divided by 10, at most 8 times,
+    until one minimum is adversarial and one is not, then bisected on a logarithmic scale. Each
+    minimisation starts where the last adversarial one ended, the first ones at x. Any other class
+    than the label counts as adversarial, the target's or not; of several targets the smallest
+    result is kept. (Szegedy 2014, section 4.1, has |r| in place of ||r||^2 and seeks the same c;
+    the square is smooth at r = 0.)
+
+    Examples are attacked one at a time, each in about ten minimisations, together a hundred or two
+    forward and backward passes of one image a target: slow beside attacks of whole batches. What
+    is found before a loss or a gradient that is not finite is kept, and the search ends there.
+
+    Args:
+        model: any classifier.
+        x: (batch, *input), checked already.
+        value_range: smallest and largest valid pixel.
+        targets: "runner_up", the class with the largest logit but the label's; "all" other classes,
+            which costs as many times as much; or one class or several by index. An example of
+            which no target is left but its own class is unsuccessful.
+        initial_const: the first c; of a perturbation in units of the value range's width.
+        steps: bisections of c; it is found to a factor of 10**(2**-steps).
+        max_iterations: of L-BFGS-B at each c.
+
+    Raises:
+        ValueError: `targets` names no classes, `initial_const` is not positive, or `steps` or
+            `max_iterations` is not a whole number of at least 0 or 1.
+    """
+    targets_of = _targets(targets, classes_of(model, x))
+    if not 0 < initial_const < np.inf:
+        raise ValueError(f"initial_const must be positive and finite, got {initial_const}")
+    if int(steps) != steps or steps < 0:
+        raise ValueError(f"steps must be a whole number of at least 0, got {steps}")
+    if int(max_iterations) != max_iterations or max_iterations < 1:
+        raise ValueError(
+            f"max_iterations must be a whole number of at least 1, got {max_iterations}"
+        )
+    loss_at = compiled(model, ("attack", "lbfgs"), _loss, x, rowwise=0)
+    values_at = compiled(model, ("attack", "lbfgs logits"), _values, x, rowwise=0)
+
+    def run(rows: tf.Tensor, labels: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        logits = values_at(rows).numpy()
+        images, found = rows.numpy(), np.zeros(len(rows), bool)
+        # L-BFGS-B's matrices are too small to share: BLAS threads only wait for one another
+        with threadpool_limits(limits=1, user_api="blas"):
+            for row, label in enumerate(labels.numpy()):
+                search = _Search(loss_at, images[row], label, value_range, int(max_iterations))
+                for target in targets_of(logits[row], label):
+                    search.towards(target, initial_const, int(steps))
+                images[row], found[row] = search.best, np.isfinite(search.length)
+        return images, found
+
+    return run
+
+
+def _targets(targets: Any, classes: int) -> Callable[[np.ndarray, int], Iterator[int]]:
+    """From the logits (classes,) and the label of an example to the classes to try."""
+    if isinstance(targets, str) and targets == "runner_up":
+        count, chosen = 1, range(classes)
+    elif isinstance(targets, str) and targets == "all":
+        count, chosen = classes, range(classes)
+    else:
+        given = np.atleast_1d(np.asarray(targets))
+        inside = given.dtype.kind in "iu" and given.ndim == 1 and len(given)
+        if not inside or (given < 0).any() or (given >= classes).any():
+            raise ValueError(
+                f'targets must be "runner_up", "all", or classes in 0..{classes - 1}, '
+                f"got {targets!r}"
+            )
+        count, chosen = classes, sorted(set(given.tolist()))
+
+    def of(logits: np.ndarray, label: int) -> Iterator[int]:
+        others = [each for each in chosen if each != label]
+        return iter(sorted(others, key=lambda each: -logits[each])[:count])
+
+    return of
+
+
+class _NotFiniteError(ArithmeticError):
+    """The loss or its gradient is infinite or NaN: there is nowhere to go."""
+
+
+class _Search:
+    """The smallest adversarial of one example, over all images at which the loss is asked for."""
+
+    def __init__(
+        self,
+        loss_at: Callable[..., Any],
+        x: np.ndarray,
+        label: int,
+        value_range: tuple[float, float],
+        max_iterations: int,
+    ):
+        self.loss_at = loss_at
+        self.low, self.high = value_range
+        self.width = self.high - self.low
+        self.label = tf.constant([label])
+        self.max_iterations = max_iterations
+        self.best, self.length = x, np.inf
+        # pixels in [0, 1], in double precision, which L-BFGS-B works in
+        self.x = (x.astype(np.float64).ravel() - self.low) / self.width
+
+    def towards(self, target: int, const: float, steps: int) -> None:
+        """Try one target: bracket c, then bisect it."""
+        goal, start, below, above = tf.constant([target]), self.x, None, None
+        try:
+            for _ in range(TIMES + 1):
+                end, holds = self._minimum(goal, const, start)
+                start, below, above = (end, const, above) if holds else (start, below, const)
+                if below and above:
+                    break
+                const = const * FACTOR if holds else const / FACTOR
+            else:
+                return
+            for _ in range(steps):
+                const = float(np.sqrt(below * above))
+                end, holds = self._minimum(goal, const, start)
+                start, below, above = (end, const, above) if holds else (start, below, const)
+        except _NotFiniteError:
+            return
+
+    def _minimum(
+        self, target: tf.Tensor, const: float, start: np.ndarray
+    ) -> tuple[np.ndarray, bool]:
+        """Where L-BFGS-B ends, and whether that is adversarial; notes the smallest on its way."""
+
+        def value(z: np.ndarray) -> tuple[float, np.ndarray]:
+            loss, gradient, change, _ = self._at(z, target)
+            return const * float(change @ change) + loss, 2 * const * change + gradient
+
+        options = {"maxiter": self.max_iterations, "ftol": FLAT, "gtol": FLAT}
+        bounds = [(0.0, 1.0)] * len(start)
+        end = minimize(value, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        return end.x, self._at(end.x, target)[3]
+
+    def _at(self, z: np.ndarray, target: tf.Tensor) -> tuple[float, np.ndarray, np.ndarray, bool]:
+        """Loss, its gradient, the change, and whether the image is adversarial."""
+        image = (self.low + self.width * z).astype(np.float32).reshape(self.best.shape)
+        image = np.clip(image, np.float32(self.low), np.float32(self.high))
+        loss, gradient, wrong = self.loss_at(tf.constant(image[None]), target, self.label)
+        loss, gradient = float(loss[0]), gradient.numpy().astype(np.float64).ravel() * self.width
+        if not (np.isfinite(loss) and np.isfinite(gradient).all()):
+            raise _NotFiniteError
+        change, wrong = z - self.x, bool(wrong[0])
+        square = float(change @ change)
+        if wrong and square < self.length:
+            self.best, self.length = image, square
+        return loss, gradient, change, wrong
+
+
+def _loss(logits: keras.Model) -> Callable[..., Any]:
+    def run(x: tf.Tensor, target: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        values, pull_back = gradients_at(logits, x)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(target, values)
+        one_hot = tf.one_hot(target, values.shape[1], dtype=values.dtype)
+        return loss, pull_back(tf.nn.softmax(values) - one_hot), misclassified(values, label)
+
+    return run
+
+
+def _values(logits: keras.Model) -> Callable[..., Any]:
+    return lambda x: tf.cast(logits(x, training=False), tf.float32)
