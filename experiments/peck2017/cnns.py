@@ -32,7 +32,7 @@ class Settings:
     """Images for LeNet-5."""
     lenet_iterations: int = published.ADAM_ITERATIONS
     """Adam iterations, rounded up to whole epochs."""
-    lenet_weights: Path | None = None
+    lenet_weights: str | None = None
     """A trained .keras file instead."""
     lenet_images: int = 1000
     """The first so many test images are bounded and attacked."""
@@ -42,7 +42,7 @@ class Settings:
     """As for LeNet-5."""
     nin_learning_rate: float = 2e-4
     """Of Adam: at 1e-3 the ReLU behind the last convolution dies."""
-    nin_weights: Path | None = None
+    nin_weights: str | None = None
     """A trained .keras file instead."""
     nin_images: int = 300
     """As for LeNet-5."""

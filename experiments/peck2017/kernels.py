@@ -33,7 +33,7 @@ class Settings:
     """Images for LeNet-5."""
     iterations: int = published.ADAM_ITERATIONS
     """Adam iterations, rounded up to whole epochs."""
-    weights: Path | None = None
+    weights: str | None = None
     """A trained LeNet-5 (.keras) instead."""
     scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     """The first convolution's kernel is multiplied by them."""
