@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,10 +18,22 @@ __all__ = ["curves", "histograms", "perturbations", "scatter"]
 _COLOURS = {"printed": "#b5367a", "certified": "#31688e", "tightened": "#35b779"}
 
 
+def _styled(draw: Callable[..., Path]) -> Callable[..., Path]:
+    """Draw and save with the common look."""
+
+    @functools.wraps(draw)
+    def styled(*arguments: Any, **keywords: Any) -> Path:
+        with figures.style():
+            return draw(*arguments, **keywords)
+
+    return styled
+
+
 def _positive(values: np.ndarray) -> np.ndarray:
     return values[np.isfinite(values) & (values > 0)]
 
 
+@_styled
 def histograms(frame: pd.DataFrame, folder: Path, name: str, title: str) -> Path:
     """Histograms of every attack's distances and every bound, on one logarithmic axis."""
     figure, axes = figures.new(1, 2, width=4.2, height=2.9)
@@ -48,6 +62,7 @@ def histograms(frame: pd.DataFrame, folder: Path, name: str, title: str) -> Path
     return figures.save(figure, folder, name)
 
 
+@_styled
 def scatter(frames: Mapping[str, pd.DataFrame], folder: Path, name: str) -> Path:
     """Each example's bounds against the smallest distance found; above the line is a violation."""
     figure, axes = figures.new(1, len(frames), width=3.4, height=3.2)
@@ -77,6 +92,7 @@ def scatter(frames: Mapping[str, pd.DataFrame], folder: Path, name: str) -> Path
     return figures.save(figure, folder, name)
 
 
+@_styled
 def curves(
     x: Sequence[float],
     lines: Mapping[str, Sequence[float]],
@@ -98,7 +114,7 @@ def curves(
     axis.set(xlabel=xlabel, ylabel=ylabel)
     if names is not None:
         axis.set_xticks(x, names, rotation=30, ha="right")
-    elif log:
+    else:
         axis.set_xscale("log" if min(x) > 0 else "symlog", **({} if min(x) > 0 else _near_zero(x)))
         axis.set_xticks(x, [f"{value:g}" for value in x])
         axis.minorticks_off()
@@ -115,6 +131,7 @@ def _near_zero(x: Sequence[float]) -> dict[str, float]:
     return {"linthresh": min(value for value in x if value > 0)}
 
 
+@_styled
 def perturbations(images: np.ndarray, changes: np.ndarray, folder: Path, name: str) -> Path:
     """Images, their smallest perturbations, and both together."""
     rows = [("image", images), ("perturbation", changes), ("sum", images + changes)]

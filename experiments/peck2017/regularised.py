@@ -130,6 +130,7 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
                     "figure4.3-accuracy",
                     xlabel=words,
                     ylabel="test accuracy",
+                    log=False,
                 ),
             ),
         },
