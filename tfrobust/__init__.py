@@ -1,7 +1,8 @@
 """Adversarial robustness and interpretable gradients in TensorFlow 2 / Keras 3."""
 
 from tfrobust.alignment import Alignment, decompose, measure
-from tfrobust.attacks import MinimalPerturbation, minimal
+from tfrobust.attacks import IteratedPerturbation, MinimalPerturbation, iterate, minimal
+from tfrobust.bounds import RobustnessBound, robustness
 from tfrobust.decomposition import Decomposition
 from tfrobust.differentiate import (
     NotLogitsError,
@@ -12,7 +13,13 @@ from tfrobust.differentiate import (
     predict_logits,
     vjp,
 )
-from tfrobust.objectives import AlignmentPenalty, CrossEntropy, DoubleBackprop, WeightDecay
+from tfrobust.objectives import (
+    AlignmentPenalty,
+    CrossEntropy,
+    DoubleBackprop,
+    LastLayerRobustness,
+    WeightDecay,
+)
 from tfrobust.sketch import GradientGaps, gradient_gaps
 from tfrobust.training import evaluate, fit
 
@@ -23,19 +30,24 @@ __all__ = [
     "Decomposition",
     "DoubleBackprop",
     "GradientGaps",
+    "IteratedPerturbation",
+    "LastLayerRobustness",
     "MinimalPerturbation",
     "NotLogitsError",
+    "RobustnessBound",
     "WeightDecay",
     "decompose",
     "evaluate",
     "fit",
     "gradient_gaps",
     "input_gradient",
+    "iterate",
     "jacobian",
     "jvp",
     "logits_model",
     "measure",
     "minimal",
     "predict_logits",
+    "robustness",
     "vjp",
 ]

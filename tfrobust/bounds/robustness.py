@@ -10,6 +10,7 @@ import keras
 from tfrobust.batches import as_images
 from tfrobust.bounds.certified import certified
 from tfrobust.bounds.result import RobustnessBound
+from tfrobust.bounds.thesis import thesis
 
 __all__ = ["robustness"]
 
@@ -51,8 +52,6 @@ def robustness(
         return certified(model, x, tighten, batch_size)
     if tighten:
         raise ValueError('tighten=True is for rules="certified": printed rules stay as printed')
-    from tfrobust.bounds.thesis import thesis
-
     warnings.warn(
         "the thesis's printed rules can be violated: they are no lower bounds in general "
         '(README, "errata"); rules="certified" is sound',
