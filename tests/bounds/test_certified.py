@@ -156,7 +156,7 @@ def test_tightened_bound_is_exact_where_the_network_is_locally_linear(seed):
         assert bound >= exact * 0.98
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_attacks_find_nothing_inside(seed):
     model, x = piecewise_linear_net(seed, count=6)

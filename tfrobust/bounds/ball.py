@@ -15,8 +15,10 @@ import keras
 import tensorflow as tf
 
 from tfrobust import norms
+from tfrobust.bounds.linear import Dense
 from tfrobust.bounds.network import Network
-from tfrobust.bounds.operations import over_margins
+from tfrobust.bounds.nonlinear import Elementwise
+from tfrobust.bounds.operations import Rows, over_margins
 from tfrobust.bounds.walker import INPUT
 
 __all__ = ["MARGINS", "forward", "largest_ball"]
@@ -66,11 +68,12 @@ def largest_ball(network: Network) -> Callable[[keras.Model], Callable[..., tf.T
             """
             values, _ = forward(network, x)
             margin, cotangent = _margins(values[-1], errors, predicted, first)
-            slope, _ = _worst(network, x, values, start, steps, shortcuts, margin, cotangent)
+            given = (network, x, values, _overlaps(network), steps, shortcuts, margin, cotangent)
+            slope, _ = _worst(start, *given)
 
             def halve(step: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> Any:
                 middle = tf.sqrt(low * high)
-                _, left = _worst(network, x, values, middle, steps, shortcuts, margin, cotangent)
+                _, left = _worst(middle, *given)
                 safe = left > 0
                 return step + 1, tf.where(safe, middle, low), tf.where(safe, high, middle)
 
@@ -105,11 +108,25 @@ def _margins(
     return tf.where(place < classes - 1, margin, tf.constant(float("inf"))), cotangent
 
 
+def _overlaps(network: Network) -> dict[int, tf.Tensor]:
+    """For activations right behind a dense layer: |A A^T| of that layer, by the step's number."""
+    found = {}
+    for number, (step, operation) in enumerate(zip(network.steps, network.operations, strict=True)):
+        before = step.inputs[0]
+        if before == INPUT or not isinstance(operation, Elementwise):
+            continue
+        if isinstance(network.operations[before], Dense) and len(step.input_shape) == 1:
+            kernel = tf.convert_to_tensor(network.operations[before].layer.kernel)
+            found[number] = tf.abs(tf.linalg.matmul(kernel, kernel, transpose_a=True))
+    return found
+
+
 def _worst(
+    radius: tf.Tensor,
     network: Network,
     x: tf.Tensor,
     values: list[tf.Tensor],
-    radius: tf.Tensor,
+    overlaps: dict[int, tf.Tensor],
     steps: tf.Tensor,
     shortcuts: tf.Tensor,
     margin: tf.Tensor,
@@ -148,7 +165,13 @@ def _worst(
     for number in reversed(range(len(network.steps))):
         if number not in waiting:
             continue
-        pulled, cost = network.operations[number].pull(*inputs[number], waiting.pop(number))
+        known = {}
+        if number in overlaps:
+            dense = network.steps[network.steps[number].inputs[0]]
+            known["rows"] = Rows(overlaps[number], at(reaches, radius, dense.inputs[0]))
+        pulled, cost = network.operations[number].pull(
+            *inputs[number], waiting.pop(number), **known
+        )
         lost = lost + cost
         for source, part in zip(network.steps[number].inputs, pulled, strict=True):
             waiting[source] = waiting[source] + part if source in waiting else part

@@ -54,7 +54,7 @@ class Elementwise(Operation):
         low, high = self.activation.slopes(values[0], changes[0])
         return changes[0] * tf.maximum(tf.abs(low), tf.abs(high))
 
-    def pull(self, values, changes, reaches, constant, cotangent):
+    def pull(self, values, changes, reaches, constant, cotangent, rows=None):
         x, change = values[0], changes[0] * tf.ones_like(values[0])
         low, high = self.activation.slopes(x, change)
         middle, half = (low + high) / 2, (high - low) / 2
@@ -64,7 +64,7 @@ class Elementwise(Operation):
             upward = cotangent >= 0
             slope = tf.where(upward, self.activation.tangent(x)[:, None], middle[:, None])
             uncertain = tf.where(upward, 0.0, -cotangent * half[:, None])
-        return [cotangent * slope], heaviest_load(uncertain, change, reaches[0])
+        return [cotangent * slope], heaviest_load(uncertain, change, reaches[0], rows)
 
     def rounding(self, values, output, errors):
         grown = self.spread(values, errors, None, None)

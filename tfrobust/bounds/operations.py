@@ -9,12 +9,13 @@ residuals, each weighed by the margin's gradient behind it (`pull`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from tfrobust import norms
 
-__all__ = ["UNIT_ROUNDOFF", "Addition", "Concatenation", "Lipschitz", "Operation"]
+__all__ = ["UNIT_ROUNDOFF", "Addition", "Concatenation", "Lipschitz", "Operation", "Rows"]
 
 UNIT_ROUNDOFF = 2.0**-24
 
@@ -176,7 +177,18 @@ def over_margins(function, cotangent: tf.Tensor, *more: tf.Tensor) -> tf.Tensor:
     return tf.reshape(result, tf.concat([shape[:2], tf.shape(result)[1:]], 0))
 
 
-def heaviest_load(weights: tf.Tensor, caps: tf.Tensor, reach: tf.Tensor) -> tf.Tensor:
+class Rows(NamedTuple):
+    """How the rows of a linear layer overlap: what moves one of its outputs moves few others."""
+
+    overlaps: tf.Tensor
+    """(outputs, outputs), magnitudes of the rows' inner products."""
+    reach: tf.Tensor
+    """(batch,), of the layer's input."""
+
+
+def heaviest_load(
+    weights: tf.Tensor, caps: tf.Tensor, reach: tf.Tensor, rows: Rows | None = None
+) -> tf.Tensor:
     """An upper bound of sup <w, t> over 0 <= t <= caps with l2 norm at most reach.
 
     Any multiplier gives a bound by Lagrangian duality; a few steps towards the best one.
@@ -185,6 +197,9 @@ def heaviest_load(weights: tf.Tensor, caps: tf.Tensor, reach: tf.Tensor) -> tf.T
         weights: (batch, margins, ...), not negative.
         caps: (batch, ...), not negative.
         reach: (batch,).
+        rows: where t is at most the magnitude of A d with ||d|| <= rows.reach; then also
+            <w, t> <= rows.reach * ||sum of w_i +- a_i|| for some signs, whose square is at most
+            w^T |A A^T| w.
 
     Returns:
         (batch, margins).
@@ -199,6 +214,9 @@ def heaviest_load(weights: tf.Tensor, caps: tf.Tensor, reach: tf.Tensor) -> tf.T
     tiny = tf.constant(1e-30, w.dtype)
     length = tf.sqrt(tf.reduce_sum(w * w, axis=2))
     best = tf.minimum(tf.reduce_sum(w * t, axis=2), length * radius)
+    if rows is not None:
+        together = tf.reduce_sum(tf.linalg.matmul(w, rows.overlaps) * w, axis=2)
+        best = tf.minimum(best, tf.sqrt(together) * rows.reach[:, None])
     multiplier = length / tf.maximum(radius, tiny)
     for _ in range(3):
         scale = tf.maximum(multiplier, tiny)
