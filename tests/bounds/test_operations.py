@@ -184,12 +184,14 @@ def test_lrn_constant_bounds_its_jacobian(rng):
         LocalResponseNormalization(depth_radius=3, bias=0.5, alpha=2.0, beta=1.5),
     ):
         bound = operation(layer, (1, 1, 7)).constant()
-        x = tf.Variable(rng.normal(size=(32, 1, 1, 7)).astype(np.float32) * 3 / layer.alpha**0.5)
-        optimizer = keras.optimizers.Adam(0.15)
+        # in units in which alpha is 1
+        u = tf.Variable(rng.normal(size=(32, 1, 1, 7)).astype(np.float32))
+        optimizer = keras.optimizers.Adam(0.05)
 
         @tf.function
-        def ascend(layer=layer, x=x):
+        def ascend(layer=layer, u=u):
             with tf.GradientTape() as outer:
+                x = u / layer.alpha**0.5
                 with tf.GradientTape() as tape:
                     tape.watch(x)
                     y = layer(x)
@@ -198,10 +200,11 @@ def test_lrn_constant_bounds_its_jacobian(rng):
                 gram = tf.linalg.matmul(jacobian, jacobian, transpose_a=True)
                 fourth = tf.linalg.matmul(gram, gram)
                 goal = -tf.reduce_sum(tf.math.log(tf.norm(fourth, axis=(1, 2))))
-            return outer.gradient(goal, x), jacobian
+            return outer.gradient(goal, u), jacobian
 
-        for _ in range(60):
+        norm = 0.0
+        for _ in range(120):
             gradient, jacobian = ascend()
-            optimizer.apply([gradient], [x])
-        norm = float(tf.reduce_max(tf.linalg.svd(jacobian, compute_uv=False)))
+            norm = max(norm, float(tf.reduce_max(tf.linalg.svd(jacobian, compute_uv=False))))
+            optimizer.apply([gradient], [u])
         assert norm <= bound <= 4 * norm
