@@ -57,12 +57,16 @@ def raises(
 
 def grows(statement: str, x: Sequence[float], y: Sequence[float], source: str) -> Claim:
     """y grows with x: Spearman's rank correlation above .5, over at least four settings."""
+    known = np.isfinite(y)  # a setting at which no attack succeeds has no median
+    without = f"; without {', '.join(f'{v:g}' for v in np.asarray(x)[~known])}" * (not known.all())
+    x, y = np.asarray(x)[known], np.asarray(y)[known]
     if len(x) < 4:
-        return Claim(statement, "not tested", f"{len(x)} settings, four are needed", source)
+        words = f"{len(x)} settings with a median, four are needed{without}"
+        return Claim(statement, "not tested", words, source)
     value = float(spearmanr(x, y).statistic)
     return Claim(
         statement,
         "held" if value > 0.5 else "not held",
-        f"Spearman {value:.2f} over {len(x)} settings (held above .5)",
+        f"Spearman {value:.2f} over {len(x)} settings (held above .5){without}",
         source,
     )

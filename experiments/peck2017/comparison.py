@@ -25,6 +25,7 @@ ATTACKS = {
     "fast_gradient_value": "FGV",
     "lbfgs": "L-BFGS",
     "carlini_wagner": "Carlini-Wagner",
+    "deepfool": "DeepFool",
 }
 # float32 distances and bounds
 ROUNDING = 1e-5

@@ -44,7 +44,7 @@ class Settings:
 PRESETS = {
     "demo": Settings(weights=(0.0, 0.1, 0.3, 1.0), seeds=(0,), epochs=40, inputs=50),
     "reduced": Settings(
-        dataset="spambase", epochs=15, seeds=(0, 1, 2), inputs=500, attack="carlini_wagner"
+        dataset="spambase", epochs=15, seeds=(0, 1, 2), inputs=500, attack="deepfool"
     ),
     "paper": Settings(
         dataset="spambase",
@@ -52,7 +52,7 @@ PRESETS = {
         seeds=tuple(range(10)),
         epochs=200,
         inputs=1000,
-        attack="carlini_wagner",
+        attack="deepfool",
     ),
 }
 
@@ -63,7 +63,7 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
     x = np.concatenate([test.images, train.images])[: settings.inputs]
     attacks = {"fast_gradient_sign": {"max_epsilon": train.value_range[1]}}
     if settings.attack != "none":
-        attacks[settings.attack] = {"steps": 200, "stepsize": 0.05}
+        attacks[settings.attack] = {}
     frames, rows = {}, []
     for weight in settings.weights:
         parts = []

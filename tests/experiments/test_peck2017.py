@@ -149,6 +149,8 @@ def test_claims_go_both_ways():
     assert claims.grows("s", [0, 1, 2, 3], [1, 2, 3, 4], "t").verdict == "held"
     assert claims.grows("s", [0, 1, 2, 3], [4, 3, 2, 1], "t").verdict == "not held"
     assert claims.grows("s", [0, 1], [1, 2], "t").verdict == "not tested"
+    gone = claims.grows("s", [0, 1, 2, 3, 9], [1, 2, 3, 4, np.nan], "t")
+    assert gone.verdict == "held" and "without 9" in gone.figure
     ratios = pd.DataFrame({"a": [1.0, 2.0], "b": [1.0, 2.1]})
     assert kernels.agrees(ratios, "a", "a", "t").verdict == "held"
     assert kernels.agrees(ratios, "a", "b", "t").verdict == "not held"
