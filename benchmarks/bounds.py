@@ -29,7 +29,7 @@ from tfrobust.bounds import operator_norm_upper_bound, robustness
 from tfrobust.runs import versions
 
 # untightened, and tightened: in forward passes of the same images
-UNTIGHTENED, TIGHTENED = 10, 300
+UNTIGHTENED, TIGHTENED = 10, 600
 
 
 @dataclasses.dataclass(frozen=True)
