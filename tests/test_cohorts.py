@@ -1,6 +1,7 @@
 """Cohorts one after another, and on a real Dask scheduler with worker processes."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -9,10 +10,12 @@ import threading
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from cohort_member import exit_hard, fail, train
 
+from tfrobust import cohorts
 from tfrobust.distribution import SchedulerError, map_cohort
 
 HERE = Path(__file__).parent
@@ -55,6 +58,41 @@ class Cluster:
         for process in (*self.workers, self.scheduler):
             process.kill()
             process.wait()
+
+
+def test_what_other_threads_draw_changes_no_seeded_network():
+    def weights(_):
+        keras.utils.set_random_seed(3)
+        seen = []
+        for _ in range(50):
+            layer = keras.layers.Dense(3)
+            layer.build((None, 2))
+            seen.append(keras.ops.convert_to_numpy(layer.kernel))
+            time.sleep(1e-3)  # lets the other thread draw
+        return np.stack(seen)
+
+    quiet, stop, drawn = weights(None), threading.Event(), []
+
+    def draw():
+        while not stop.is_set():
+            drawn.append(random.randbytes(4))
+
+    before = random.randint
+    other = threading.Thread(target=draw)
+    other.start()
+    try:
+        disturbed = weights(None)
+        kept = cohorts._alone(weights, None)
+    finally:
+        stop.set()
+        other.join()
+    assert (disturbed != quiet).any()  # the fault is real
+    np.testing.assert_array_equal(kept, quiet)
+    assert random.randint is before
+    assert len(set(drawn)) > 1
+    with pytest.raises(ValueError, match="has no data"):
+        cohorts._alone(fail, 1)
+    assert random.randint is before
 
 
 def test_one_after_another(tmp_path):

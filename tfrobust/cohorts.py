@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -105,8 +107,37 @@ def _knock(address: tuple[str, int], timeout: float) -> None:
 
 
 def _alone(function: Callable[[Any], Any], member: Any) -> Any:
-    with _ONE_AT_A_TIME:
+    with _ONE_AT_A_TIME, _own_random_numbers():
         return function(member)
+
+
+@contextlib.contextmanager
+def _own_random_numbers() -> Iterator[None]:
+    """Give this thread a generator of its own behind Python's `random`.
+
+    Keras draws the seeds of initializers and dropout from the module's shared generator, and so do
+    Dask's threads when they time a new worker's disk and network: what they draw in between would
+    change a seeded network.
+    """
+    here, own = threading.get_ident(), random.Random()
+    shared = {
+        name: function
+        for name, function in vars(random).items()
+        if isinstance(getattr(function, "__self__", None), random.Random)
+    }
+
+    def dispatch(name: str) -> Callable[..., Any]:
+        def draw(*args: Any, **kwargs: Any) -> Any:
+            mine = threading.get_ident() == here
+            return (getattr(own, name) if mine else shared[name])(*args, **kwargs)
+
+        return draw
+
+    vars(random).update({name: dispatch(name) for name in shared})
+    try:
+        yield
+    finally:
+        vars(random).update(shared)
 
 
 def _allow(lost_workers: int, dask_scheduler: Any = None) -> None:
