@@ -64,7 +64,7 @@ PRESETS = {
         nin_data="none",
         carlini_wagner_steps=10,
     ),
-    "reduced": Settings(nin_iterations=1400),
+    "reduced": Settings(nin_iterations=4900, nin_images=200),
     "paper": Settings(
         lenet_images=10_000, nin_images=10_000, nin_iterations=100_000, carlini_wagner_steps=1000
     ),
