@@ -55,8 +55,26 @@ def raises(
     )
 
 
-def grows(statement: str, x: Sequence[float], y: Sequence[float], source: str) -> Claim:
-    """y grows with x: Spearman's rank correlation above .5, over at least four settings."""
+def grows(
+    statement: str,
+    x: Sequence[float],
+    y: Sequence[float],
+    source: str,
+    *,
+    networks: pd.DataFrame | None = None,
+) -> Claim:
+    """y grows with x: Spearman's rank correlation above .5, over at least four settings.
+
+    Args:
+        x, y: a setting each; y is the mean over its networks.
+        networks: columns x and y of the single networks, which show how far seeds spread.
+    """
+    seeds = ""
+    if networks is not None:
+        each = networks.replace([np.inf, -np.inf], np.nan).dropna()
+        if each["x"].nunique() > 1:
+            one_by_one = float(spearmanr(each["x"], each["y"]).statistic)
+            seeds = f"; {one_by_one:.2f} over {len(each)} single networks"
     known = np.isfinite(y)  # a setting at which no attack succeeds has no median
     without = f"; without {', '.join(f'{v:g}' for v in np.asarray(x)[~known])}" * (not known.all())
     x, y = np.asarray(x)[known], np.asarray(y)[known]
@@ -67,6 +85,6 @@ def grows(statement: str, x: Sequence[float], y: Sequence[float], source: str) -
     return Claim(
         statement,
         "held" if value > 0.5 else "not held",
-        f"Spearman {value:.2f} over {len(x)} settings (held above .5){without}",
+        f"Spearman {value:.2f} over {len(x)} settings (held above .5){seeds}{without}",
         source,
     )

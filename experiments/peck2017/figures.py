@@ -88,7 +88,8 @@ def scatter(frames: Mapping[str, pd.DataFrame], folder: Path, name: str) -> Path
         axis.set(xscale="log", yscale="log", xlabel="smallest l2 distance found", title=title)
         axis.set_ylabel("bound")
     lines = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*lines, loc="outside lower center", ncols=1 if len(frames) == 1 else 3)
+    columns = 1 if len(frames) == 1 else 3
+    figure.legend(*lines, loc="outside lower center", ncols=columns, markerscale=2.5)
     return figures.save(figure, folder, name)
 
 

@@ -102,6 +102,10 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
     means = table.groupby("weight").mean(numeric_only=True).drop(columns="seed")
     lines = {name: means[name].tolist() for name in means.columns}
     accuracy = {"test accuracy": lines.pop("test accuracy")}
+
+    def each(name: str) -> pd.DataFrame:
+        return pd.DataFrame({"x": table["weight"], "y": table[name]})
+
     folder = run.folder / "figures"
     words = "weight of delta in training"
     return study.finish(
@@ -140,12 +144,14 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
                 settings.weights,
                 lines["FGS"],
                 "Figure 4.3",
+                networks=each("FGS"),
             ),
             claims.grows(
                 "Rewarding delta raises the median printed bound",
                 settings.weights,
                 lines[BOUNDS["printed"]],
                 "Figure 4.3",
+                networks=each(BOUNDS["printed"]),
             ),
             *claims.bounds_hold(frames, "Theorem 4.2"),
         ],

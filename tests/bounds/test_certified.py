@@ -297,7 +297,7 @@ def test_rounding_is_bounded_by_the_proof():
         # each of the two logits of a margin, here and where an attacker's image is computed
         assert (4 * np.abs(exact - computed).max(1) <= found.rounding).all()
         assert found.proved_in_float32.mean() > 0.5
-        allowed = 0.05 * found.margin
+        allowed = 0.5 * found.margin
         assert (found.rounding <= allowed)[found.proved_in_float32].all()
 
 

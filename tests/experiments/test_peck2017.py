@@ -148,6 +148,11 @@ def test_claims_go_both_ways():
     assert claims.raises("s", low[:3], high, "d", "t").verdict == "not tested"
     assert claims.grows("s", [0, 1, 2, 3], [1, 2, 3, 4], "t").verdict == "held"
     assert claims.grows("s", [0, 1, 2, 3], [4, 3, 2, 1], "t").verdict == "not held"
+    single = pd.DataFrame({"x": [0, 1, 2, 3, 3], "y": [4.0, 3.0, 2.0, 1.0, np.nan]})
+    judged = claims.grows("s", [0, 1, 2, 3], [1, 2, 3, 4], "t", networks=single)
+    assert judged.verdict == "held"
+    assert "1.00 over 4 settings" in judged.figure
+    assert "-1.00 over 4 single networks" in judged.figure
     assert claims.grows("s", [0, 1], [1, 2], "t").verdict == "not tested"
     gone = claims.grows("s", [0, 1, 2, 3, 9], [1, 2, 3, 4, np.nan], "t")
     assert gone.verdict == "held" and "without 9" in gone.figure

@@ -22,7 +22,7 @@ __all__ = ["certified"]
 # networks that are tightened unless the caller says otherwise
 FEW_CLASSES, FEW_KINKS = 20, 16
 # a proven rounding error may take this share of a margin; else the error is estimated
-TOLERATED = 5e-2
+TOLERATED = 0.5
 # numbers that tightening may hold at a time, in all
 WORKING_SET = 2e8
 

@@ -38,8 +38,9 @@ class RobustnessBound:
         rounding: (batch,) float32, what is taken off each margin for single precision.
         proved_in_float32: (batch,) bool, whether `rounding` is a proven bound of the rounding
             errors of the network in single precision (sums in any order), so that `bound` holds for
-            the network as it is computed. Where it is False the network is too deep for
-            such a proof: `bound` holds in exact arithmetic, less an estimated rounding error.
+            the network as it is computed. Where it is False such a proof would take more than half
+            the margin (deep networks, tiny margins): `bound` holds in exact arithmetic, less an
+            estimated rounding error.
         rules: "thesis" or "certified".
         tightened: whether the local rules were used.
     """
