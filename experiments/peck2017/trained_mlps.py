@@ -43,7 +43,7 @@ class Settings:
 
 PRESETS = {
     "demo": Settings(datasets=("iris", "wine"), seeds=(0, 1), epochs=40, inputs=50, attack="none"),
-    "reduced": Settings(epochs=30, seeds=(0, 1, 2), inputs=1000),
+    "reduced": Settings(epochs=100, seeds=(0, 1, 2), inputs=1000),
     "paper": Settings(epochs=200, seeds=tuple(range(10)), inputs=5000),
 }
 
