@@ -56,8 +56,22 @@ def _normalised(x):
     return layers.Flatten()(layers.ZeroPadding2D(1)(x))
 
 
+def _merged(x):
+    x = layers.Dense(6, activation="silu")(x)
+    other = layers.Dense(6, activation="gelu")(x)
+    far = layers.Minimum()([layers.Maximum()([x, other]), layers.Average()([x, other])])
+    return keras.ops.relu(far - x) + layers.Activation("linear")(other)
+
+
+def _separable(x):
+    x = layers.SeparableConv2D(4, 3, activation="hard_silu")(_image(x))
+    return layers.Flatten()(layers.SeparableConv2D(3, 2, activation="softsign")(x))
+
+
 NETS = {
     "linear": lambda x: x,
+    "merged": _merged,
+    "separable": _separable,
     "relu": _perceptron("relu"),
     "deep_relu": _perceptron("relu", "relu", "relu"),
     "tanh": _perceptron("tanh", "sigmoid"),
@@ -69,7 +83,7 @@ NETS = {
 }
 
 
-COSTLY = ("convolutional", "pooled", "normalised")
+COSTLY = ("convolutional", "pooled", "normalised", "separable")
 
 
 def plane_net(name, classes=3):
@@ -185,6 +199,36 @@ def test_residual_network_equals_its_chain_rule():
     exact = margin / np.linalg.norm(slope[:, 0] - slope[:, 1])
     tight = robustness(model, x, tighten=True)
     assert (tight.bound <= exact).all()
+
+
+def test_operations_count_as_their_layers():
+    inputs = keras.Input((3,))
+    first, second = layers.Dense(4), layers.Dense(4)
+    head = layers.Dense(2)
+
+    def net(plus, minus, relu):
+        one, two = first(inputs), second(inputs)
+        return keras.Model(inputs, head(plus(relu(minus(one, two)), two)))
+
+    keras_ops = keras.ops
+    model = net(keras_ops.add, keras_ops.subtract, keras_ops.relu)
+    randomise(model, 0)
+    layered = net(
+        lambda a, b: layers.Add()([a, b]),
+        lambda a, b: layers.Subtract()([a, b]),
+        layers.ReLU(),
+    )
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    for tighten in (False, True):
+        found, expected = (robustness(m, x, tighten=tighten).bound for m in (model, layered))
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    with pytest.raises(UnsupportedLayerError, match="one and a constant"):
+        robustness(keras.Model(inputs, head(first(inputs) + 3.0)), x)
+    with pytest.raises(UnsupportedLayerError, match="operation 'Multiply'"):
+        robustness(keras.Model(inputs, head(first(inputs) * second(inputs))), x)
+    wide = layers.Dense(1)(inputs)
+    with pytest.raises(UnsupportedLayerError, match="different shapes"):
+        robustness(keras.Model(inputs, head(first(inputs) + wide)), x)
 
 
 def test_linear_layers_in_a_row_count_as_one():
@@ -390,6 +434,10 @@ def test_bad_input_is_an_error():
     )
     with pytest.raises(UnsupportedLayerError, match="fixed sizes"):
         robustness(loose, np.ones((2, 8, 8, 1), np.float32))
+    with computing_in("mixed_float16"):
+        half = keras.Sequential([keras.Input((5,)), layers.Dense(4, "relu"), layers.Dense(3)])
+    with pytest.raises(ValueError, match="computes in float16"):
+        robustness(half, np.ones((2, 5), np.float32))
     model.layers[-1].bias.assign(np.full(model.layers[-1].bias.shape, np.inf))
     with pytest.raises(ValueError, match="finite"):
         robustness(model, x)

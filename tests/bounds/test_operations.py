@@ -22,6 +22,8 @@ CASES = {
     "conv": (layers.Conv2D(3, 3), IMAGE),
     "conv_stride": (layers.Conv2D(4, 3, strides=2, padding="same", groups=2), IMAGE),
     "depthwise": (layers.DepthwiseConv2D(3, depth_multiplier=2), IMAGE),
+    "separable": (layers.SeparableConv2D(3, 3, strides=2, depth_multiplier=2), IMAGE),
+    "separable_1d": (layers.SeparableConv1D(3, 2, padding="same"), (9, 2)),
     "conv1d": (layers.Conv1D(3, 2, padding="causal"), (9, 2)),
     "dense": (layers.Dense(5), VECTOR),
     "dense_on_images": (layers.Dense(5), IMAGE),
@@ -49,6 +51,7 @@ CASES = {
         name: (layers.Activation(name), VECTOR)
         for name in (
             *("relu", "leaky_relu", "relu6", "elu", "selu", "softplus", "sigmoid", "tanh"),
+            *("softsign", "silu", "gelu", "hard_sigmoid", "hard_silu", "linear"),
         )
     },
 }
@@ -130,7 +133,11 @@ def test_a_ball_of_radius_zero_loses_nothing(case, rng):
 
 
 @pytest.mark.parametrize(
-    "name", ["relu", "leaky_relu", "relu6", "elu", "selu", "softplus", "sigmoid", "tanh"]
+    "name",
+    [
+        *("relu", "leaky_relu", "relu6", "elu", "selu", "softplus", "sigmoid", "tanh"),
+        *("softsign", "silu", "gelu", "hard_sigmoid", "hard_silu"),
+    ],
 )
 def test_slopes_hold_every_chord(name, rng):
     activation = activation_of(keras.activations.get(name))
@@ -149,6 +156,73 @@ def test_slopes_hold_every_chord(name, rng):
         far = np.abs(step) > 1e-3  # nearer, single precision hides the slope
         assert (chord[far] >= low[far] - 1e-4).all() and (chord[far] <= high[far] + 1e-4).all()
     assert np.abs(np.stack([low, high])).max() <= activation.lipschitz * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"dense_on_images"}))
+def test_rounding_of_one_layer(name, rng):
+    """Single against double precision, from inputs that have errors of their own."""
+    layer, shape = CASES[name]
+    if isinstance(layer, layers.Activation | layers.ReLU | layers.LeakyReLU | layers.ELU):
+        shape = (4001,)
+        x = np.stack([np.linspace(-20, 20, 4001), np.geomspace(1e-30, 90, 4001)])
+        x = np.concatenate([x, -x, rng.normal(size=x.shape)]).astype(np.float32)
+    else:
+        x = rng.normal(size=(64, *shape)).astype(np.float32)
+    op = operation(layer.__class__.from_config(layer.get_config()), shape)
+    config = {**layer.get_config(), "dtype": "float64"}
+    twin = layer.__class__.from_config(config)
+    twin.build((None, *shape))
+    if twin.weights:
+        twin.set_weights([np.asarray(w, np.float64) for w in op.layer.get_weights()])
+    computed = op.apply([tf.constant(x)])
+    for size in (0.0, 1e-6):
+        errors = size * rng.uniform(0, 1, x.shape).astype(np.float32)
+        exact = x + errors.astype(np.float64) * rng.choice([-1, 1], x.shape)
+        allowed = np.asarray(op.rounding([tf.constant(x)], computed, [tf.constant(errors)]))
+        error = np.abs(np.asarray(computed, np.float64) - np.asarray(twin(exact)))
+        assert (error <= allowed * (1 + 1e-6) + 1e-6 * size).all()
+    assert error.max() > allowed.max() / 1e4  # not for nothing
+
+
+MERGES = {
+    "add": (layers.Add(), 3),
+    "average": (layers.Average(), 3),
+    "subtract": (layers.Subtract(), 2),
+    "maximum": (layers.Maximum(), 3),
+    "minimum": (layers.Minimum(), 2),
+    "concatenate": (layers.Concatenate(), 2),
+}
+
+
+@pytest.mark.parametrize("name", sorted(MERGES))
+@pytest.mark.parametrize("radius", [0.1, 2.0])
+def test_claims_of_merges_hold_inside_the_ball(name, radius, rng):
+    layer, count = MERGES[name]
+    layer = layer.__class__.from_config(layer.get_config())
+    inputs = keras.Input((5,))
+    branches = [layers.Dense(5)(inputs) for _ in range(count)]
+    op = operation_of(walk(keras.Model(inputs, layers.Dense(2)(layer(branches))))[count])
+    xs = [rng.normal(size=(BATCH, 5)).astype(np.float32) for _ in range(count)]
+    boxes = [radius * rng.uniform(0.2, 1, size=x.shape).astype(np.float32) for x in xs]
+    radii = [rng.uniform(0.5, 1, BATCH).astype(np.float32) * radius for _ in range(count)]
+    constant = tf.constant(op.constant(), tf.float32)
+    given = ([tf.constant(x) for x in xs], [tf.constant(b) for b in boxes])
+    given += ([tf.constant(r) for r in radii], constant)
+    before = op.apply(given[0])
+    np.testing.assert_allclose(before, layer(given[0]), rtol=1e-6, atol=1e-6)
+    spread = np.asarray(op.spread(*given) * tf.ones_like(before))
+    reach = np.asarray(op.reach(given[2], constant))
+    cotangent = rng.normal(size=(BATCH, MARGINS, *before.shape[1:])).astype(np.float32)
+    pulled, lost = op.pull(*given, tf.constant(cotangent))
+    for _ in range(DRAWS):
+        changes = [changes_in_ball(rng, (5,), r, b) for r, b in zip(radii, boxes, strict=True)]
+        moved = [tf.constant(x + c) for x, c in zip(xs, changes, strict=True)]
+        after = np.asarray(op.apply(moved) - before)
+        assert (np.abs(after) <= spread * (1 + 1e-4) + 1e-5).all()
+        assert (np.asarray(norms.norm(after)) <= reach * (1 + 1e-4) + 1e-5).all()
+        gained = np.einsum("bmk,bk->bm", cotangent, after)
+        least = sum(np.einsum("bmk,bk->bm", p, c) for p, c in zip(pulled, changes, strict=True))
+        assert (gained >= least - np.asarray(lost) * (1 + 1e-4) - 1e-4).all()
 
 
 def test_heaviest_load_against_a_solver(rng):

@@ -85,6 +85,25 @@ def test_depthwise_convolutions(seed, size, taps, strides, padding, channels, mu
 @settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**32 - 1),
+    size=st.tuples(st.integers(5, 10), st.integers(5, 10)),
+    taps=st.integers(1, 4),
+    strides=st.integers(1, 3),
+    padding=st.sampled_from(["valid", "same"]),
+    channels=st.integers(1, 3),
+    multiplier=st.integers(1, 2),
+)
+def test_separable_convolutions(seed, size, taps, strides, padding, channels, multiplier):
+    layer = layers.SeparableConv2D(
+        3, taps, strides=strides, padding=padding, depth_multiplier=multiplier
+    )
+    shape = (*size, channels)
+    layer.build((None, *shape))
+    check(randomise(layer, seed), shape)
+
+
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 2**32 - 1),
     size=st.integers(6, 30),
     taps=st.integers(1, 5),
     strides=st.integers(1, 3),

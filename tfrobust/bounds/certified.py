@@ -78,8 +78,16 @@ def certified(
 
 def _network(model: keras.Model, x: np.ndarray) -> Network:
     """The network's operations, made once for a model and the rules that are registered."""
+    steps = walk(model, x[:1])
+    for step in steps:
+        dtype = getattr(step.layer, "compute_dtype", "float32")
+        if dtype != "float32":
+            raise ValueError(
+                f"layer {step.name!r} computes in {dtype}: certified bounds account for single "
+                "precision only. Build the model under the policy float32, with the same weights."
+            )
     # the compiled functions hold it; building again costs a walk only
-    return Network(walk(model, x[:1]))
+    return Network(steps)
 
 
 def _evaluate(network: Network) -> Callable[[keras.Model], Callable[..., Any]]:

@@ -13,6 +13,7 @@ from tfrobust.bounds.linear import (
     Dense,
     Pooling,
     Scaling,
+    Separable,
     Shuffle,
     batch_normalisation_factors,
     rescaling_factors,
@@ -26,7 +27,7 @@ from tfrobust.bounds.operator_norms import (
     zeros_around,
 )
 from tfrobust.bounds.registry import find_rule, register_rule, unsupported
-from tfrobust.bounds.walker import Step, UnsupportedLayerError
+from tfrobust.bounds.walker import Step, UnsupportedLayerError, operation_class
 from tfrobust.layers import LocalResponseNormalization, LpPooling2D
 
 __all__ = ["operation_of"]
@@ -43,6 +44,8 @@ def operation_of(step: Step) -> Operation:
     """
     rule = find_rule(step, "certified")
     if rule is None:
+        if getattr(step.layer, "activation", None) is keras.activations.linear:
+            return Shuffle(step.layer, "no element changes")
         activation = activation_of(step.layer)
         if activation is None:
             raise unsupported(step, "certified")
@@ -71,6 +74,14 @@ def _dense(layer: Any, shape: Any) -> Operation:
 def _convolution(layer: Any, shape: Any) -> Operation:
     return Convolutional(
         layer, lambda: operator_norm_upper_bound(layer, shape), "operator norm of the convolution"
+    )
+
+
+@register_rule(layers.SeparableConv1D)
+@register_rule(layers.SeparableConv2D)
+def _separable_convolution(layer: Any, shape: Any) -> Operation:
+    return Separable(
+        layer, lambda: operator_norm_upper_bound(layer, shape), "operator norm of both convolutions"
     )
 
 
@@ -190,12 +201,43 @@ def _response_normalisation(layer: Any, shape: Any) -> Operation:
 
 
 @register_rule(layers.Add)
+@register_rule(operation_class(keras.ops.add, tensors=2))
 def _addition(layer: Any, shapes: Any) -> Operation:
+    return Addition([1.0] * _alike(layer, shapes))
+
+
+@register_rule(layers.Average)
+def _average(layer: Any, shapes: Any) -> Operation:
+    count = _alike(layer, shapes)
+    return Addition([1 / count] * count)
+
+
+@register_rule(layers.Subtract)
+@register_rule(operation_class(keras.ops.subtract, tensors=2))
+def _subtraction(layer: Any, shapes: Any) -> Operation:
+    _alike(layer, shapes)
+    return Addition([1.0, -1.0])
+
+
+@register_rule(layers.Maximum)
+@register_rule(layers.Minimum)
+def _extremum(layer: Any, shapes: Any) -> float:
+    _alike(layer, shapes)
+    return 1.0  # no element changes more than the largest change among the branches
+
+
+def _alike(layer: Any, shapes: Any) -> int:
+    """How many branches a layer merges; they must have one shape."""
+    if not isinstance(shapes, list):
+        raise UnsupportedLayerError(
+            f"{layer.name!r} takes one tensor, or one and a constant; bounds need two tensors here "
+            "(a Rescaling layer adds a constant)"
+        )
     if any(shape != shapes[0] for shape in shapes):
         raise UnsupportedLayerError(
-            f"layer {layer.name!r} adds tensors of different shapes {shapes}"
+            f"layer {layer.name!r} merges tensors of different shapes {shapes}"
         )
-    return Addition()
+    return len(shapes)
 
 
 @register_rule(layers.Concatenate)

@@ -21,6 +21,7 @@ __all__ = [
     "Dense",
     "Pooling",
     "Scaling",
+    "Separable",
     "Shuffle",
 ]
 
@@ -135,6 +136,34 @@ class Convolutional(Affine):
                 tf.sqrt(tf.reduce_sum(squares, axis=list(range(len(squares.shape) - 2)))), [-1]
             )
         return tf.sqrt(tf.reduce_sum(squares, axis=list(range(len(squares.shape) - 1))))
+
+
+class Separable(Affine):
+    """A depthwise convolution and one of size one behind it."""
+
+    @property
+    def terms(self):
+        return math.prod(self.layer.depthwise_kernel.shape[:-2]) + int(
+            self.layer.pointwise_kernel.shape[-2]
+        )
+
+    def magnitude(self, x):
+        layer = self.layer
+        return keras.ops.separable_conv(
+            x,
+            tf.abs(tf.convert_to_tensor(layer.depthwise_kernel)),
+            tf.abs(tf.convert_to_tensor(layer.pointwise_kernel)),
+            strides=tuple(layer.strides),
+            padding=layer.padding,
+            data_format=layer.data_format,
+            dilation_rate=layer.dilation_rate,
+        )
+
+    def rows(self):
+        first = tf.convert_to_tensor(self.layer.depthwise_kernel)
+        second = tf.reshape(self.layer.pointwise_kernel, (*first.shape[-2:], -1))
+        together = tf.square(tf.einsum("...cm,cmo->...co", first, second))
+        return tf.sqrt(tf.reduce_sum(together, axis=list(range(len(together.shape) - 1))))
 
 
 class Scaling(Affine):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -16,8 +16,15 @@ from tfrobust.bounds.operations import (
     heaviest_load,
     over_margins,
 )
+from tfrobust.bounds.walker import operation_class
 
 __all__ = ["Activation", "Elementwise", "MaxPooling", "activation_of", "sliding_windows"]
+
+
+# TensorFlow's elementary functions are within 9 roundings of their values (tests look)
+ACCURACY = 16
+# below it numbers are flushed to zero
+SMALLEST = 1e-35
 
 
 class Activation(NamedTuple):
@@ -29,12 +36,14 @@ class Activation(NamedTuple):
         slopes: values x and changes t >= 0 to (lowest, highest): every
             (f(x + d) - f(x)) / d with |d| <= t lies between them.
         tangent: the derivative (a subgradient) where f is convex, else None.
+        terms: magnitudes that f(x) is computed from, at x; None where none is larger than |f(x)|.
     """
 
     function: Callable[[tf.Tensor], tf.Tensor]
     lipschitz: float
     slopes: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
     tangent: Callable[[tf.Tensor], tf.Tensor] | None
+    terms: Callable[[tf.Tensor], tf.Tensor] | None = None
 
 
 class Elementwise(Operation):
@@ -68,7 +77,10 @@ class Elementwise(Operation):
 
     def rounding(self, values, output, errors):
         grown = self.spread(values, errors, None, None)
-        return grown + 4 * UNIT_ROUNDOFF * tf.abs(output)
+        lost = ACCURACY * UNIT_ROUNDOFF * tf.abs(output) + SMALLEST
+        if self.activation.terms is not None:
+            lost = lost + 4 * UNIT_ROUNDOFF * self.activation.terms(values[0])
+        return grown + lost
 
 
 class MaxPooling(Operation):
@@ -198,9 +210,12 @@ def _elu(alpha: float, scale: float, function: Callable[..., Any]) -> Activation
     def derivative(x):
         return scale * tf.where(x > 0, 1.0, alpha * tf.exp(tf.minimum(x, 0.0)))
 
+    def terms(x):  # exp - 1 cancels
+        return tf.where(x < 0, scale * alpha, 0.0)
+
     lipschitz = scale * max(1.0, alpha)
     if alpha <= 1:
-        return _monotone_slope(function, derivative, lipschitz)
+        return _monotone_slope(function, derivative, lipschitz)._replace(terms=terms)
 
     def slopes(x, t):
         low, high = x - t, x + t
@@ -209,7 +224,7 @@ def _elu(alpha: float, scale: float, function: Callable[..., Any]) -> Activation
         peak = tf.where((low <= 0) & (high > 0), lipschitz, tf.maximum(*ends))
         return tf.minimum(tf.minimum(*ends), tf.where(high > 0, scale, ends[1])), peak
 
-    return Activation(function, lipschitz, slopes, None)
+    return Activation(function, lipschitz, slopes, None, terms)
 
 
 def _clipped(function: Callable[..., Any], limit: float) -> Activation:
@@ -219,6 +234,51 @@ def _clipped(function: Callable[..., Any], limit: float) -> Activation:
         return tf.where(inside, 1.0, 0.0), tf.where(meets, 1.0, 0.0)
 
     return Activation(function, 1.0, slopes, None)
+
+
+def _turning_slope(
+    function: Callable[..., Any],
+    derivative: Callable[..., Any],
+    turns: Sequence[tuple[float, float]],
+    terms: Callable[[tf.Tensor], tf.Tensor] | None = None,
+) -> Activation:
+    """A function whose slope rises and falls: it is monotone between the places (x, slope).
+
+    Slopes are rounded away from zero.
+    """
+
+    def slopes(x, t):
+        low, high = x - t, x + t
+        ends = derivative(low), derivative(high)
+        least, most = tf.minimum(*ends), tf.maximum(*ends)
+        for place, slope in turns:
+            inside = (low <= place) & (place <= high)
+            least = tf.where(inside, tf.minimum(least, slope), least)
+            most = tf.where(inside, tf.maximum(most, slope), most)
+        return least, most
+
+    return Activation(function, max(abs(slope) for _, slope in turns), slopes, None, terms)
+
+
+def _silu_slope(x: tf.Tensor) -> tf.Tensor:
+    return tf.sigmoid(x) * (1 + x * tf.sigmoid(-x))
+
+
+def _gelu_slope(x: tf.Tensor) -> tf.Tensor:
+    density = tf.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    return tf.math.erfc(-x / math.sqrt(2)) / 2 + x * density
+
+
+def _hard_silu_slope(x: tf.Tensor) -> tf.Tensor:
+    return tf.where(x <= -3, 0.0, tf.where(x >= 3, 1.0, (2 * x + 3) / 6))
+
+
+def _hard_sigmoid_slope(x: tf.Tensor) -> tf.Tensor:
+    return tf.where(tf.abs(x) < 3, 1 / 6, 0.0)
+
+
+def _softsign_slope(x: tf.Tensor) -> tf.Tensor:
+    return 1 / tf.square(1 + tf.abs(x))
 
 
 def _sigmoid_slope(x: tf.Tensor) -> tf.Tensor:
@@ -240,6 +300,25 @@ _KNOWN: dict[Any, Callable[[], Activation]] = {
     _act.softplus: lambda: _monotone_slope(tf.nn.softplus, tf.sigmoid, 1.0),
     _act.sigmoid: lambda: _bell_slope(tf.sigmoid, _sigmoid_slope, 0.25),
     _act.tanh: lambda: _bell_slope(tf.tanh, _tanh_slope, 1.0),
+    _act.softsign: lambda: _bell_slope(tf.nn.softsign, _softsign_slope, 1.0),
+    _act.hard_sigmoid: lambda: _bell_slope(_act.hard_sigmoid, _hard_sigmoid_slope, 0.16666668),
+    _act.silu: lambda: _turning_slope(
+        tf.nn.silu, _silu_slope, [(-2.3993573, -0.0998394), (2.3993573, 1.0998394)]
+    ),
+    _act.gelu: lambda: _turning_slope(
+        lambda x: tf.nn.gelu(x, approximate=False),
+        _gelu_slope,
+        [(-math.sqrt(2), -0.1289049), (math.sqrt(2), 1.1289049)],
+        terms=tf.abs,  # 1 + erf cancels where x < 0
+    ),
+    _act.hard_silu: lambda: _turning_slope(
+        _act.hard_silu, _hard_silu_slope, [(-3.0, -0.5), (3.0, 1.5)]
+    ),
+}
+# functions of keras.ops without settings, as a model holds them
+_OPERATIONS = {
+    operation_class(getattr(keras.ops, function.__name__)): function
+    for function in (_act.relu, _act.softplus, _act.sigmoid, _act.tanh, _act.softsign, _act.silu)
 }
 
 
@@ -257,6 +336,7 @@ def activation_of(layer: Any) -> Activation | None:
         return _relu(slope, layer) if 0 <= slope <= 1 else None
     if isinstance(layer, keras.layers.ELU):
         return _elu(float(layer.alpha), 1.0, layer) if layer.alpha >= 0 else None
+    layer = _OPERATIONS.get(type(layer), layer)
     for function, make in _KNOWN.items():
         if layer is function:
             return make()

@@ -115,29 +115,38 @@ class Lipschitz(Operation):
 
 
 class Addition(Operation):
-    """The sum of several branches."""
+    """A weighted sum of several branches: sums, differences, averages."""
 
     linear = True
-    rule = "sum of the branches"
+
+    def __init__(self, weights: Sequence[float]):
+        self.weights = [float(weight) for weight in weights]
+        self.rule = "sum of the branches"
 
     def constant(self) -> float:
         return 1.0
 
+    def _sum(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:
+        return sum(abs(weight) * part for weight, part in zip(self.weights, parts, strict=True))
+
     def reach(self, reaches, constant):
-        return sum(reaches)
+        return self._sum(reaches)
 
     def apply(self, values):
-        return tf.add_n(list(values))
+        return tf.add_n(
+            [weight * value for weight, value in zip(self.weights, values, strict=True)]
+        )
 
     def spread(self, values, changes, reaches, constant):
-        return sum(changes)
+        return self._sum(changes)
 
     def pull(self, values, changes, reaches, constant, cotangent):
-        return [cotangent] * len(values), tf.zeros(tf.shape(cotangent)[:2], cotangent.dtype)
+        lost = tf.zeros(tf.shape(cotangent)[:2], cotangent.dtype)
+        return [weight * cotangent for weight in self.weights], lost
 
     def rounding(self, values, output, errors):
-        magnitude = sum(tf.abs(value) for value in values)
-        return sum(errors) + len(values) * UNIT_ROUNDOFF * magnitude
+        magnitude = self._sum([tf.abs(value) for value in values])
+        return self._sum(errors) + (len(values) + 2) * UNIT_ROUNDOFF * magnitude
 
 
 class Concatenation(Operation):

@@ -33,6 +33,7 @@ _CACHED = 4096
 layers = keras.layers
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+_SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 _AVERAGES = (layers.AveragePooling1D, layers.AveragePooling2D)
 _GLOBAL_AVERAGES = (layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D)
 ISOMETRIES = (
@@ -83,6 +84,10 @@ def operator_norm_upper_bound(
         return cached_norm("dense", [_weights(layer, "kernel")], (), largest_singular_value)
     if isinstance(layer, _CONVOLUTIONS):
         return _convolution(layer, shape, _weights(layer, "kernel"))
+    if isinstance(layer, _SEPARABLE):  # as the one convolution that it is
+        first, second = _weights(layer, "depthwise_kernel"), _weights(layer, "pointwise_kernel")
+        second = second.reshape(*first.shape[-2:], -1)
+        return _convolution(layer, shape, np.einsum("...cm,cmo->...co", first, second))
     if isinstance(layer, layers.BatchNormalization):
         return float(np.abs(batch_normalisation_scale(layer)).max()) * (1 + SLACK)
     if isinstance(layer, layers.Rescaling):
@@ -102,8 +107,8 @@ def operator_norm_upper_bound(
         return 1.0
     raise UnsupportedLayerError(
         f"layer {layer.name!r} ({type(layer).__name__}) is no linear layer with a known norm; "
-        "known are Dense, Conv1D/2D, DepthwiseConv1D/2D, BatchNormalization, Rescaling, "
-        "Normalization, average pooling, padding, cropping, reshaping and dropout"
+        "known are Dense, Conv1D/2D, DepthwiseConv1D/2D, SeparableConv1D/2D, BatchNormalization, "
+        "Rescaling, Normalization, average pooling, padding, cropping, reshaping and dropout"
     )
 
 
@@ -128,10 +133,11 @@ def batch_normalisation_scale(layer: Any) -> np.ndarray:
 
 
 def _convolution(layer: Any, shape: tuple[int, ...], kernel: np.ndarray) -> float:
-    rank = 1 if isinstance(layer, layers.Conv1D | layers.DepthwiseConv1D) else 2
+    rank = kernel.ndim - 2
     if layer.data_format != "channels_last":
         raise UnsupportedLayerError(f"layer {layer.name!r}: only channels_last is supported")
-    channels = kernel.shape[-2] * (1 if isinstance(layer, _DEPTHWISE) else layer.groups)
+    groups = layer.groups if isinstance(layer, layers.Conv1D | layers.Conv2D) else 1
+    channels = kernel.shape[-2] * groups
     if len(shape) != rank + 1 or shape[-1] != channels:
         raise ValueError(
             f"layer {layer.name!r} takes {rank} sizes and {channels} channels, got {shape}"
@@ -148,7 +154,7 @@ def _convolution(layer: Any, shape: tuple[int, ...], kernel: np.ndarray) -> floa
     if isinstance(layer, _DEPTHWISE):  # one group a channel
         grouped = np.moveaxis(kernel, 2, -1)[:, :, None]
     else:  # output channels of a group lie side by side
-        grouped = kernel.reshape(*kernel.shape[:-1], layer.groups, -1)
+        grouped = kernel.reshape(*kernel.shape[:-1], groups, -1)
         grouped = np.swapaxes(grouped, -1, -2)
     settings = (size, strides, dilation, padding)
     return cached_norm(

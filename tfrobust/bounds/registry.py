@@ -23,6 +23,11 @@ ACTIVATIONS = {
         "softplus",
         "sigmoid",
         "tanh",
+        "softsign",
+        "silu",
+        "gelu",
+        "hard_sigmoid",
+        "hard_silu",
     ),
     "thesis": ("relu", "sigmoid", "tanh"),
 }
@@ -92,7 +97,9 @@ def find_rule(step: Step, rules: str) -> Callable[..., Any] | None:
 def unsupported(step: Step, rules: str) -> UnsupportedLayerError:
     """The error for a step that no rule covers."""
     known = ", ".join(sorted({cls.__name__ for cls in _RULES[rules]} | set(BUILT_IN[rules])))
-    what = "layer" if isinstance(step.layer, keras.layers.Layer) else "activation"
+    what = "activation"
+    if isinstance(step.layer, keras.Operation):
+        what = "layer" if isinstance(step.layer, keras.layers.Layer) else "operation"
     return UnsupportedLayerError(
         f"{what} {step.kind!r} of {step.name!r} has no {rules} rule. Supported layers: {known}; "
         f"activations: {', '.join(ACTIVATIONS[rules])}. For other layers or "

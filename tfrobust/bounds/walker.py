@@ -11,7 +11,7 @@ import keras
 
 from tfrobust.logits import WithoutActivation, logits_model
 
-__all__ = ["INPUT", "Step", "UnsupportedLayerError", "walk"]
+__all__ = ["INPUT", "Step", "UnsupportedLayerError", "operation_class", "walk"]
 
 INPUT = -1
 """The index of the network's input among the steps."""
@@ -19,6 +19,7 @@ INPUT = -1
 # layers that fuse an activation, which becomes a step of its own
 _FUSED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)
 _FUSED += (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_FUSED += (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 
 
 class UnsupportedLayerError(ValueError):
@@ -106,6 +107,12 @@ def walk(model: keras.Model, x: Any = None) -> tuple[Step, ...]:
     if not steps:
         raise UnsupportedLayerError(f"{model.name} has no layers between its input and its output")
     return tuple(steps)
+
+
+def operation_class(function: Callable[..., Any], tensors: int = 1) -> type:
+    """The class that stands for a function of `keras.ops` in a Functional model."""
+    result = function(*(keras.KerasTensor((1, 2)) for _ in range(tensors)))
+    return type(result._keras_history.operation)
 
 
 def _origin(tensor: Any) -> tuple[Any, Any, int]:
