@@ -438,6 +438,10 @@ def test_bad_input_is_an_error():
         half = keras.Sequential([keras.Input((5,)), layers.Dense(4, "relu"), layers.Dense(3)])
     with pytest.raises(ValueError, match="computes in float16"):
         robustness(half, np.ones((2, 5), np.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.config, "list_logical_devices", lambda kind=None: ["a GPU"])
+        with pytest.raises(ValueError, match="TensorFloat-32 is on"):
+            robustness(model, x)
     model.layers[-1].bias.assign(np.full(model.layers[-1].bias.shape, np.inf))
     with pytest.raises(ValueError, match="finite"):
         robustness(model, x)

@@ -77,7 +77,16 @@ def certified(
 
 
 def _network(model: keras.Model, x: np.ndarray) -> Network:
-    """The network's operations, made once for a model and the rules that are registered."""
+    """The network's operations; ValueError where it does not compute in single precision."""
+    if (
+        tf.config.list_logical_devices("GPU")
+        and tf.config.experimental.tensor_float_32_execution_enabled()
+    ):
+        raise ValueError(
+            "TensorFloat-32 is on: products on this GPU have 10 bits, and certified bounds account "
+            "for single precision only. Call "
+            "tf.config.experimental.enable_tensor_float_32_execution(False) first."
+        )
     steps = walk(model, x[:1])
     for step in steps:
         dtype = getattr(step.layer, "compute_dtype", "float32")

@@ -37,11 +37,11 @@ class RobustnessBound:
             it is tightened.
         rounding: (batch,) float32, what is taken off each margin for single precision.
         proved_in_float32: (batch,) bool, whether `rounding` is a proven bound of the rounding
-            errors of the network in single precision (sums in any order; exp, tanh and the like
-            within 16 roundings of their values, where TensorFlow's are within 9), so that `bound` holds for
-            the network as it is computed. Where it is False such a proof would take more than half
-            the margin (deep networks, tiny margins): `bound` holds in exact arithmetic, less an
-            estimated rounding error.
+            errors of the network in single precision, so that `bound` holds for the network as it
+            is computed (sums in any order; exp, tanh and the like within 16 roundings of their
+            values, where TensorFlow's are within 9). Where it is False such a proof would take more
+            than half the margin (deep networks, tiny margins): `bound` holds in exact arithmetic,
+            less an estimated rounding error.
         rules: "thesis" or "certified".
         tightened: whether the local rules were used.
     """

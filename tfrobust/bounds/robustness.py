@@ -41,7 +41,8 @@ def robustness(
         batch_size: examples a call; bounds the memory.
 
     Raises:
-        ValueError: x is malformed, the rules are unknown, or weights or logits are not finite.
+        ValueError: x is malformed, the rules are unknown, weights or logits are not finite, or the
+            network computes in less than single precision (certified).
         UnsupportedLayerError: a layer that no rule covers, with what is supported.
         NotLogitsError: the model has no logits to give.
     """
