@@ -193,7 +193,7 @@ def iterated_perturbation(
     """One row an example: its images, class and distance above each, and what was added in all.
 
     The last column is the last image minus the first, channels summed, on a diverging scale of its
-    own. Where the attack found no further step the distance is followed by "none found".
+    own. Where the attack found no further step "none found" stands for the distance, which stays.
 
     Args:
         result: of `tfrobust.attacks.iterate`, of images (height, width, channels).
@@ -229,9 +229,8 @@ def iterated_perturbation(
             for axis, step in zip(line, steps, strict=False):
                 label = result.labels[row, step]
                 words = f"{label if class_names is None else class_names[label]}"
-                words += f"\n{result.distance[row, step]:.3g}"
-                if step and not result.success[row, step - 1]:
-                    words += ", none found"
+                stuck = step and not result.success[row, step - 1]
+                words += "\nnone found" if stuck else f"\n{result.distance[row, step]:.3g}"
                 axis.set_title(words, fontsize=8)
                 _show(axis, shown[row, step], signed=False)
             _show(line[-1], shown[row, -1] - shown[row, 0], signed=True)

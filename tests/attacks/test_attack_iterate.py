@@ -139,8 +139,8 @@ def test_picture(tmp_path, monkeypatch, shape):
     titles = [axis.get_title() for axis in rows[1]]
     names = ["ash", "bay", "elm"]
     steps = (0, 2, 3, 5)
-    expected = [f"{names[result.labels[1, t]]}\n{result.distance[1, t]:.3g}" for t in steps]
-    expected[1:] = [each + ", none found" for each in expected[1:]]
+    expected = [f"{names[result.labels[1, t]]}\nnone found" for t in steps]
+    expected[0] = f"{names[result.labels[1, 0]]}\n{result.distance[1, 0]:.3g}"
     assert titles == [*expected, "added\nin all"]
     for axis, t in zip(rows[0], steps, strict=False):
         shown = result.images[0, t] if shape[-1] == 3 else result.images[0, t, ..., 0]
