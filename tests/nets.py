@@ -5,6 +5,8 @@ import contextlib
 import keras
 import numpy as np
 
+import tfrobust
+
 layers = keras.layers
 
 
@@ -59,3 +61,18 @@ def piecewise_linear_net(seed, bias=True, count=12):
     outputs = layers.Dense(int(rng.integers(2, 6)), use_bias=bias)(x)
     model = randomise(keras.Model(inputs, outputs), seed, scale=0.4)
     return model, rng.normal(size=(count, 8, 8, 2)).astype("float32")
+
+
+def disc(count, rng):
+    """Points of the unit disc, as many on its edge as inside."""
+    angle = rng.uniform(0, 2 * np.pi, 2 * count)
+    length = np.concatenate([np.sqrt(rng.random(count)), np.ones(count)])
+    return (length[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)).astype(np.float32)
+
+
+def nothing_inside(model, x, bound, points):
+    """No point of the disc of radius `bound` about any x is in another class."""
+    predicted = tfrobust.predict_logits(model, x).argmax(1)
+    moved = x[:, None] + (bound[:, None, None] * (1 - 1e-6)) * points[None]
+    classes = tfrobust.predict_logits(model, moved.reshape(-1, 2), batch_size=50_000).argmax(1)
+    return (classes.reshape(len(x), -1) == predicted[:, None]).all()

@@ -32,6 +32,7 @@ __all__ = [
     "vjp",
 ]
 
+_ADAPTED = (keras.layers.Normalization, keras.layers.Rescaling)
 # backward passes that share one forward pass in one graph
 CHUNK = 16
 
@@ -44,6 +45,7 @@ class _Compiled:
         # the tensors whose ids these are stay alive here, so that no id comes again
         self.outputs = list(getattr(model, "outputs", None) or [])
         self.signature = _signature(model)
+        self.constants = _constants(model)
         self.functions: dict[Any, _AnyBatch] = {}
 
 
@@ -79,9 +81,22 @@ def _signature(model: keras.Model) -> Any:
     return tuple(id(output) for output in outputs) if outputs else None
 
 
+def _constants(model: keras.Model) -> list[Any]:
+    """What a graph takes in as it is when traced, though a model may be given others later."""
+    names = ("activation", "mean", "variance", "scale", "offset")  # the latter: (re)normalisation
+    found = []
+    for layer in model._flatten_layers():
+        takes = names if isinstance(layer, _ADAPTED) else names[:1]
+        found += [getattr(layer, name, None) for name in takes]
+    return found
+
+
 def _compiled_of(model: keras.Model, x: np.ndarray) -> _Compiled:
     cache = model.__dict__.get("_tfrobust_compiled")
-    if cache is None or cache.signature != _signature(model):
+    now = _constants(model)
+    same = cache is not None and len(cache.constants) == len(now)
+    same = same and all(one is other for one, other in zip(cache.constants, now, strict=True))
+    if not same or cache.signature != _signature(model):
         cache = _Compiled(model, x)
         # past Keras's tracker, which would take this for a part of the model
         object.__setattr__(model, "_tfrobust_compiled", cache)

@@ -44,9 +44,10 @@ class WithoutActivation(keras.layers.Layer):
         super().__init__(**kwargs)
         self.layer = layer
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        given = {"training": training} if self.layer._call_has_training_arg else {}
         with _linear_heads([self.layer]):
-            return self.layer(inputs)
+            return self.layer(inputs, **given)
 
     def get_config(self) -> dict[str, Any]:
         layer = keras.saving.serialize_keras_object(self.layer)

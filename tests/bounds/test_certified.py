@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import computing_in, piecewise_linear_net, randomise
+from nets import computing_in, disc, nothing_inside, piecewise_linear_net, randomise
 
 import tfrobust
 from tfrobust.bounds import UnsupportedLayerError, register_rule, robustness
@@ -90,21 +90,6 @@ def plane_net(name, classes=3):
     """A network of two inputs."""
     inputs = keras.Input((2,))
     return keras.Model(inputs, layers.Dense(classes)(NETS[name](inputs)))
-
-
-def disc(count, rng):
-    """Points of the unit disc, as many on its edge as inside."""
-    angle = rng.uniform(0, 2 * np.pi, 2 * count)
-    length = np.concatenate([np.sqrt(rng.random(count)), np.ones(count)])
-    return (length[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)).astype(np.float32)
-
-
-def nothing_inside(model, x, bound, points):
-    """No point of the disc of radius `bound` about any x is in another class."""
-    predicted = tfrobust.predict_logits(model, x).argmax(1)
-    moved = x[:, None] + (bound[:, None, None] * (1 - 1e-6)) * points[None]
-    classes = tfrobust.predict_logits(model, moved.reshape(-1, 2), batch_size=50_000).argmax(1)
-    return (classes.reshape(len(x), -1) == predicted[:, None]).all()
 
 
 @pytest.mark.parametrize("name", sorted(NETS))
@@ -222,6 +207,24 @@ def test_operations_count_as_their_layers():
     for tighten in (False, True):
         found, expected = (robustness(m, x, tighten=tighten).bound for m in (model, layered))
         np.testing.assert_allclose(found, expected, rtol=1e-6)
+    dense, last = layers.Dense(6), layers.Dense(3)
+    last(keras.Input((12,)))
+    for operation, layer in (
+        (keras.activations.relu, layers.ReLU()),
+        (lambda h: keras.activations.relu(h, max_value=1.0), layers.ReLU(max_value=1.0)),
+        (keras.ops.leaky_relu, layers.LeakyReLU(0.2)),
+        (lambda h: keras.ops.elu(h, alpha=0.5), layers.ELU(0.5)),
+        (lambda h: keras.ops.gelu(h, approximate=False), layers.Activation("gelu")),
+        (keras.ops.relu6, layers.Activation("relu6")),
+        (keras.ops.hard_silu, layers.Activation("hard_silu")),
+    ):
+        hidden = dense(inputs)
+        model = keras.Model(inputs, last(keras.ops.concatenate([operation(hidden), hidden], -1)))
+        layered = keras.Model(inputs, last(layers.Concatenate()([layer(hidden), hidden])))
+        found, expected = (robustness(m, x).bound for m in (model, layered))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    with pytest.raises(UnsupportedLayerError, match="'Gelu'"):  # the approximate one
+        robustness(keras.Model(inputs, last(layers.Dense(12)(keras.ops.gelu(inputs)))), x)
     with pytest.raises(UnsupportedLayerError, match="one and a constant"):
         robustness(keras.Model(inputs, head(first(inputs) + 3.0)), x)
     with pytest.raises(UnsupportedLayerError, match="operation 'Multiply'"):

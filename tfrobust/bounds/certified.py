@@ -43,6 +43,7 @@ def certified(
     doubt = 2 * (np.take_along_axis(errors, predicted[:, None], 1) + errors)
     least = _without_own(margins, predicted).min(axis=1)
     proved = _without_own(doubt, predicted).max(axis=1) <= TOLERATED * np.maximum(least, 1e-30)
+    proved &= all(operation.rounding_is_proved for operation in network.operations)
     if not proved.all():
         estimate = _estimated(evaluate, x[~proved], logits[~proved], batch_size)
         errors[~proved] = estimate[:, None]

@@ -23,12 +23,13 @@ from tfrobust.bounds.normalisation import ResponseNormalisation
 from tfrobust.bounds.operations import Addition, Concatenation, Lipschitz, Operation
 from tfrobust.bounds.operator_norms import (
     ISOMETRIES,
+    check_channels_last,
     operator_norm_upper_bound,
     zeros_around,
 )
-from tfrobust.bounds.registry import find_rule, register_rule, unsupported
-from tfrobust.bounds.walker import Step, UnsupportedLayerError, operation_class
-from tfrobust.layers import LocalResponseNormalization, LpPooling2D
+from tfrobust.bounds.registry import built_in_rule, find_rule, registered, unsupported
+from tfrobust.bounds.walker import Step, UnsupportedLayerError, is_plain, operation_class
+from tfrobust.layers import FrozenBatchNormalization, LocalResponseNormalization, LpPooling2D
 
 __all__ = ["operation_of"]
 
@@ -40,11 +41,12 @@ def operation_of(step: Step) -> Operation:
 
     Raises:
         UnsupportedLayerError: no rule covers it.
-        ValueError: a registered rule returned no positive number.
+        ValueError: a registered rule returned no number, or a negative one.
     """
     rule = find_rule(step, "certified")
     if rule is None:
-        if getattr(step.layer, "activation", None) is keras.activations.linear:
+        named = is_plain(step.layer, layers.Activation)
+        if named and step.layer.activation is keras.activations.linear:
             return Shuffle(step.layer, "no element changes")
         activation = activation_of(step.layer)
         if activation is None:
@@ -54,38 +56,49 @@ def operation_of(step: Step) -> Operation:
     found = rule(step.layer, shapes[0] if len(shapes) == 1 else list(shapes))
     if isinstance(found, Operation):
         return found
-    if not 0 <= float(found) < math.inf:
+    try:
+        constant = float(found)
+    except (TypeError, ValueError):
+        constant = math.nan
+    if not 0 <= constant < math.inf:
         raise ValueError(
-            f"the rule of layer {step.name!r} ({step.kind}) gave {found!r}; a Lipschitz constant, "
-            "finite and not negative, is needed"
+            f"the rule of layer {step.name!r} ({step.kind}) gave {found!r:.200}; a Lipschitz "
+            "constant, a number finite and not negative, is needed"
         )
-    return Lipschitz(step.layer, found, step.output_shape, f"Lipschitz constant {found:.4g}")
+    return Lipschitz(
+        step.function,
+        constant,
+        step.output_shape,
+        f"Lipschitz constant {constant:.4g}",
+        roundings=None if registered(step, "certified") else 0,
+    )
 
 
-@register_rule(layers.Dense)
+@built_in_rule(layers.Dense)
 def _dense(layer: Any, shape: Any) -> Operation:
     return Dense(layer, lambda: operator_norm_upper_bound(layer, shape), "spectral norm")
 
 
-@register_rule(layers.Conv1D)
-@register_rule(layers.Conv2D)
-@register_rule(layers.DepthwiseConv1D)
-@register_rule(layers.DepthwiseConv2D)
+@built_in_rule(layers.Conv1D)
+@built_in_rule(layers.Conv2D)
+@built_in_rule(layers.DepthwiseConv1D)
+@built_in_rule(layers.DepthwiseConv2D)
 def _convolution(layer: Any, shape: Any) -> Operation:
     return Convolutional(
         layer, lambda: operator_norm_upper_bound(layer, shape), "operator norm of the convolution"
     )
 
 
-@register_rule(layers.SeparableConv1D)
-@register_rule(layers.SeparableConv2D)
+@built_in_rule(layers.SeparableConv1D)
+@built_in_rule(layers.SeparableConv2D)
 def _separable_convolution(layer: Any, shape: Any) -> Operation:
     return Separable(
         layer, lambda: operator_norm_upper_bound(layer, shape), "operator norm of both convolutions"
     )
 
 
-@register_rule(layers.BatchNormalization)
+@built_in_rule(layers.BatchNormalization)
+@built_in_rule(FrozenBatchNormalization)
 def _batch_normalisation(layer: Any, shape: Any) -> Operation:
     axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
     if axis not in (-1, len(shape)):
@@ -100,8 +113,8 @@ def _batch_normalisation(layer: Any, shape: Any) -> Operation:
     )
 
 
-@register_rule(layers.Rescaling)
-@register_rule(layers.Normalization)
+@built_in_rule(layers.Rescaling)
+@built_in_rule(layers.Normalization)
 def _rescaling(layer: Any, shape: Any) -> Operation:
     return Scaling(
         layer,
@@ -111,11 +124,10 @@ def _rescaling(layer: Any, shape: Any) -> Operation:
     )
 
 
-@register_rule(layers.AveragePooling1D)
-@register_rule(layers.AveragePooling2D)
+@built_in_rule(layers.AveragePooling1D)
+@built_in_rule(layers.AveragePooling2D)
 def _average_pooling(layer: Any, shape: Any) -> Operation:
-    if layer.data_format != "channels_last":
-        raise UnsupportedLayerError(f"layer {layer.name!r}: only channels_last is supported")
+    check_channels_last(layer)
     fewest = 1
     for size, pool, stride in zip(shape[:-1], layer.pool_size, layer.strides, strict=True):
         before, after = zeros_around(layer.padding, size, pool, stride)
@@ -130,9 +142,10 @@ def _average_pooling(layer: Any, shape: Any) -> Operation:
     )
 
 
-@register_rule(layers.GlobalAveragePooling1D)
-@register_rule(layers.GlobalAveragePooling2D)
+@built_in_rule(layers.GlobalAveragePooling1D)
+@built_in_rule(layers.GlobalAveragePooling2D)
 def _global_average(layer: Any, shape: Any) -> Operation:
+    check_channels_last(layer)
     count = math.prod(shape[:-1])
     return Pooling(
         layer,
@@ -148,14 +161,13 @@ def _isometry(layer: Any, shape: Any) -> Operation:
 
 
 for _type in ISOMETRIES:
-    register_rule(_type)(_isometry)
+    built_in_rule(_type)(_isometry)
 
 
-@register_rule(layers.MaxPooling1D)
-@register_rule(layers.MaxPooling2D)
+@built_in_rule(layers.MaxPooling1D)
+@built_in_rule(layers.MaxPooling2D)
 def _max_pooling(layer: Any, shape: Any) -> Operation:
-    if layer.data_format != "channels_last":
-        raise UnsupportedLayerError(f"layer {layer.name!r}: only channels_last is supported")
+    check_channels_last(layer)
     pool, strides = tuple(layer.pool_size), tuple(layer.strides)
     padding = tuple(
         zeros_around(layer.padding, size, p, s)
@@ -166,9 +178,10 @@ def _max_pooling(layer: Any, shape: Any) -> Operation:
     )
 
 
-@register_rule(layers.GlobalMaxPooling1D)
-@register_rule(layers.GlobalMaxPooling2D)
+@built_in_rule(layers.GlobalMaxPooling1D)
+@built_in_rule(layers.GlobalMaxPooling2D)
 def _global_max(layer: Any, shape: Any) -> Operation:
+    check_channels_last(layer)
     sizes = tuple(shape[:-1])
     sliding = sliding_windows(sizes, sizes, ((0, 0),) * len(sizes))
 
@@ -179,7 +192,7 @@ def _global_max(layer: Any, shape: Any) -> Operation:
     return MaxPooling(layer, windows, 1)
 
 
-@register_rule(LpPooling2D)
+@built_in_rule(LpPooling2D)
 def _lp_pooling(layer: Any, shape: Any) -> Operation:
     pool, strides = tuple(layer.pool_size), tuple(layer.strides)
     padding = tuple(
@@ -191,36 +204,41 @@ def _lp_pooling(layer: Any, shape: Any) -> Operation:
     steep = max(1.0, math.prod(pool) ** (1 / float(layer.p) - 0.5))
     output = layer.compute_output_shape((None, *shape))[1:]
     return Lipschitz(
-        layer, steep * math.sqrt(overlap), output, f"lp pooling: root of {overlap} windows an input"
+        layer,
+        steep * math.sqrt(overlap),
+        output,
+        f"lp pooling: root of {overlap} windows an input",
+        # a power and a root of 16 each, and the sum between them
+        roundings=math.prod(pool) + 40,
     )
 
 
-@register_rule(LocalResponseNormalization)
+@built_in_rule(LocalResponseNormalization)
 def _response_normalisation(layer: Any, shape: Any) -> Operation:
     return ResponseNormalisation(layer)
 
 
-@register_rule(layers.Add)
-@register_rule(operation_class(keras.ops.add, tensors=2))
+@built_in_rule(layers.Add)
+@built_in_rule(operation_class(keras.ops.add, tensors=2))
 def _addition(layer: Any, shapes: Any) -> Operation:
     return Addition([1.0] * _alike(layer, shapes))
 
 
-@register_rule(layers.Average)
+@built_in_rule(layers.Average)
 def _average(layer: Any, shapes: Any) -> Operation:
     count = _alike(layer, shapes)
     return Addition([1 / count] * count)
 
 
-@register_rule(layers.Subtract)
-@register_rule(operation_class(keras.ops.subtract, tensors=2))
+@built_in_rule(layers.Subtract)
+@built_in_rule(operation_class(keras.ops.subtract, tensors=2))
 def _subtraction(layer: Any, shapes: Any) -> Operation:
     _alike(layer, shapes)
     return Addition([1.0, -1.0])
 
 
-@register_rule(layers.Maximum)
-@register_rule(layers.Minimum)
+@built_in_rule(layers.Maximum)
+@built_in_rule(layers.Minimum)
 def _extremum(layer: Any, shapes: Any) -> float:
     _alike(layer, shapes)
     return 1.0  # no element changes more than the largest change among the branches
@@ -240,7 +258,8 @@ def _alike(layer: Any, shapes: Any) -> int:
     return len(shapes)
 
 
-@register_rule(layers.Concatenate)
+@built_in_rule(layers.Concatenate)
+@built_in_rule(operation_class(lambda *tensors: keras.ops.concatenate(tensors), tensors=2))
 def _concatenation(layer: Any, shapes: Any) -> Operation:
     axis = layer.axis if layer.axis > 0 else len(shapes[0]) + 1 + layer.axis
     return Concatenation(axis, [shape[axis - 1] for shape in shapes])

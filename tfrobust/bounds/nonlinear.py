@@ -16,7 +16,7 @@ from tfrobust.bounds.operations import (
     heaviest_load,
     over_margins,
 )
-from tfrobust.bounds.walker import operation_class
+from tfrobust.bounds.walker import is_plain, operation_class
 
 __all__ = ["Activation", "Elementwise", "MaxPooling", "activation_of", "sliding_windows"]
 
@@ -318,24 +318,34 @@ _KNOWN: dict[Any, Callable[[], Activation]] = {
 # functions of keras.ops without settings, as a model holds them
 _OPERATIONS = {
     operation_class(getattr(keras.ops, function.__name__)): function
-    for function in (_act.relu, _act.softplus, _act.sigmoid, _act.tanh, _act.softsign, _act.silu)
+    for function in (
+        *(_act.relu, _act.relu6, _act.selu, _act.softplus, _act.sigmoid, _act.tanh),
+        *(_act.softsign, _act.silu, _act.hard_sigmoid, _act.hard_silu),
+    )
 }
+# layers with settings, and the operations that have the same
+_RELUS = (keras.layers.ReLU, operation_class(_act.relu))
+_LEAKY = (keras.layers.LeakyReLU, operation_class(keras.ops.leaky_relu))
+_ELUS = (keras.layers.ELU, operation_class(keras.ops.elu))
+_GELU = operation_class(keras.ops.gelu)
 
 
 def activation_of(layer: Any) -> Activation | None:
     """The activation of an activation layer or function, or None where it is not known."""
-    if isinstance(layer, keras.layers.Activation):
+    if is_plain(layer, keras.layers.Activation):
         layer = layer.activation
-    if isinstance(layer, keras.layers.ReLU):
+    if is_plain(layer, *_RELUS):
         slope, limit = float(layer.negative_slope), layer.max_value
         if layer.threshold or not 0 <= slope <= 1 or (limit is not None and slope):
             return None
         return _relu(slope, layer) if limit is None else _clipped(layer, float(limit))
-    if isinstance(layer, keras.layers.LeakyReLU):
+    if is_plain(layer, *_LEAKY):
         slope = float(layer.negative_slope)
         return _relu(slope, layer) if 0 <= slope <= 1 else None
-    if isinstance(layer, keras.layers.ELU):
+    if is_plain(layer, *_ELUS):
         return _elu(float(layer.alpha), 1.0, layer) if layer.alpha >= 0 else None
+    if is_plain(layer, _GELU) and not layer.approximate:
+        layer = _act.gelu
     layer = _OPERATIONS.get(type(layer), layer)
     for function, make in _KNOWN.items():
         if layer is function:

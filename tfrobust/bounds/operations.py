@@ -26,10 +26,12 @@ class Operation:
     Attributes:
         rule: in words, for the table of layers.
         linear: whether the step is affine in its input.
+        rounding_is_proved: whether `rounding` is a proven bound.
     """
 
     rule = ""
     linear = False
+    rounding_is_proved = True
 
     def constant(self) -> float:
         """A proven upper bound of the l2 Lipschitz constant; of each input for `Addition`."""
@@ -80,11 +82,24 @@ class Operation:
 
 
 class Lipschitz(Operation):
-    """Any function of which a Lipschitz constant alone is known."""
+    """Any function of which a Lipschitz constant alone is known.
 
-    def __init__(self, function, constant: float, output_shape: tuple[int, ...], rule: str):
+    Attributes:
+        roundings: how many the output's norm errs by; None where nobody knows.
+    """
+
+    def __init__(
+        self,
+        function,
+        constant: float,
+        output_shape: tuple[int, ...],
+        rule: str,
+        roundings: int | None,
+    ):
         self.function, self.value, self.output_shape = function, float(constant), output_shape
         self.rule = rule
+        self.roundings = 0 if roundings is None else roundings
+        self.rounding_is_proved = roundings is not None
 
     def constant(self) -> float:
         return self.value
@@ -109,9 +124,8 @@ class Lipschitz(Operation):
 
     def rounding(self, values, output, errors):
         moved = self.reach([norms.norm(error) for error in errors], self.value)
-        return norms.per_example(moved, output) + 16 * UNIT_ROUNDOFF * norms.per_example(
-            norms.norm(output), output
-        )
+        lost = self.roundings * UNIT_ROUNDOFF * norms.norm(output)
+        return norms.per_example(moved + lost, output)
 
 
 class Addition(Operation):

@@ -17,11 +17,13 @@ from tfrobust.bounds.convolution_norms import (
     convolution_norm,
     largest_singular_value,
 )
-from tfrobust.bounds.walker import UnsupportedLayerError
+from tfrobust.bounds.walker import UnsupportedLayerError, is_plain
+from tfrobust.layers import FrozenBatchNormalization
 
 __all__ = [
     "batch_normalisation_scale",
     "cached_norm",
+    "check_channels_last",
     "folded_norm",
     "operator_norm_upper_bound",
     "zeros_around",
@@ -36,6 +38,7 @@ _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 _SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 _AVERAGES = (layers.AveragePooling1D, layers.AveragePooling2D)
 _GLOBAL_AVERAGES = (layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D)
+NORMALISATIONS = (layers.BatchNormalization, FrozenBatchNormalization)
 ISOMETRIES = (
     layers.Flatten,
     layers.Reshape,
@@ -60,6 +63,8 @@ def operator_norm_upper_bound(
 ) -> float:
     """A proven upper bound of the norm of a layer's linear part, ||A x||_2 <= bound * ||x||_2.
 
+    For the linear layers of Keras that the certified rules cover, and subclasses that compute the
+    same.
     Dense layers: the largest singular value. Convolutions, with any stride, padding, dilation and
     groups: within 2 % for sizes of practice (see `convolution_norms`). Batch normalisation in
     inference mode, rescaling, average pooling: exact. Bias and activation do not enter. Computed in
@@ -80,30 +85,37 @@ def operator_norm_upper_bound(
     if any(size is None or size < 1 for size in shape):
         raise ValueError(f"input_shape must hold positive sizes, got {tuple(input_shape)}")
     shape = tuple(int(size) for size in shape)
-    if isinstance(layer, layers.Dense):
-        return cached_norm("dense", [_weights(layer, "kernel")], (), largest_singular_value)
-    if isinstance(layer, _CONVOLUTIONS):
+    if is_plain(layer, layers.Dense):
+        kernel = _weights(layer, "kernel")
+        _check_size(layer, shape, -1, len(kernel))
+        return cached_norm("dense", [kernel], (), largest_singular_value)
+    if is_plain(layer, *_CONVOLUTIONS):
         return _convolution(layer, shape, _weights(layer, "kernel"))
-    if isinstance(layer, _SEPARABLE):  # as the one convolution that it is
+    if is_plain(layer, *_SEPARABLE):  # as the one convolution that it is
         first, second = _weights(layer, "depthwise_kernel"), _weights(layer, "pointwise_kernel")
         second = second.reshape(*first.shape[-2:], -1)
         return _convolution(layer, shape, np.einsum("...cm,cmo->...co", first, second))
-    if isinstance(layer, layers.BatchNormalization):
-        return float(np.abs(batch_normalisation_scale(layer)).max()) * (1 + SLACK)
-    if isinstance(layer, layers.Rescaling):
+    if is_plain(layer, *NORMALISATIONS):
+        scale = batch_normalisation_scale(layer)
+        axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
+        _check_size(layer, shape, axis - 1 if axis > 0 else axis, len(scale))
+        return float(np.abs(scale).max()) * (1 + SLACK)
+    if is_plain(layer, layers.Rescaling):
         return float(np.abs(np.asarray(layer.scale, np.float64)).max()) * (1 + SLACK)
-    if isinstance(layer, layers.Normalization):
+    if is_plain(layer, layers.Normalization):
         if layer.invert:
             raise UnsupportedLayerError(
                 f"Normalization {layer.name!r} with invert is not supported"
             )
         deviation = np.sqrt(np.asarray(layer.variance, np.float64))
         return float(1 / np.maximum(deviation, keras.config.epsilon()).min()) * (1 + 1e-6)
-    if isinstance(layer, _AVERAGES):
+    if is_plain(layer, *_AVERAGES):
+        _check_images(layer, shape, len(layer.pool_size))
         return _average(layer, shape)
-    if isinstance(layer, _GLOBAL_AVERAGES):
+    if is_plain(layer, *_GLOBAL_AVERAGES):
+        _check_images(layer, shape, 1 if isinstance(layer, layers.GlobalAveragePooling1D) else 2)
         return 1 / math.sqrt(math.prod(shape[:-1])) * (1 + SLACK)
-    if isinstance(layer, ISOMETRIES):
+    if is_plain(layer, *ISOMETRIES):
         return 1.0
     raise UnsupportedLayerError(
         f"layer {layer.name!r} ({type(layer).__name__}) is no linear layer with a known norm; "
@@ -134,8 +146,7 @@ def batch_normalisation_scale(layer: Any) -> np.ndarray:
 
 def _convolution(layer: Any, shape: tuple[int, ...], kernel: np.ndarray) -> float:
     rank = kernel.ndim - 2
-    if layer.data_format != "channels_last":
-        raise UnsupportedLayerError(f"layer {layer.name!r}: only channels_last is supported")
+    check_channels_last(layer)
     groups = layer.groups if isinstance(layer, layers.Conv1D | layers.Conv2D) else 1
     channels = kernel.shape[-2] * groups
     if len(shape) != rank + 1 or shape[-1] != channels:
@@ -179,6 +190,23 @@ def _average(layer: Any, shape: tuple[int, ...]) -> float:
         # padding does not count
         norm *= largest_singular_value(reads / reads.sum(axis=1, keepdims=True))
     return norm
+
+
+def check_channels_last(layer: Any) -> None:
+    """UnsupportedLayerError for a layer whose channels come before the positions."""
+    if getattr(layer, "data_format", "channels_last") != "channels_last":
+        raise UnsupportedLayerError(f"layer {layer.name!r}: only channels_last is supported")
+
+
+def _check_images(layer: Any, shape: tuple[int, ...], rank: int) -> None:
+    check_channels_last(layer)
+    if len(shape) != rank + 1:
+        raise ValueError(f"layer {layer.name!r} takes {rank} sizes and channels, got {shape}")
+
+
+def _check_size(layer: Any, shape: tuple[int, ...], axis: int, size: int) -> None:
+    if not -len(shape) <= axis < len(shape) or shape[axis] != size:
+        raise ValueError(f"layer {layer.name!r} takes {size} features or channels, got {shape}")
 
 
 def zeros_around(

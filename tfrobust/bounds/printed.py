@@ -1,7 +1,7 @@
 """The formulas of Peck 2017 as printed, from the logits back to the input.
 
 Kappa is the l2 norm that a change of a layer's output has to have; each rule turns it into that of
-its input. The printed rules are not sound: tests/bounds/test_errata.py breaks five of them.
+its input. The printed rules are not sound: tests/bounds/test_errata.py breaks four of them.
 
 The thesis's text was not at hand for all of them. Theorems 3.6, 4.2, 5.1, 5.3 and Table 4.1 agree
 with every figure known of them; the readings taken of Algorithm 4.1 and of Theorems 5.6 and 5.9 are

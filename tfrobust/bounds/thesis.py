@@ -15,17 +15,16 @@ import tensorflow as tf
 
 from tfrobust.batches import in_batches
 from tfrobust.bounds import printed
-from tfrobust.bounds.operator_norms import batch_normalisation_scale
-from tfrobust.bounds.registry import changes, find_rule, unsupported
+from tfrobust.bounds.operator_norms import batch_normalisation_scale, check_channels_last
+from tfrobust.bounds.registry import built_in_rule, changes, find_rule, registered, unsupported
 from tfrobust.bounds.result import LayerKappa, RobustnessBound
-from tfrobust.bounds.walker import Step, UnsupportedLayerError, walk
+from tfrobust.bounds.walker import Step, UnsupportedLayerError, is_plain, walk
 from tfrobust.differentiate import compiled
-from tfrobust.layers import LocalResponseNormalization, LpPooling2D
+from tfrobust.layers import FrozenBatchNormalization, LocalResponseNormalization, LpPooling2D
 
 __all__ = ["thesis"]
 
 layers = keras.layers
-_CONVOLUTIONS = (layers.Conv1D, layers.Conv2D)
 _MAXIMA = (
     layers.MaxPooling1D,
     layers.MaxPooling2D,
@@ -38,8 +37,6 @@ _AVERAGES = (
     layers.GlobalAveragePooling1D,
     layers.GlobalAveragePooling2D,
 )
-_UNCHANGED = (layers.Flatten, layers.Reshape, layers.Dropout, layers.Identity)
-
 _FUNCTIONS = {
     keras.activations.linear: "linear",
     keras.activations.sigmoid: "sigmoid",
@@ -112,7 +109,7 @@ def _stages(steps: Sequence[Step]) -> list[_Stage]:
     """The rules of a chain, from the input to the logits."""
     stages: list[_Stage] = []
     at = len(steps) - 1
-    if isinstance(steps[at].layer, layers.Dense):
+    if is_plain(steps[at].layer, layers.Dense) and not registered(steps[at], "thesis"):
         stages.append(_last_stage(at, steps[at].layer))
         at -= 1
     else:  # softmax of the last layer's outputs themselves
@@ -123,8 +120,7 @@ def _stages(steps: Sequence[Step]) -> list[_Stage]:
 
         stages.append(_Stage(len(steps), len(steps) - 1, "Theorem 3.6", of_logits))
     while at >= 0:
-        first = _hidden_layers(steps, at)
-        stage = _stage(steps, at) if first > at else _perceptron_stage(steps, first, at)
+        stage = _stage(steps, at)
         stages.append(stage)
         at = stage.first - 1
     return stages[::-1]
@@ -145,10 +141,10 @@ def _hidden_layers(steps: Sequence[Step], last: int) -> int:
     More than `last` where that is none of them.
     """
     first, at = last + 1, last
-    while at >= 0:
-        if isinstance(steps[at].layer, layers.Dense):
+    while at >= 0 and not registered(steps[at], "thesis"):
+        if is_plain(steps[at].layer, layers.Dense):
             first = at
-        elif not _name(steps[at]) and not isinstance(steps[at].layer, layers.Dropout):
+        elif not _name(steps[at]) and not is_plain(steps[at].layer, layers.Dropout):
             break
         at -= 1
     return first
@@ -157,9 +153,9 @@ def _hidden_layers(steps: Sequence[Step], last: int) -> int:
 def _name(step: Step) -> str | None:
     """The activation's name in Table 4.1, or None where the step is none of them."""
     layer = step.layer
-    if isinstance(layer, layers.Activation):
+    if is_plain(layer, layers.Activation):
         layer = layer.activation
-    if isinstance(layer, layers.ReLU):
+    if is_plain(layer, layers.ReLU):
         plain = not layer.negative_slope and layer.max_value is None and not layer.threshold
         return "relu" if plain else None
     return next((name for known, name in _FUNCTIONS.items() if known is layer), None)
@@ -227,45 +223,64 @@ def _jacobian_norms(weights: list[np.ndarray], slopes: list[np.ndarray]) -> np.n
 
 
 def _stage(steps: Sequence[Step], at: int) -> _Stage:
-    """The rule of one layer that is not dense."""
-    step, layer = steps[at], steps[at].layer
-    own = find_rule(step, "thesis")
-    if own is not None:
-        return _Stage(
-            at,
-            at,
-            f"registered for {step.kind}",
-            lambda kappa, _: own(layer, step.input_shape, kappa),
-        )
-    if isinstance(layer, _UNCHANGED):
-        return _Stage(at, at, "unchanged", lambda kappa, _: kappa)
+    """The rule that covers a step, and perhaps some before it."""
+    step = steps[at]
+    rule = find_rule(step, "thesis")
+    if registered(step, "thesis"):
+        return _registered_stage(at, step, rule)
+    first = _hidden_layers(steps, at)
+    if first <= at:
+        return _perceptron_stage(steps, first, at)
+    if rule is not None:
+        return rule(step, at)
     if _name(step):
         return _Stage(at, at, "Theorem 5.1 (activation)", lambda kappa, _: kappa)
-    if isinstance(layer, _CONVOLUTIONS):
-        return _Stage(
-            at,
-            at,
-            "Theorem 5.1",
-            lambda kappa, _: printed.convolution(kappa, np.asarray(layer.kernel, np.float64)),
-        )
-    if isinstance(layer, (*_MAXIMA, *_AVERAGES, LpPooling2D)):
-        return _pooling_stage(at, step)
-    if isinstance(layer, layers.BatchNormalization):
-        return _batch_normalisation_stage(at, layer)
-    if isinstance(layer, LocalResponseNormalization):
-        return _Stage(
-            at,
-            at,
-            "Theorem 5.9, Lemma 5.11",
-            lambda kappa, values: printed.response_normalisation(
-                kappa, values[at], values[at + 1], layer.bias, layer.beta
-            ),
-        )
     raise unsupported(step, "thesis")
 
 
-def _pooling_stage(at: int, step: Step) -> _Stage:
+def _registered_stage(at: int, step: Step, own: Callable[..., Any]) -> _Stage:
+    def rule(kappa: np.ndarray, _: list[np.ndarray]) -> np.ndarray:
+        found = np.asarray(own(step.layer, step.input_shape, kappa))
+        if found.shape != kappa.shape or found.dtype.kind not in "fi" or not (found >= 0).all():
+            raise ValueError(
+                f"the thesis rule of layer {step.name!r} ({step.kind}) must return numbers of "
+                f"shape {kappa.shape}, not negative, got {found!r:.200}"
+            )
+        return found.astype(np.float64)
+
+    return _Stage(at, at, f"registered for {step.kind}", rule)
+
+
+def _rule_of(*types: type) -> Callable[[Callable[..., _Stage]], Callable[..., _Stage]]:
+    """Makes a function of (step, its number) the thesis's rule of layer types."""
+
+    def register(function: Callable[..., _Stage]) -> Callable[..., _Stage]:
+        for each in types:
+            built_in_rule(each, "thesis")(function)
+        return function
+
+    return register
+
+
+@_rule_of(layers.Flatten, layers.Reshape, layers.Dropout, layers.Identity)
+def _unchanged(step: Step, at: int) -> _Stage:
+    return _Stage(at, at, "unchanged", lambda kappa, _: kappa)
+
+
+@_rule_of(layers.Conv1D, layers.Conv2D)
+def _convolution(step: Step, at: int) -> _Stage:
+    return _Stage(
+        at,
+        at,
+        "Theorem 5.1",
+        lambda kappa, _: printed.convolution(kappa, np.asarray(step.layer.kernel, np.float64)),
+    )
+
+
+@_rule_of(*_MAXIMA, *_AVERAGES, LpPooling2D)
+def _pooling(step: Step, at: int) -> _Stage:
     layer = step.layer
+    check_channels_last(layer)
     whole = not hasattr(layer, "pool_size")  # global pooling
     window = math.prod(step.input_shape[:-1] if whole else layer.pool_size) ** 0.5
     outputs = 1.0 if whole else math.prod(step.output_shape[:-1]) ** 0.5
@@ -281,8 +296,23 @@ def _pooling_stage(at: int, step: Step) -> _Stage:
     )
 
 
-def _batch_normalisation_stage(at: int, layer: Any) -> _Stage:
+@_rule_of(layers.BatchNormalization, FrozenBatchNormalization)
+def _batch_normalisation(step: Step, at: int) -> _Stage:
     def rule(kappa: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
-        return printed.batch_normalisation(kappa, values[at + 1], batch_normalisation_scale(layer))
+        scale = batch_normalisation_scale(step.layer)
+        return printed.batch_normalisation(kappa, values[at + 1], scale)
 
     return _Stage(at, at, "Theorem 5.6", rule)
+
+
+@_rule_of(LocalResponseNormalization)
+def _response_normalisation(step: Step, at: int) -> _Stage:
+    layer = step.layer
+    return _Stage(
+        at,
+        at,
+        "Theorem 5.9, Lemma 5.11",
+        lambda kappa, values: printed.response_normalisation(
+            kappa, values[at], values[at + 1], layer.bias, layer.beta
+        ),
+    )

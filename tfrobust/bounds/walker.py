@@ -11,7 +11,7 @@ import keras
 
 from tfrobust.logits import WithoutActivation, logits_model
 
-__all__ = ["INPUT", "Step", "UnsupportedLayerError", "operation_class", "walk"]
+__all__ = ["INPUT", "Step", "UnsupportedLayerError", "is_plain", "operation_class", "walk"]
 
 INPUT = -1
 """The index of the network's input among the steps."""
@@ -20,6 +20,13 @@ INPUT = -1
 _FUSED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)
 _FUSED += (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _FUSED += (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+# what a subclass may define and still compute what its base does
+_HARMLESS = {
+    *("__init__", "__module__", "__doc__", "__annotations__", "__qualname__", "__dict__"),
+    *("__weakref__", "__firstlineno__", "__static_attributes__", "build", "build_from_config"),
+    *("get_config", "from_config", "get_build_config", "compute_output_shape"),
+    *("compute_output_spec", "save_own_variables", "load_own_variables"),
+}
 
 
 class UnsupportedLayerError(ValueError):
@@ -39,6 +46,8 @@ class Step:
     input_shapes: tuple[tuple[int, ...], ...]
     """Without the batch."""
     output_shape: tuple[int, ...]
+    bare: bool = False
+    """Whether the layer's activation is left out here."""
 
     @property
     def kind(self) -> str:
@@ -52,12 +61,8 @@ class Step:
         """The step in inference mode, of one tensor or a list of them."""
         if not isinstance(self.layer, keras.layers.Layer):
             return self.layer
-        fused = isinstance(self.layer, _FUSED)
-        if fused and self.layer.activation is not keras.activations.linear:
-            return WithoutActivation(self.layer)
-        if self.layer._call_has_training_arg:
-            return functools.partial(self.layer, training=False)
-        return self.layer
+        layer = WithoutActivation(self.layer) if self.bare else self.layer
+        return functools.partial(layer, training=False) if layer._call_has_training_arg else layer
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -98,6 +103,7 @@ def walk(model: keras.Model, x: Any = None) -> tuple[Step, ...]:
             inside = {id(t): at for t, at in zip(operation.inputs, inputs, strict=True)}
             result = follow(operation.outputs[place], inside)
         else:
+            _check_call(operation, node.arguments)
             result = _append(steps, operation, tuple(inputs), node.input_tensors, tensor)
         keep.append(tensor)
         found[id(tensor)] = result
@@ -107,6 +113,18 @@ def walk(model: keras.Model, x: Any = None) -> tuple[Step, ...]:
     if not steps:
         raise UnsupportedLayerError(f"{model.name} has no layers between its input and its output")
     return tuple(steps)
+
+
+def is_plain(layer: Any, *classes: type) -> bool:
+    """Whether a layer is of one of the classes, or of a subclass that computes the same."""
+    if "call" in getattr(layer, "__dict__", {}):
+        return False
+    lineage = type(layer).__mro__
+    for base in set(classes).intersection(lineage):
+        defined = {name for cls in lineage[: lineage.index(base)] for name in vars(cls)}
+        if not any(hasattr(base, name) for name in defined - _HARMLESS):
+            return True
+    return False
 
 
 def operation_class(function: Callable[..., Any], tensors: int = 1) -> type:
@@ -138,11 +156,31 @@ def _append(
     if isinstance(layer, keras.layers.InputLayer):
         return inputs[0] if inputs else INPUT
     output_shape = _sizes(operation.name, output.shape)
-    steps.append(Step(layer.name, layer, inputs, shapes, output_shape))
-    activation = getattr(layer, "activation", None) if isinstance(layer, _FUSED) else None
-    if not bare and activation not in (None, keras.activations.linear):
+    activation = None if bare or not is_plain(layer, *_FUSED) else layer.activation
+    fused = activation not in (None, keras.activations.linear)
+    steps.append(Step(layer.name, layer, inputs, shapes, output_shape, bare or fused))
+    if fused:
         steps.append(Step(layer.name, activation, (len(steps) - 1,), (output_shape,), output_shape))
     return len(steps) - 1
+
+
+def _check_call(operation: Any, arguments: Any) -> None:
+    """A layer is called again on its inputs alone: nothing else may have been given to it."""
+    if not isinstance(operation, keras.layers.Layer):
+        return
+    first, *others = arguments.args or (None,)
+    named = {key: value for key, value in arguments.kwargs.items() if key != "training"}
+    if len(arguments.args) == 0 and named:  # the inputs by name
+        named.pop(next(iter(named)))
+    given = [value for value in (*others, *named.values()) if value is not None]
+    constants = isinstance(first, (list, tuple)) and not all(
+        isinstance(each, keras.KerasTensor) for each in first
+    )
+    if given or constants:
+        raise UnsupportedLayerError(
+            f"layer {operation.name!r} ({type(operation).__name__}) was called with more than its "
+            "input tensors (one, or a list of them): bounds know nothing of such arguments"
+        )
 
 
 def _sizes(name: str, shape: Any) -> tuple[int, ...]:

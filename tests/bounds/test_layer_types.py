@@ -1,0 +1,277 @@
+"""Which layers a rule covers: those that compute what their class does, and nothing else."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from nets import disc, nothing_inside, randomise
+
+import tfrobust
+from tfrobust.bounds import (
+    UnsupportedLayerError,
+    operator_norm_upper_bound,
+    register_rule,
+    registry,
+    robustness,
+)
+
+layers = keras.layers
+
+
+class Louder(layers.Dense):
+    def call(self, inputs, training=None):
+        return 100 * super().call(inputs)
+
+
+class Leak(layers.ReLU):
+    def call(self, inputs):
+        return 100 * inputs
+
+
+class Reversed(layers.Flatten):
+    def call(self, inputs):
+        return -50 * super().call(inputs)
+
+
+class Named(layers.Layer):
+    """Linear, and with an activation of that name, as many layers have."""
+
+    def __init__(self):
+        super().__init__()
+        self.activation = keras.activations.get(None)
+
+    def call(self, inputs):
+        return self.activation(20 * inputs)
+
+
+class WithSettings(layers.Dense):
+    """Computes what Dense does."""
+
+    def __init__(self, units, colour="red", **kwargs):
+        super().__init__(units, **kwargs)
+        self.colour = colour
+
+    def get_config(self):
+        return {**super().get_config(), "colour": self.colour}
+
+
+def classifier(shape, *middle):
+    model = keras.Sequential([keras.Input(shape), *middle, layers.Flatten(), layers.Dense(3)])
+    x = np.random.default_rng(0).normal(size=(10, *shape)).astype(np.float32)
+    return model, x
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer"),
+    [
+        ((4, 4, 2), layers.Conv2DTranspose(3, 3)),
+        ((4, 2), layers.Conv1DTranspose(3, 3)),
+        ((3, 3, 3, 1), layers.Conv3D(2, 2)),
+        ((4, 2), layers.EinsumDense("abc,cd->abd", output_shape=(4, 5))),
+        ((4, 2), layers.SimpleRNN(5, activation="linear")),
+        ((4, 2), Named()),
+        ((4, 2), Louder(5)),
+        ((4, 2), Louder(5, activation="relu")),
+        ((4, 2), Leak()),
+        ((4, 2), Reversed()),
+        ((4, 2), layers.PReLU()),
+        ((2, 4, 4), layers.GlobalAveragePooling2D(data_format="channels_first")),
+        ((2, 4), layers.GlobalAveragePooling1D(data_format="channels_first")),
+        ((2, 4, 4), layers.GlobalMaxPooling2D(data_format="channels_first")),
+    ],
+    ids=lambda value: value.name if isinstance(value, layers.Layer) else None,
+)
+@pytest.mark.filterwarnings("ignore:the thesis's printed rules")
+def test_what_no_rule_covers_is_an_error(shape, layer):
+    model, x = classifier(shape, layer)
+    for rules in ("certified", "thesis"):
+        with pytest.raises(UnsupportedLayerError, match=layer.name):
+            robustness(model, x, rules=rules)
+    if layer.name not in ("leak", "p_re_lu"):
+        with pytest.raises(UnsupportedLayerError, match=layer.name):
+            operator_norm_upper_bound(layer, shape)
+
+
+def test_average_pooling_over_the_wrong_axes_is_an_error():
+    for layer in (layers.AveragePooling2D, layers.MaxPooling2D):
+        model, x = classifier((2, 4, 4), layer(2, data_format="channels_first"))
+        with pytest.raises(UnsupportedLayerError, match="channels_last"):
+            robustness(model, x)
+    pool = layers.AveragePooling2D(2, data_format="channels_first")
+    with pytest.raises(UnsupportedLayerError, match="channels_last"):
+        operator_norm_upper_bound(pool, (2, 4, 4))
+
+
+def test_a_subclass_with_settings_only_is_its_base():
+    model, x = classifier((4,), WithSettings(6, activation="tanh"))
+    randomise(model, 0)
+    same, _ = classifier((4,), layers.Dense(6, activation="tanh"))
+    same.set_weights(model.get_weights())
+    np.testing.assert_array_equal(robustness(model, x).bound, robustness(same, x).bound)
+
+
+@pytest.mark.parametrize("activation", [None, "tanh", "relu"])
+def test_a_registered_rule_is_for_the_network_as_it_is(activation):
+    """Nothing is applied twice, or in training mode."""
+
+    class Doubled(layers.Dense):
+        def call(self, inputs, training=True):
+            return super().call(inputs) * (1000.0 if training else 2.0)
+
+    model, _ = classifier((2,), Doubled(5, activation=activation))
+    randomise(model, 0)
+    x = np.random.default_rng(0).normal(size=(10, 2)).astype(np.float32)
+    register_rule(Doubled)(lambda layer, shape: 2 * operator_norm_upper_bound(_plain(layer), shape))
+    found = robustness(model, x)
+    logits = np.sort(tfrobust.predict_logits(model, x), axis=1)
+    np.testing.assert_allclose(found.margin, logits[:, -1] - logits[:, -2], rtol=1e-5)
+    assert nothing_inside(model, x, found.bound, disc(400, np.random.default_rng(0)))
+    assert (found.bound > 0).all()
+    # nobody has bounded the rounding errors of a user's layer
+    assert not found.proved_in_float32.any() and (found.rounding > 0).all()
+
+
+def _plain(layer):
+    plain = layers.Dense(layer.units)
+    plain.build((None, layer.kernel.shape[0]))
+    plain.kernel.assign(layer.kernel)
+    return plain
+
+
+def test_a_registered_rule_and_a_softmax_in_the_last_layer():
+    class Own(layers.Dense):
+        def call(self, inputs, training=None):
+            return super().call(3 * inputs) if self.units else inputs
+
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, Own(3, activation="softmax")(layers.Dense(4)(inputs)))
+    randomise(model, 0)
+    register_rule(Own)(lambda layer, shape: 3 * operator_norm_upper_bound(_plain(layer), shape))
+    x = np.random.default_rng(0).normal(size=(10, 2)).astype(np.float32)
+    logits = np.sort(tfrobust.predict_logits(model, x), axis=1)
+    found = robustness(model, x)
+    np.testing.assert_allclose(found.margin, logits[:, -1] - logits[:, -2], rtol=1e-5)
+    assert nothing_inside(model, x, found.bound, disc(400, np.random.default_rng(0)))
+
+
+def test_arguments_beside_the_inputs_are_an_error():
+    class Scaled(layers.Layer):
+        def call(self, x, scale=1.0):
+            return x * scale
+
+    register_rule(Scaled)(lambda layer, shape: 1.0)
+    inputs = keras.Input((2,))
+    x = np.ones((1, 2), np.float32)
+    for output in (
+        Scaled(name="louder")(inputs, scale=100.0),
+        layers.Concatenate(name="louder")([inputs, tf.ones((1, 2))]),
+    ):
+        with pytest.raises(UnsupportedLayerError, match=r"'louder'.*more than its input"):
+            robustness(keras.Model(inputs, layers.Dense(3)(output)), x)
+    for output in (
+        Scaled()(inputs),
+        Scaled()(x=inputs),
+        layers.Dropout(0.5)(inputs, training=True),
+    ):
+        model = keras.Model(inputs, layers.Dense(3)(output))
+        assert robustness(model, x).bound[0] > 0
+
+
+@pytest.mark.filterwarnings("ignore:the thesis's printed rules")
+def test_a_rule_of_ones_own_replaces_the_thesis(monkeypatch):
+    monkeypatch.setitem(registry._RULES, "thesis", dict(registry._RULES["thesis"]))
+    model, x = classifier((4,), layers.Dense(6, activation="tanh"), layers.Dropout(0.5))
+    before = robustness(model, x, rules="thesis")
+    seen = []
+
+    @register_rule(layers.Dropout, rules="thesis")
+    def dropout(layer, input_shape, kappa):
+        seen.append((layer.name, input_shape))
+        return kappa / 2
+
+    halved = robustness(model, x, rules="thesis")
+    assert seen == [(model.layers[1].name, (6,))]
+    assert "registered" in halved.layers[2].rule and "registered" not in before.layers[2].rule
+    np.testing.assert_allclose(halved.layers[2].kappa, halved.layers[3].kappa / 2)
+
+    @register_rule(layers.Dense, rules="thesis")
+    def dense(layer, input_shape, kappa):
+        return kappa / operator_norm_upper_bound(layer, input_shape)
+
+    found = robustness(model, x, rules="thesis")
+    assert [kappa.rule for kappa in found.layers].count("registered for Dense") == 2
+    first, last = model.layers[0], model.layers[-1]
+    norms = [operator_norm_upper_bound(layer, layer.kernel.shape[:1]) for layer in (first, last)]
+    ordered = np.sort(tfrobust.predict_logits(model, x), axis=1)
+    gap = (ordered[:, -1] - ordered[:, -2]) / np.sqrt(2)
+    np.testing.assert_allclose(found.bound, gap / norms[0] / norms[1] / 2, rtol=1e-5)
+
+    for wrong in (None, np.ones(3), lambda kappa: kappa * np.nan, lambda kappa: -kappa, "many"):
+        rule = (lambda *given, w=wrong: w(given[2])) if callable(wrong) else lambda *_, w=wrong: w
+        register_rule(layers.Dense, rules="thesis")(rule)
+        with pytest.raises(ValueError, match=rf"thesis rule of layer '{last.name}'.*\(10,\)"):
+            robustness(model, x, rules="thesis")
+
+
+@pytest.mark.parametrize("wrong", [None, "two", np.ones(3), -1.0, float("nan"), float("inf")])
+def test_a_certified_rule_must_give_a_number(wrong):
+    class Mine(layers.Layer):
+        def call(self, x):
+            return x
+
+    register_rule(Mine)(lambda layer, shape: wrong)
+    model, x = classifier((4,), Mine(name="mine"))
+    with pytest.raises(ValueError, match=r"'mine' \(Mine\) gave .*finite and not negative"):
+        robustness(model, x)
+
+
+def test_messages_say_why():
+    for layer, words in (
+        (layers.Activation("mish", name="fish"), r"'mish' of 'fish'"),
+        (layers.ReLU(threshold=0.1), r"'ReLU'.*settings"),
+        (layers.LeakyReLU(negative_slope=2.0), r"'LeakyReLU'.*settings"),
+        (Louder(3), r"'Louder'.*computes something else than the class"),
+    ):
+        model, x = classifier((4,), layer)
+        with pytest.raises(UnsupportedLayerError, match=words):
+            robustness(model, x)
+
+
+def test_adapted_statistics_count():
+    """What was compiled before takes no old ones along."""
+    rng = np.random.default_rng(0)
+    normalise = layers.Normalization()
+    normalise.adapt(rng.normal(size=(100, 2)))
+    model, _ = classifier((2,), normalise, layers.Dense(6, activation="relu"))
+    x = rng.normal(size=(20, 2)).astype(np.float32)
+    robustness(model, x)
+    attack = functools.partial(
+        tfrobust.minimal, x=x, attack="fast_gradient_value", value_range=(-10, 10)
+    )
+    before = attack(model).distance
+    normalise.adapt(100 * rng.normal(size=(100, 2)))
+    found = robustness(model, x)
+    fresh = keras.Sequential([keras.Input((2,)), *model.layers])
+    expected = robustness(fresh, x)
+    np.testing.assert_array_equal(found.bound, expected.bound)
+    np.testing.assert_array_equal(found.margin, expected.margin)
+    after = attack(model).distance
+    np.testing.assert_array_equal(after, attack(fresh).distance)
+    assert (after != before).any()
+
+
+def test_shapes_that_do_not_fit_are_an_error():
+    dense, pool = layers.Dense(3), layers.AveragePooling2D(2)
+    dense.build((None, 20))
+    normalise = layers.BatchNormalization()
+    normalise.build((None, 5))
+    for layer, shape in (
+        *((dense, (7,)), (dense, ()), (normalise, (7,)), (normalise, ())),
+        *((pool, (7,)), (layers.GlobalAveragePooling2D(), (7, 2))),
+    ):
+        with pytest.raises(ValueError, match=layer.name):
+            operator_norm_upper_bound(layer, shape)
+    assert operator_norm_upper_bound(dense, (None, 20)) > 0
+    assert operator_norm_upper_bound(dense, (4, 20)) > 0
