@@ -174,14 +174,21 @@ def test_rounding_of_one_layer(name, rng):
     twin.build((None, *shape))
     if twin.weights:
         twin.set_weights([np.asarray(w, np.float64) for w in op.layer.get_weights()])
-    computed = op.apply([tf.constant(x)])
-    for size in (0.0, 1e-6):
+    here = op.apply([tf.constant(x)])
+    for size, width in ((0.0, 0.0), (1e-6, 0.0), (1e-6, 1.0)):
+        # anywhere in a box about x, where inputs have errors
+        change = width * rng.uniform(0, 1, x.shape).astype(np.float32)
+        moved = (x + change * rng.choice(np.float32([-1, 1]), x.shape)).astype(np.float32)
+        computed = op.apply([tf.constant(moved)])
         errors = size * rng.uniform(0, 1, x.shape).astype(np.float32)
-        exact = x + errors.astype(np.float64) * rng.choice([-1, 1], x.shape)
-        allowed = np.asarray(op.rounding([tf.constant(x)], computed, [tf.constant(errors)]))
+        exact = moved + errors.astype(np.float64) * rng.choice([-1, 1], x.shape)
+        changes = [tf.constant(np.nextafter(change + np.spacing(np.abs(moved)), np.float32(1e9)))]
+        grown = tf.abs(computed - here) * 1.000001
+        allowed = op.rounding([tf.constant(x)], changes, here, grown, [tf.constant(errors)])
         error = np.abs(np.asarray(computed, np.float64) - np.asarray(twin(exact)))
-        assert (error <= allowed * (1 + 1e-6) + 1e-6 * size).all()
-    assert error.max() > allowed.max() / 1e4  # not for nothing
+        assert (error <= np.asarray(allowed) * (1 + 1e-6) + 1e-6 * size).all()
+        if size and not width:
+            assert error.max() > np.max(allowed) / 1e4  # not for nothing
 
 
 MERGES = {

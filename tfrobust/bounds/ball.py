@@ -8,7 +8,7 @@ the product of norms, which it never falls below.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -21,7 +21,7 @@ from tfrobust.bounds.nonlinear import Elementwise
 from tfrobust.bounds.operations import Rows, over_margins
 from tfrobust.bounds.walker import INPUT
 
-__all__ = ["MARGINS", "forward", "largest_ball"]
+__all__ = ["MARGINS", "forward", "largest_ball", "rounding"]
 
 # margins that are followed back at a time
 MARGINS = 16
@@ -33,18 +33,34 @@ HALVINGS, CHORDS = 3, 3
 CAREFUL = 0.999
 
 
-def forward(network: Network, x: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """In a graph: every step's value, and the logits' rounding errors at most (batch, classes)."""
+def forward(network: Network, x: tf.Tensor) -> list[tf.Tensor]:
+    """In a graph: every step's value."""
     values: list[tf.Tensor] = []
-    errors: list[tf.Tensor] = []
     for step, operation in zip(network.steps, network.operations, strict=True):
-        sources = [x if at == INPUT else values[at] for at in step.inputs]
+        values.append(operation.apply([x if at == INPUT else values[at] for at in step.inputs]))
+    return values
+
+
+def rounding(
+    network: Network, x: tf.Tensor, values: list[tf.Tensor], changes: Sequence[tf.Tensor]
+) -> tf.Tensor:
+    """In a graph: the logits' rounding errors at most (batch, classes), anywhere in a ball.
+
+    Args:
+        changes: how much an element of each step's value can change in the ball, and last, at
+            `INPUT`, of the network's input; of shapes that broadcast.
+    """
+    errors: list[tf.Tensor] = []
+    every = [*values, x]
+    for number, (step, operation) in enumerate(zip(network.steps, network.operations, strict=True)):
         before = [tf.zeros_like(x) if at == INPUT else errors[at] for at in step.inputs]
-        output = operation.apply(sources)
-        values.append(output)
-        errors.append(operation.rounding(sources, output, before) * tf.ones_like(output))
+        around = [changes[at] * tf.ones_like(every[at]) for at in step.inputs]
+        found = operation.rounding(
+            [every[at] for at in step.inputs], around, values[number], changes[number], before
+        )
+        errors.append(found * tf.ones_like(values[number]))
     # these sums are in single precision too
-    return values, (1 + SLACK) * errors[-1]
+    return (1 + SLACK) * errors[-1]
 
 
 def largest_ball(network: Network) -> Callable[[keras.Model], Callable[..., tf.Tensor]]:
@@ -55,6 +71,7 @@ def largest_ball(network: Network) -> Callable[[keras.Model], Callable[..., tf.T
             x: tf.Tensor,
             start: tf.Tensor,
             errors: tf.Tensor,
+            proved: tf.Tensor,
             predicted: tf.Tensor,
             steps: tf.Tensor,
             shortcuts: tf.Tensor,
@@ -65,14 +82,17 @@ def largest_ball(network: Network) -> Callable[[keras.Model], Callable[..., tf.T
             Args:
                 x: (batch, *input).
                 start: (batch,), radii known to be safe.
-                errors: (batch, classes), of the logits.
+                errors: (batch, classes), of the logits at x.
+                proved: (batch,), whether they are a bound, or else an estimate for the ball too.
                 predicted: (batch,).
                 steps, shortcuts: of `Constants`, float32, rounded up.
                 first: the first of the margins, counted without the predicted class.
             """
-            values, _ = forward(network, x)
+            values = forward(network, x)
             margin, cotangent = _margins(values[-1], errors, predicted, first)
-            given = (network, x, values, _overlaps(network), steps, shortcuts, margin, cotangent)
+            doubts = (errors, proved)
+            constants = (_overlaps(network), steps, shortcuts)
+            given = (network, x, values, *constants, margin, cotangent, *doubts)
             slope, left = _worst(start, *given)
 
             def narrow(step: tf.Tensor, low: tf.Tensor, high: tf.Tensor, *ends: tf.Tensor) -> Any:
@@ -110,7 +130,7 @@ def largest_ball(network: Network) -> Callable[[keras.Model], Callable[..., tf.T
 def _margins(
     logits: tf.Tensor, errors: tf.Tensor, predicted: tf.Tensor, first: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Margins (batch, M) less rounding, infinite past the last class, and their cotangents."""
+    """Margins (batch, M) less rounding at x, infinite past the last class; their cotangents."""
     classes = logits.shape[1]
     count = min(MARGINS, classes - 1)
     place = first + tf.range(count)[None]
@@ -118,10 +138,13 @@ def _margins(
     own = tf.one_hot(predicted, classes)
     others = tf.one_hot(other, classes)
     cotangent = own[:, None] - others
-    # own and other error at x, and once more where the attacker's image is evaluated
-    lost = 2 * tf.einsum("bmc,bc->bm", tf.abs(cotangent), errors)
-    margin = tf.einsum("bmc,bc->bm", cotangent, logits) - lost
+    margin = tf.einsum("bmc,bc->bm", cotangent, logits) - _own_and_other(errors, cotangent)
     return tf.where(place < classes - 1, margin, tf.constant(float("inf"))), cotangent
+
+
+def _own_and_other(errors: tf.Tensor, cotangent: tf.Tensor) -> tf.Tensor:
+    """(batch, classes) -> (batch, M)."""
+    return tf.einsum("bmc,bc->bm", tf.abs(cotangent), errors)
 
 
 def _overlaps(network: Network) -> dict[int, tf.Tensor]:
@@ -147,6 +170,8 @@ def _worst(
     shortcuts: tf.Tensor,
     margin: tf.Tensor,
     cotangent: tf.Tensor,
+    errors: tf.Tensor,
+    proved: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """How fast margins fall linearly (batch, M), and the least of them that is left (batch,)."""
     reaches, changes = [], []
@@ -196,5 +221,8 @@ def _worst(
             length = over_margins(norms.norm, gradient)
             total = lost + length * at(reaches, radius, place)[:, None]
             least = tf.minimum(least, total)
+    # where the attacker's image is evaluated there are rounding errors too
+    there = tf.where(proved[:, None], rounding(network, x, values, [*changes, every]), errors)
+    left = margin - (1 + SLACK) * least - _own_and_other(there, cotangent)
     # the last place is the input, whose gradient is the linear part
-    return length, tf.reduce_min(margin - (1 + SLACK) * least, axis=1)
+    return length, tf.reduce_min(left, axis=1)

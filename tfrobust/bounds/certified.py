@@ -9,9 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust import norms
 from tfrobust.batches import in_batches
 from tfrobust.bounds import registry
-from tfrobust.bounds.ball import MARGINS, forward, largest_ball
+from tfrobust.bounds.ball import MARGINS, forward, largest_ball, rounding
 from tfrobust.bounds.network import Constants, Network
 from tfrobust.bounds.result import LayerKappa, RobustnessBound
 from tfrobust.bounds.walker import walk
@@ -33,19 +34,36 @@ def certified(
     """See `tfrobust.bounds.robustness`."""
     network = _network(model, x)
     constants = network.constants()
-    evaluate = compiled(model, ("bounds", "forward", registry.changes()), _evaluate(network), x)
-    logits, errors = in_batches(evaluate, x, batch_size=batch_size, description="margins")
+    evaluate = compiled(
+        model, ("bounds", "forward", registry.changes()), _evaluate(network), x, rowwise=2
+    )
+    reach = tf.constant(_rounded_up(constants.reach))
+
+    def at(x: Any, radius: np.ndarray, description: str | None = "margins") -> Any:
+        """Logits of each example, and the errors of all in a ball about it."""
+        return in_batches(
+            lambda *rows: evaluate(*rows, reach),
+            x,
+            _rounded_up(radius),
+            batch_size=batch_size,
+            description=description,
+        )
+
+    logits, errors = at(x, np.zeros(len(x)))
     if not np.isfinite(logits).all():
         bad = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
         raise ValueError(f"the logits of example {bad} are not finite: no bound can be given")
     predicted = logits.argmax(axis=1).astype(np.int32)
     margins = _differences(logits, predicted)
-    doubt = 2 * (np.take_along_axis(errors, predicted[:, None], 1) + errors)
     least = _without_own(margins, predicted).min(axis=1)
+    # rounding at x; and where an attacker's image is evaluated, which is no farther than this
+    farthest = _global(margins, _own_and_other(errors, predicted), predicted, constants, network)
+    _, there = at(x, np.where(np.isfinite(farthest), farthest, 0), "rounding errors")
+    doubt = _own_and_other(errors + there, predicted)
     proved = _without_own(doubt, predicted).max(axis=1) <= TOLERATED * np.maximum(least, 1e-30)
     proved &= all(operation.rounding_is_proved for operation in network.operations)
     if not proved.all():
-        estimate = _estimated(evaluate, x[~proved], logits[~proved], batch_size)
+        estimate = _estimated(at, x[~proved], logits[~proved])
         errors[~proved] = estimate[:, None]
         doubt[~proved] = 4 * estimate[:, None]
 
@@ -64,7 +82,8 @@ def certified(
         tighten = logits.shape[1] <= FEW_CLASSES and kinks <= FEW_KINKS
     bound = radius.astype(np.float32)
     if tighten and kinks:
-        bound = _tightened(model, network, constants, x, bound, errors, predicted, batch_size)
+        given = (bound, errors, proved, predicted)
+        bound = _tightened(model, network, constants, x, *given, batch_size)
     return RobustnessBound(
         bound=np.where(np.isinf(bound), bound, np.nextafter(bound, np.float32(0))),
         predicted=predicted,
@@ -102,9 +121,13 @@ def _network(model: keras.Model, x: np.ndarray) -> Network:
 
 def _evaluate(network: Network) -> Callable[[keras.Model], Callable[..., Any]]:
     def build(logits: keras.Model) -> Callable[..., Any]:
-        def run(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            values, errors = forward(network, rows)
-            return values[-1], errors
+        def run(x: tf.Tensor, radius: tf.Tensor, reach: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            values = forward(network, x)
+            changes = [
+                norms.per_example(radius * reach[at], value)
+                for at, value in enumerate([*values, x])
+            ]
+            return values[-1], rounding(network, x, values, changes)
 
         return run
 
@@ -114,6 +137,11 @@ def _evaluate(network: Network) -> Callable[[keras.Model], Callable[..., Any]]:
 def _differences(logits: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     own = np.take_along_axis(logits, predicted[:, None], 1)
     return own.astype(np.float64) - logits
+
+
+def _own_and_other(errors: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Of the logits -> of the margins to every class."""
+    return np.take_along_axis(errors, predicted[:, None], 1) + errors
 
 
 def _without_own(values: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -141,15 +169,13 @@ def _times(radius: np.ndarray, reach: float) -> np.ndarray:
     return np.where(np.isinf(radius), np.inf, radius * reach).astype(np.float32)
 
 
-def _estimated(
-    evaluate: Callable[..., Any], x: np.ndarray, logits: np.ndarray, batch_size: int
-) -> np.ndarray:
+def _estimated(at: Callable[..., Any], x: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """What rounding does to the logits (batch,), seen by moving inputs by a rounding error."""
     rng = np.random.default_rng(0)
     largest = np.zeros(len(x))
     for _ in range(2):
         moved = x * (1 + np.float32(2.0**-23) * rng.choice(np.float32([-1, 1]), x.shape))
-        other, _ = in_batches(evaluate, moved, batch_size=batch_size)
+        other, _ = at(moved, np.zeros(len(x)), None)
         largest = np.maximum(largest, np.abs(other - logits).max(axis=1))
     return 4 * largest + 2.0**-22 * np.abs(logits).max(axis=1)
 
@@ -161,12 +187,13 @@ def _tightened(
     x: np.ndarray,
     radius: np.ndarray,
     errors: np.ndarray,
+    proved: np.ndarray,
     predicted: np.ndarray,
     batch_size: int,
 ) -> np.ndarray:
     classes = errors.shape[1]
     key = ("bounds", "ball", registry.changes())
-    run = compiled(model, key, largest_ball(network), x, rowwise=4)
+    run = compiled(model, key, largest_ball(network), x, rowwise=5)
     steps = tf.constant(_rounded_up(constants.steps))
     shortcuts = tf.constant(_rounded_up(constants.shortcuts))
     widest = max(int(np.prod(step.output_shape)) for step in network.steps)
@@ -179,6 +206,7 @@ def _tightened(
             x,
             start,
             errors.astype(np.float32),
+            proved,
             predicted,
             batch_size=rows,
             description="tightening",

@@ -33,10 +33,12 @@ class Affine(Operation):
         layer: the Keras layer.
         norm: an upper bound of A's norm, from `operator_norms`.
         terms: products that one output sums up.
+        adjoint_terms: products that one input sums up in the adjoint.
     """
 
     linear = True
     terms = 1
+    adjoint_terms = 1
 
     def __init__(self, layer: Any, norm: Callable[[], float], rule: str):
         self.layer, self.norm, self.rule = layer, norm, rule
@@ -71,21 +73,27 @@ class Affine(Operation):
 
     def adjoint(self, like: tf.Tensor, cotangent: tf.Tensor) -> tf.Tensor:
         """A^T applied to each (batch, *output)."""
-        count = tf.shape(cotangent)[0]
-        zeros = tf.zeros(tf.concat([[count], like.shape[1:]], 0), like.dtype)
-        with tf.GradientTape() as tape:
-            tape.watch(zeros)
-            output = self.apply([zeros])
-        return tape.gradient(output, zeros, cotangent)
+        return _adjoint(lambda x: self.apply([x]), like, cotangent)
+
+    def adjoint_error(self, like: tf.Tensor, cotangent: tf.Tensor, errors: tf.Tensor) -> tf.Tensor:
+        """Bound of what is wrong with `adjoint` in single precision, as is the cotangent."""
+        step = (self.adjoint_terms + 2) * UNIT_ROUNDOFF
+        lost = errors + step * tf.abs(cotangent)
+        # these sums are in single precision too
+        return 1.01 * _adjoint(self.magnitude, like, lost)
 
     def pull(self, values, changes, reaches, constant, cotangent):
         pulled = over_margins(lambda rows: self.adjoint(values[0], rows), cotangent)
         return [pulled], tf.zeros(tf.shape(cotangent)[:2], cotangent.dtype)
 
-    def rounding(self, values, output, errors):
+    def moved(self, changes):
+        return self.magnitude(changes[0])
+
+    def rounding(self, values, changes, output, change, errors):
         # the standard model: a sum of n products errs by at most n + 1 roundings of each
         step = (self.terms + 2) * UNIT_ROUNDOFF
-        return self.magnitude(errors[0] + step * tf.abs(values[0])) + step * self.offset()
+        largest = tf.abs(values[0]) + changes[0]
+        return self.magnitude(errors[0] + step * largest) + step * self.offset()
 
 
 class Dense(Affine):
@@ -94,6 +102,10 @@ class Dense(Affine):
     @property
     def terms(self):
         return int(self.layer.kernel.shape[0])
+
+    @property
+    def adjoint_terms(self):
+        return int(self.layer.kernel.shape[1])
 
     def magnitude(self, x):
         return tf.linalg.matmul(x, tf.abs(tf.convert_to_tensor(self.layer.kernel)))
@@ -113,6 +125,11 @@ class Convolutional(Affine):
     def terms(self):
         shape = self.layer.kernel.shape
         return math.prod(shape[:-2]) if self.depthwise else math.prod(shape[:-1])
+
+    @property
+    def adjoint_terms(self):
+        shape = self.layer.kernel.shape
+        return math.prod(shape[:-2]) * shape[-1]
 
     def magnitude(self, x):
         layer, padding = self.layer, self.layer.padding
@@ -147,6 +164,11 @@ class Separable(Affine):
             self.layer.pointwise_kernel.shape[-2]
         )
 
+    @property
+    def adjoint_terms(self):
+        first = self.layer.depthwise_kernel.shape
+        return math.prod(first[:-2]) * first[-1] + int(self.layer.pointwise_kernel.shape[-1])
+
     def magnitude(self, x):
         layer = self.layer
         return keras.ops.separable_conv(
@@ -169,7 +191,7 @@ class Separable(Affine):
 class Scaling(Affine):
     """Each element times a number: batch normalisation, Rescaling, Normalization."""
 
-    terms = 4
+    terms = adjoint_terms = 4
 
     def __init__(self, layer, norm, rule, factors: Callable[[], tuple[Any, Any]]):
         super().__init__(layer, norm, rule)
@@ -191,6 +213,7 @@ class Pooling(Affine):
     def __init__(self, layer, norm, rule, terms: int, row: float):
         super().__init__(layer, norm, rule)
         self.terms, self.row = terms, row
+        self.adjoint_terms = terms  # an input lies in no more windows than a window has inputs
 
     def magnitude(self, x):
         return self.apply([x])
@@ -208,8 +231,19 @@ class Shuffle(Pooling):
     def spread(self, values, changes, reaches, constant):
         return self.apply([changes[0] * tf.ones_like(values[0])])
 
-    def rounding(self, values, output, errors):
+    def rounding(self, values, changes, output, change, errors):
         return self.apply([errors[0] * tf.ones_like(values[0])])
+
+
+def _adjoint(
+    linear: Callable[[tf.Tensor], tf.Tensor], like: tf.Tensor, cotangent: tf.Tensor
+) -> tf.Tensor:
+    count = tf.shape(cotangent)[0]
+    zeros = tf.zeros(tf.concat([[count], like.shape[1:]], 0), like.dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(zeros)
+        output = linear(zeros)
+    return tape.gradient(output, zeros, cotangent)
 
 
 def batch_normalisation_factors(layer: Any) -> tuple[tf.Tensor, tf.Tensor]:

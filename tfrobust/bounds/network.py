@@ -157,25 +157,32 @@ class Network:
     def _written_out(self, run: list[int]) -> float:
         outputs = math.prod(self.steps[run[-1]].output_shape)
         rows = tf.reshape(tf.eye(outputs), (outputs, *self.steps[run[-1]].output_shape))
-        matrix = self._pulled_back(run, rows).reshape(outputs, -1).astype(np.float64)
-        # the products behind it are in single precision
-        return largest_singular_value(matrix) + 1e-5 * float(np.linalg.norm(matrix))
+        matrix, errors = self._pulled_back(run, rows)
+        return largest_singular_value(matrix) + float(np.linalg.norm(errors))
 
-    def _pulled_back(self, run: list[int], rows: tf.Tensor) -> np.ndarray:
+    def _pulled_back(self, run: list[int], rows: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Rows before these linear steps, float64, and what single precision may have lost."""
+        errors = tf.zeros_like(rows)
         for at in reversed(run):
             like = tf.zeros((1, *self.steps[at].input_shape))
+            if at in self._matters(run):
+                errors = self.operations[at].adjoint_error(like, rows, errors)
+            else:
+                errors = self.operations[at].adjoint(like, errors)
             rows = self.operations[at].adjoint(like, rows)
-        return np.asarray(rows)
+        count = len(rows)
+        return tuple(np.reshape(each, (count, -1)).astype(np.float64) for each in (rows, errors))
 
     def _pairs(self) -> np.ndarray:
         classes = self.steps[-1].output_shape[-1]
         tail = self.tail_steps
-        rows = self._pulled_back(tail, tf.eye(classes)).reshape(classes, -1).astype(np.float64)
+        rows, errors = self._pulled_back(tail, tf.eye(classes))
         gram = rows @ rows.T
         squares = np.diag(gram)
         both = squares[:, None] + squares[None]
         distances = np.sqrt(np.maximum(both - 2 * gram, 0))
         for first, second in np.argwhere(distances**2 < 1e-6 * both):  # lost to cancellation
             distances[first, second] = np.linalg.norm(rows[first] - rows[second])
-        exact = len(self._matters(tail)) <= 1
-        return distances * (1 + 1e-9) + (0 if exact else 1e-5 * np.sqrt(both))
+        # one layer's rows are copied, not summed
+        lost = np.linalg.norm(errors, axis=1) if len(self._matters(tail)) > 1 else np.zeros(classes)
+        return distances * (1 + 1e-9) + lost[:, None] + lost[None]

@@ -34,16 +34,19 @@ class Activation(NamedTuple):
         function: itself.
         lipschitz: its largest slope.
         slopes: values x and changes t >= 0 to (lowest, highest): every
-            (f(x + d) - f(x)) / d with |d| <= t lies between them.
+            (f(x + d) - f(x)) / d with |d| <= t lies between them; where f is not convex every
+            slope within t of x does.
         tangent: the derivative (a subgradient) where f is convex, else None.
-        terms: magnitudes that f(x) is computed from, at x; None where none is larger than |f(x)|.
+        terms: (a, b): f(x) is computed from magnitudes up to a + b |x|, or up to |f(x)|.
+        roundings: of f(x), at most.
     """
 
     function: Callable[[tf.Tensor], tf.Tensor]
     lipschitz: float
     slopes: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
     tangent: Callable[[tf.Tensor], tf.Tensor] | None
-    terms: Callable[[tf.Tensor], tf.Tensor] | None = None
+    terms: tuple[float, float] = (0.0, 0.0)
+    roundings: int = ACCURACY
 
 
 class Elementwise(Operation):
@@ -75,12 +78,20 @@ class Elementwise(Operation):
             uncertain = tf.where(upward, 0.0, -cotangent * half[:, None])
         return [cotangent * slope], heaviest_load(uncertain, change, reaches[0], rows)
 
-    def rounding(self, values, output, errors):
-        grown = self.spread(values, errors, None, None)
-        lost = ACCURACY * UNIT_ROUNDOFF * tf.abs(output) + SMALLEST
-        if self.activation.terms is not None:
-            lost = lost + 4 * UNIT_ROUNDOFF * self.activation.terms(values[0])
-        return grown + lost
+    def moved(self, changes):
+        return self.activation.lipschitz * changes[0]
+
+    def rounding(self, values, changes, output, change, errors):
+        x, (fixed, growing) = values[0], self.activation.terms
+        apart = changes[0] + errors[0]
+        if self.activation.tangent is None:
+            low, high = self.activation.slopes(x, apart)
+        else:  # the slope of a convex function grows
+            low, high = self.activation.tangent(x - apart), self.activation.tangent(x + apart)
+        steepest = tf.maximum(tf.abs(low), tf.abs(high))
+        terms = fixed + growing * (tf.abs(x) + changes[0])
+        fresh = self.activation.roundings * (tf.abs(output) + change) + 4 * terms
+        return steepest * errors[0] + UNIT_ROUNDOFF * fresh + SMALLEST
 
 
 class MaxPooling(Operation):
@@ -142,8 +153,11 @@ class MaxPooling(Operation):
             windows = self.windows(zeros, 0.0)
         return tape.gradient(windows, zeros, rows)
 
-    def rounding(self, values, output, errors):
-        return self.spread(values, errors, None, None)
+    def moved(self, changes):
+        return tf.reduce_max(self.windows(changes[0], 0.0), axis=-1)
+
+    def rounding(self, values, changes, output, change, errors):
+        return self.moved([errors[0] * tf.ones_like(values[0])])
 
 
 def sliding_windows(
@@ -182,6 +196,7 @@ def _relu(slope: float = 0.0, function: Callable[..., Any] | None = None) -> Act
         1.0,
         slopes,
         lambda x: tf.where(x > 0, 1.0, slope),
+        roundings=2 if slope else 0,
     )
 
 
@@ -210,9 +225,7 @@ def _elu(alpha: float, scale: float, function: Callable[..., Any]) -> Activation
     def derivative(x):
         return scale * tf.where(x > 0, 1.0, alpha * tf.exp(tf.minimum(x, 0.0)))
 
-    def terms(x):  # exp - 1 cancels
-        return tf.where(x < 0, scale * alpha, 0.0)
-
+    terms = (scale * alpha, 0.0)  # exp - 1 cancels
     lipschitz = scale * max(1.0, alpha)
     if alpha <= 1:
         return _monotone_slope(function, derivative, lipschitz)._replace(terms=terms)
@@ -233,14 +246,14 @@ def _clipped(function: Callable[..., Any], limit: float) -> Activation:
         meets = (x + t > 0) & (x - t < limit)
         return tf.where(inside, 1.0, 0.0), tf.where(meets, 1.0, 0.0)
 
-    return Activation(function, 1.0, slopes, None)
+    return Activation(function, 1.0, slopes, None, roundings=0)
 
 
 def _turning_slope(
     function: Callable[..., Any],
     derivative: Callable[..., Any],
     turns: Sequence[tuple[float, float]],
-    terms: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    terms: tuple[float, float] = (0.0, 0.0),
 ) -> Activation:
     """A function whose slope rises and falls: it is monotone between the places (x, slope).
 
@@ -309,7 +322,7 @@ _KNOWN: dict[Any, Callable[[], Activation]] = {
         lambda x: tf.nn.gelu(x, approximate=False),
         _gelu_slope,
         [(-math.sqrt(2), -0.1289049), (math.sqrt(2), 1.1289049)],
-        terms=tf.abs,  # 1 + erf cancels where x < 0
+        terms=(0.0, 1.0),  # 1 + erf cancels where x < 0
     ),
     _act.hard_silu: lambda: _turning_slope(
         _act.hard_silu, _hard_silu_slope, [(-3.0, -0.5), (3.0, 1.5)]

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfrobust import norms
-from tfrobust.bounds.operations import Operation, over_margins
+from tfrobust.bounds.operations import UNIT_ROUNDOFF, Operation, over_margins
 
 __all__ = ["ResponseNormalisation", "response_normalisation_constant"]
 
@@ -82,6 +82,12 @@ class ResponseNormalisation(Operation):
         lost = over_margins(norms.norm, cotangent * away[:, None, ..., None])
         return [cotangent * slope[:, None]], lost * reaches[0][:, None]
 
-    def rounding(self, values, output, errors):
-        grown = self.spread(values, errors, [norms.norm(errors[0])], None)
-        return grown + 32 * 2.0**-24 * tf.abs(output)
+    def moved(self, changes):
+        length = tf.sqrt(tf.reduce_sum(changes[0] ** 2, axis=-1, keepdims=True))
+        steepest = float(self.layer.bias) ** -float(self.layer.beta)
+        return steepest * changes[0] + _coupling(self.layer, math.inf) * length
+
+    def rounding(self, values, changes, output, change, errors):
+        # a power magnifies what the sum in the bracket lost
+        summed = float(self.layer.beta) * (2 * int(self.layer.depth_radius) + 7)
+        return self.moved(errors) + (32 + summed) * UNIT_ROUNDOFF * (tf.abs(output) + change)

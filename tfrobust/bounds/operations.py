@@ -74,10 +74,22 @@ class Operation:
         """
         raise NotImplementedError
 
+    def moved(self, changes: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Bound of each output element's change, wherever the inputs change so: see `spread`."""
+        raise NotImplementedError
+
     def rounding(
-        self, values: Sequence[tf.Tensor], output: tf.Tensor, errors: Sequence[tf.Tensor]
+        self,
+        values: Sequence[tf.Tensor],
+        changes: Sequence[tf.Tensor],
+        output: tf.Tensor,
+        change: tf.Tensor,
+        errors: Sequence[tf.Tensor],
     ) -> tf.Tensor:
-        """Bound of the computed output's error in single precision, from the inputs' errors."""
+        """Bound of the computed output's error in single precision, from the inputs' errors.
+
+        Wherever inputs and output are within `changes` and `change` of `values` and `output`.
+        """
         raise NotImplementedError
 
 
@@ -122,10 +134,14 @@ class Lipschitz(Operation):
         empty = [tf.zeros(tf.concat([shape, value.shape[1:]], 0), value.dtype) for value in values]
         return empty, lost
 
-    def rounding(self, values, output, errors):
-        moved = self.reach([norms.norm(error) for error in errors], self.value)
-        lost = self.roundings * UNIT_ROUNDOFF * norms.norm(output)
-        return norms.per_example(moved + lost, output)
+    def moved(self, changes):
+        moved = self.reach([norms.norm(change) for change in changes], self.value)
+        ones = tf.ones((1, *self.output_shape), moved.dtype)
+        return norms.per_example(moved, ones) * ones
+
+    def rounding(self, values, changes, output, change, errors):
+        lost = self.roundings * UNIT_ROUNDOFF * norms.norm(tf.abs(output) + change)
+        return self.moved(errors) + norms.per_example(lost, output)
 
 
 class Addition(Operation):
@@ -158,8 +174,11 @@ class Addition(Operation):
         lost = tf.zeros(tf.shape(cotangent)[:2], cotangent.dtype)
         return [weight * cotangent for weight in self.weights], lost
 
-    def rounding(self, values, output, errors):
-        magnitude = self._sum([tf.abs(value) for value in values])
+    def moved(self, changes):
+        return self._sum(changes)
+
+    def rounding(self, values, changes, output, change, errors):
+        magnitude = self._sum([tf.abs(v) + c for v, c in zip(values, changes, strict=True)])
         return self._sum(errors) + (len(values) + 2) * UNIT_ROUNDOFF * magnitude
 
 
@@ -189,8 +208,11 @@ class Concatenation(Operation):
         parts = tf.split(cotangent, self.sizes, self.axis + 1)
         return parts, tf.zeros(tf.shape(cotangent)[:2], cotangent.dtype)
 
-    def rounding(self, values, output, errors):
-        return self.spread(values, errors, None, None)
+    def moved(self, changes):
+        return tf.concat(list(changes), self.axis)
+
+    def rounding(self, values, changes, output, change, errors):
+        return self.moved([e * tf.ones_like(v) for e, v in zip(errors, values, strict=True)])
 
 
 def over_margins(function, cotangent: tf.Tensor, *more: tf.Tensor) -> tf.Tensor:
