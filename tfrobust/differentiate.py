@@ -83,12 +83,13 @@ def _signature(model: keras.Model) -> Any:
 
 def _constants(model: keras.Model) -> list[Any]:
     """What a graph takes in as it is when traced, though a model may be given others later."""
-    names = ("activation", "mean", "variance", "scale", "offset")  # the latter: (re)normalisation
+    names = ("activation", "lora_enabled", "quantization_mode")
+    adapted = ("mean", "variance", "scale", "offset")
     found = []
     for layer in model._flatten_layers():
-        takes = names if isinstance(layer, _ADAPTED) else names[:1]
+        takes = names + adapted if isinstance(layer, _ADAPTED) else names
         found += [getattr(layer, name, None) for name in takes]
-    return found
+    return [*found, *model.variables]
 
 
 def _compiled_of(model: keras.Model, x: np.ndarray) -> _Compiled:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfrobust.batches import model_input_shape
 
-__all__ = ["NotLogitsError", "logits_model"]
+__all__ = ["NotLogitsError", "is_graph", "logits_model"]
 
 _ADVICE = (
     "Give a model that returns logits, for instance one whose last layer is Dense(classes) "
@@ -30,6 +30,8 @@ _NOT_LOGITS = ("ReLU", "LeakyReLU", "PReLU", "ELU", "Sigmoid", "Tanh", "Softplus
 _UNBOUNDED = (None, keras.activations.linear, keras.activations.relu)
 _SOFTMAXES = (keras.activations.softmax, keras.ops.softmax, tf.nn.softmax)
 _PROBE_ROWS = 8
+_x = keras.Input((1,))
+_GRAPH_CALLS = (keras.Sequential.call, type(keras.Model(_x, _x)).call)
 
 
 class NotLogitsError(ValueError):
@@ -91,6 +93,15 @@ def _linear_heads(layers: list[keras.layers.Layer]) -> Iterator[None]:
             setattr(layer, name, value)
 
 
+def is_graph(model: keras.Model) -> bool:
+    """Whether a model computes what its graph of layers says: Sequential and Functional models.
+
+    Not so where a subclass, or the object, has a `call` of its own.
+    """
+    own = "call" in vars(model) or type(model).call not in _GRAPH_CALLS
+    return bool(getattr(model, "outputs", None)) and not own
+
+
 def logits_model(model: keras.Model, x: Any = None) -> keras.Model:
     """A Keras model of `model`'s logits, sharing its weights.
 
@@ -112,7 +123,7 @@ def logits_model(model: keras.Model, x: Any = None) -> keras.Model:
         shape = model_input_shape(model.layers[0]) if x is None else np.shape(x)[1:]
         if shape is not None:
             model.build((None, *shape))
-    if getattr(model, "outputs", None):  # Functional, or Sequential with a known input
+    if is_graph(model):  # Functional, or Sequential with a known input
         if len(model.outputs) != 1 or len(model.inputs) != 1:
             raise NotLogitsError(
                 f"{model.name} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; "
@@ -133,6 +144,11 @@ def _without_softmax(output: Any, model: keras.Model, x: Any) -> Any:
     inputs = layer._inbound_nodes[history.node_index].input_tensors
     kind = type(layer).__name__
     activation = getattr(layer, "activation", None)
+    if kind == "Softmax" and layer.axis not in (-1, len(inputs[0].shape) - 1):
+        raise NotLogitsError(
+            f"{model.name} ends in a softmax over axis {layer.axis} (layer {layer.name!r}), which "
+            "is not that of the classes. " + _ADVICE
+        )
     if kind == "Softmax" or (kind == "Activation" and _is_softmax(activation)):
         return inputs[0]
     if isinstance(layer, keras.Model):

@@ -170,11 +170,10 @@ def test_arguments_beside_the_inputs_are_an_error():
     ):
         with pytest.raises(UnsupportedLayerError, match=r"'louder'.*more than its input"):
             robustness(keras.Model(inputs, layers.Dense(3)(output)), x)
-    for output in (
-        Scaled()(inputs),
-        Scaled()(x=inputs),
-        layers.Dropout(0.5)(inputs, training=True),
-    ):
+    with pytest.raises(UnsupportedLayerError, match="training=True"):
+        output = layers.Dropout(0.5)(inputs, training=True)
+        robustness(keras.Model(inputs, layers.Dense(3)(output)), x)
+    for output in (Scaled()(inputs), Scaled()(x=inputs), layers.Dropout(0.5)(inputs)):
         model = keras.Model(inputs, layers.Dense(3)(output))
         assert robustness(model, x).bound[0] > 0
 
@@ -275,3 +274,91 @@ def test_shapes_that_do_not_fit_are_an_error():
             operator_norm_upper_bound(layer, shape)
     assert operator_norm_upper_bound(dense, (None, 20)) > 0
     assert operator_norm_upper_bound(dense, (4, 20)) > 0
+
+
+class Amplified(keras.Sequential):
+    def call(self, inputs, training=None, mask=None):
+        return super().call(10 * inputs, training=training)
+
+
+class AmplifiedGraph(keras.Model):
+    def call(self, inputs, training=None, mask=None):
+        return super().call(10 * inputs, training=training)
+
+
+class Watched(keras.Model):
+    """Adds a training step and nothing else."""
+
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+def test_a_model_with_a_call_of_its_own_is_not_its_graph():
+    x = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
+    inputs = keras.Input((4,))
+    hidden = layers.Dense(5, activation="relu")(inputs)
+    nested = keras.Sequential([keras.Input((4,)), Amplified([keras.Input((4,)), layers.Dense(3)])])
+    for model in (
+        Amplified([keras.Input((4,)), layers.Dense(3)]),
+        AmplifiedGraph(inputs, layers.Dense(3)(hidden)),
+        keras.Sequential([keras.Input((4,)), nested, layers.Dense(3)]),
+    ):
+        with pytest.raises(UnsupportedLayerError, match="subclassed"):
+            robustness(model, x)
+        # what does not need the graph goes by the call
+        found = tfrobust.predict_logits(model, x)
+        np.testing.assert_allclose(found, np.asarray(model(x)), rtol=1e-4, atol=1e-5)
+    softmax = AmplifiedGraph(inputs, layers.Dense(3, activation="softmax")(hidden))
+    np.testing.assert_allclose(
+        tf.nn.softmax(tfrobust.predict_logits(softmax, x)), softmax(x), rtol=1e-4, atol=1e-6
+    )
+    assert (robustness(Watched(inputs, layers.Dense(3)(hidden)), x).bound > 0).all()
+
+
+def test_adapters_and_quantized_weights_are_not_missed():
+    model, x = classifier((4,), layers.Dense(16, activation="relu"))
+    before = robustness(model, x)
+    dense = model.layers[0]
+    dense.enable_lora(2)
+    dense.lora_kernel_b.assign(3 * np.ones(dense.lora_kernel_b.shape))
+    found = robustness(model, x)
+    same, _ = classifier((4,), layers.Dense(16, activation="relu"))
+    same.layers[0].set_weights([np.asarray(dense.kernel), np.asarray(dense.bias)])
+    same.layers[-1].set_weights(model.layers[-1].get_weights())
+    expected = robustness(same, x)
+    np.testing.assert_allclose(found.bound, expected.bound, rtol=1e-4)
+    assert not np.allclose(before.bound, found.bound, rtol=0.1)
+
+    model, x = classifier((4,), layers.Dense(16, activation="relu"))
+    robustness(model, x)
+    model.quantize("int8")
+    with pytest.raises(UnsupportedLayerError, match="quantized"):
+        robustness(model, x)
+    with pytest.raises(UnsupportedLayerError, match="quantized"):
+        operator_norm_upper_bound(model.layers[0], (4,))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float16"])
+def test_inputs_that_are_rounded_are_an_error(dtype):
+    inputs = keras.Input((4,), dtype=dtype)
+    model = keras.Model(inputs, layers.Dense(3)(inputs))
+    with pytest.raises(UnsupportedLayerError, match=f"takes {dtype}"):
+        robustness(model, np.ones((2, 4), np.float32))
+
+
+def test_odd_settings_are_errors():
+    inputs = keras.Input((4,))
+    x = np.ones((2, 4), np.float32)
+    for output in (
+        layers.Softmax(axis=0)(layers.Dense(3)(inputs)),
+        layers.Dense(3)(layers.Concatenate(axis=0)([inputs, inputs])),
+    ):
+        with pytest.raises(ValueError, match=r"over axis 0|concatenates examples"):
+            robustness(keras.Model(inputs, output), x)
+    normalise = layers.BatchNormalization()
+    model, _ = classifier((4,), normalise)
+    normalise.moving_variance.assign(-np.ones(4))
+    with pytest.raises(ValueError, match=r"variance of layer .* is negative"):
+        robustness(model, x)
+    with pytest.raises(ValueError, match="sequence of sizes"):
+        operator_norm_upper_bound(normalise, 4)

@@ -18,7 +18,7 @@ from tfrobust import norms
 from tfrobust.bounds.linear import Dense
 from tfrobust.bounds.network import Network
 from tfrobust.bounds.nonlinear import Elementwise
-from tfrobust.bounds.operations import Rows, over_margins
+from tfrobust.bounds.operations import UNIT_ROUNDOFF, Rows, over_margins
 from tfrobust.bounds.walker import INPUT
 
 __all__ = ["MARGINS", "forward", "largest_ball", "rounding"]
@@ -31,6 +31,8 @@ SLACK = 1e-3
 # margin; it falls ever faster, so that a chord meets zero on the safe side
 HALVINGS, CHORDS = 3, 3
 CAREFUL = 0.999
+# rounds what an element may change by away from zero
+AWAY = 1 + 1e-4
 
 
 def forward(network: Network, x: tf.Tensor) -> list[tf.Tensor]:
@@ -156,7 +158,9 @@ def _overlaps(network: Network) -> dict[int, tf.Tensor]:
             continue
         if isinstance(network.operations[before], Dense) and len(step.input_shape) == 1:
             kernel = tf.convert_to_tensor(network.operations[before].layer.kernel)
-            found[number] = tf.abs(tf.linalg.matmul(kernel, kernel, transpose_a=True))
+            lengths = norms.norm(tf.transpose(kernel))
+            lost = (kernel.shape[0] + 2) * UNIT_ROUNDOFF * lengths[:, None] * lengths[None]
+            found[number] = tf.abs(tf.linalg.matmul(kernel, kernel, transpose_a=True)) + lost
     return found
 
 
@@ -197,8 +201,8 @@ def _worst(
             operation.spread(*given) * tf.ones_like(values[number]),
             norms.per_example(reach, values[number]),
         )
-        changes.append(change)
-        reaches.append(tf.minimum(reach, norms.norm(change)))
+        changes.append(AWAY * change)
+        reaches.append(AWAY * tf.minimum(reach, norms.norm(change)))
 
     waiting = {len(network.steps) - 1: cotangent}
     lost = tf.zeros_like(margin)

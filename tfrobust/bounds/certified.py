@@ -15,7 +15,7 @@ from tfrobust.bounds import registry
 from tfrobust.bounds.ball import MARGINS, forward, largest_ball, rounding
 from tfrobust.bounds.network import Constants, Network
 from tfrobust.bounds.result import LayerKappa, RobustnessBound
-from tfrobust.bounds.walker import walk
+from tfrobust.bounds.walker import UnsupportedLayerError, walk
 from tfrobust.differentiate import compiled
 
 __all__ = ["certified"]
@@ -58,16 +58,19 @@ def certified(
     least = _without_own(margins, predicted).min(axis=1)
     # rounding at x; and where an attacker's image is evaluated, which is no farther than this
     farthest = _global(margins, _own_and_other(errors, predicted), predicted, constants, network)
-    _, there = at(x, np.where(np.isfinite(farthest), farthest, 0), "rounding errors")
+    flat = np.isinf(farthest)
+    if flat.any():
+        farthest[flat] = _flat_enough(at, x[flat], margins[flat], errors[flat], predicted[flat])
+    _, there = at(x, np.where(np.isinf(farthest), 0, farthest), "rounding errors")
     doubt = _own_and_other(errors + there, predicted)
     proved = _without_own(doubt, predicted).max(axis=1) <= TOLERATED * np.maximum(least, 1e-30)
     proved &= all(operation.rounding_is_proved for operation in network.operations)
     if not proved.all():
-        estimate = _estimated(at, x[~proved], logits[~proved])
+        estimate = _estimated(at, x[~proved], farthest[~proved])
         errors[~proved] = estimate[:, None]
         doubt[~proved] = 4 * estimate[:, None]
 
-    radius = _global(margins, doubt, predicted, constants, network)
+    radius = np.minimum(_global(margins, doubt, predicted, constants, network), farthest)
     kappas = tuple(
         LayerKappa(
             step.name,
@@ -107,8 +110,13 @@ def _network(model: keras.Model, x: np.ndarray) -> Network:
             "for single precision only. Call "
             "tf.config.experimental.enable_tensor_float_32_execution(False) first."
         )
-    steps = walk(model, x[:1])
+    steps = walk(model, x)
     for step in steps:
+        if getattr(step.layer, "quantization_mode", None):
+            raise UnsupportedLayerError(
+                f"layer {step.name!r} is quantized ({step.layer.quantization_mode}): it rounds "
+                "what it is given, and no Lipschitz constant holds"
+            )
         dtype = getattr(step.layer, "compute_dtype", "float32")
         if dtype != "float32":
             raise ValueError(
@@ -169,15 +177,45 @@ def _times(radius: np.ndarray, reach: float) -> np.ndarray:
     return np.where(np.isinf(radius), np.inf, radius * reach).astype(np.float32)
 
 
-def _estimated(at: Callable[..., Any], x: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """What rounding does to the logits (batch,), seen by moving inputs by a rounding error."""
+def _flat_enough(
+    at: Callable[..., Any],
+    x: np.ndarray,
+    margins: np.ndarray,
+    errors: np.ndarray,
+    predicted: np.ndarray,
+) -> np.ndarray:
+    """How far off (batch,) margins that never change still exceed the rounding errors there.
+
+    Infinite where these do not change either.
+    """
+    found = np.zeros(len(x))
+    least = _without_own(margins, predicted).min(axis=1)
+    for power in range(-6, 16):
+        _, there = at(x, np.full(len(x), 10.0**power), None)
+        doubt = _without_own(_own_and_other(errors + there, predicted), predicted).max(axis=1)
+        found = np.where(doubt <= TOLERATED * least, 10.0**power, found)
+    return np.where((there == errors).all(axis=1), np.inf, found)
+
+
+def _estimated(at: Callable[..., Any], x: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """What rounding does to the logits (batch,), seen by moving inputs by a rounding error.
+
+    At x, and somewhere at the given distance from it.
+    """
     rng = np.random.default_rng(0)
-    largest = np.zeros(len(x))
-    for _ in range(2):
-        moved = x * (1 + np.float32(2.0**-23) * rng.choice(np.float32([-1, 1]), x.shape))
-        other, _ = at(moved, np.zeros(len(x)), None)
-        largest = np.maximum(largest, np.abs(other - logits).max(axis=1))
-    return 4 * largest + 2.0**-22 * np.abs(logits).max(axis=1)
+    largest, nothing = np.zeros(len(x)), np.zeros(len(x))
+    away = rng.normal(size=x.shape)
+    away /= np.linalg.norm(away.reshape(len(x), -1), axis=1).reshape(-1, *[1] * (x.ndim - 1))
+    distance = np.where(np.isfinite(radius), radius, 0).reshape(-1, *[1] * (x.ndim - 1))
+    for place in (x, (x + distance * away).astype(np.float32)):
+        logits, _ = at(place, nothing, None)
+        size = np.maximum(np.abs(place), np.abs(place).max() / 8 or 1)
+        for _ in range(2):
+            moved = place + np.float32(2.0**-23) * size * rng.choice(np.float32([-1, 1]), x.shape)
+            other, _ = at(moved, nothing, None)
+            largest = np.maximum(largest, np.abs(other - logits).max(axis=1))
+        largest = np.maximum(largest, 2.0**-24 * np.abs(logits).max(axis=1))
+    return 4 * largest
 
 
 def _tightened(

@@ -25,6 +25,7 @@ from tfrobust.bounds.operator_norms import (
     ISOMETRIES,
     check_channels_last,
     operator_norm_upper_bound,
+    windows_over,
     zeros_around,
 )
 from tfrobust.bounds.registry import built_in_rule, find_rule, registered, unsupported
@@ -130,9 +131,8 @@ def _average_pooling(layer: Any, shape: Any) -> Operation:
     check_channels_last(layer)
     fewest = 1
     for size, pool, stride in zip(shape[:-1], layer.pool_size, layer.strides, strict=True):
-        before, after = zeros_around(layer.padding, size, pool, stride)
-        last = ((size + before + after - pool) // stride) * stride - before
-        fewest *= min(pool - before, size - last, pool)
+        reads = windows_over(size, pool, stride, zeros_around(layer.padding, size, pool, stride))
+        fewest *= int(reads.sum(axis=1).min())
     return Pooling(
         layer,
         lambda: operator_norm_upper_bound(layer, shape),
@@ -261,7 +261,11 @@ def _alike(layer: Any, shapes: Any) -> int:
 @built_in_rule(layers.Concatenate)
 @built_in_rule(operation_class(lambda *tensors: keras.ops.concatenate(tensors), tensors=2))
 def _concatenation(layer: Any, shapes: Any) -> Operation:
-    axis = layer.axis if layer.axis > 0 else len(shapes[0]) + 1 + layer.axis
+    if not isinstance(shapes, list):
+        raise UnsupportedLayerError(f"layer {layer.name!r} concatenates one tensor only")
+    axis = layer.axis if layer.axis >= 0 else len(shapes[0]) + 1 + layer.axis
+    if axis == 0:
+        raise UnsupportedLayerError(f"layer {layer.name!r} concatenates examples")
     return Concatenation(axis, [shape[axis - 1] for shape in shapes])
 
 

@@ -77,7 +77,7 @@ class Affine(Operation):
 
     def adjoint_error(self, like: tf.Tensor, cotangent: tf.Tensor, errors: tf.Tensor) -> tf.Tensor:
         """Bound of what is wrong with `adjoint` in single precision, as is the cotangent."""
-        step = (self.adjoint_terms + 2) * UNIT_ROUNDOFF
+        step = _roundings(self.adjoint_terms + 2)
         lost = errors + step * tf.abs(cotangent)
         # these sums are in single precision too
         return 1.01 * _adjoint(self.magnitude, like, lost)
@@ -91,7 +91,7 @@ class Affine(Operation):
 
     def rounding(self, values, changes, output, change, errors):
         # the standard model: a sum of n products errs by at most n + 1 roundings of each
-        step = (self.terms + 2) * UNIT_ROUNDOFF
+        step = _roundings(self.terms + 2)
         largest = tf.abs(values[0]) + changes[0]
         return self.magnitude(errors[0] + step * largest) + step * self.offset()
 
@@ -191,7 +191,7 @@ class Separable(Affine):
 class Scaling(Affine):
     """Each element times a number: batch normalisation, Rescaling, Normalization."""
 
-    terms = adjoint_terms = 4
+    terms = adjoint_terms = 8
 
     def __init__(self, layer, norm, rule, factors: Callable[[], tuple[Any, Any]]):
         super().__init__(layer, norm, rule)
@@ -233,6 +233,11 @@ class Shuffle(Pooling):
 
     def rounding(self, values, changes, output, change, errors):
         return self.apply([errors[0] * tf.ones_like(values[0])])
+
+
+def _roundings(count: int) -> float:
+    """gamma_n, what n roundings one after another come to at most."""
+    return count * UNIT_ROUNDOFF / (1 - count * UNIT_ROUNDOFF)
 
 
 def _adjoint(

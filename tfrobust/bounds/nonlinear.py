@@ -126,7 +126,8 @@ class MaxPooling(Operation):
         possible = entries + change >= tf.reduce_max(entries - change, axis=-1, keepdims=True)
         possible = tf.cast(possible, x.dtype)
         contested = tf.reduce_sum(possible, axis=-1) > 1.5
-        gaps = top - entries
+        # padding, and entries that cannot win, are far away
+        gaps = tf.where(possible > 0, top - entries, 0.0)
         cap = tf.sqrt(tf.reduce_sum(possible * change * change, axis=-1, keepdims=True))
         cap = tf.maximum(cap, 1e-30)
         # a mean of the possible entries, the nearer ones more: max - mean grows by at most

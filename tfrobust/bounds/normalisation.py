@@ -56,7 +56,8 @@ class ResponseNormalisation(Operation):
 
     def _brackets(self, x: tf.Tensor) -> tf.Tensor:
         """k + alpha * sum of neighbours' squares."""
-        radius, channels = int(self.layer.depth_radius), x.shape[-1]
+        channels = x.shape[-1]
+        radius = min(int(self.layer.depth_radius), channels - 1)
         band = tf.linalg.band_part(tf.ones((channels, channels), x.dtype), radius, radius)
         return self.layer.bias + self.layer.alpha * tf.linalg.matmul(x * x, band)
 
@@ -88,6 +89,8 @@ class ResponseNormalisation(Operation):
         return steepest * changes[0] + _coupling(self.layer, math.inf) * length
 
     def rounding(self, values, changes, output, change, errors):
-        # a power magnifies what the sum in the bracket lost
-        summed = float(self.layer.beta) * (2 * int(self.layer.depth_radius) + 7)
-        return self.moved(errors) + (32 + summed) * UNIT_ROUNDOFF * (tf.abs(output) + change)
+        # a power magnifies what the sum in the bracket lost, and what its logarithm does
+        largest = self._brackets(tf.abs(values[0]) + changes[0])
+        logarithm = tf.maximum(tf.abs(tf.math.log(largest)), abs(math.log(self.layer.bias)))
+        lost = float(self.layer.beta) * (2 * int(self.layer.depth_radius) + 7 + 4 * logarithm)
+        return self.moved(errors) + (32 + lost) * UNIT_ROUNDOFF * (tf.abs(output) + change)

@@ -26,6 +26,7 @@ __all__ = [
     "check_channels_last",
     "folded_norm",
     "operator_norm_upper_bound",
+    "windows_over",
     "zeros_around",
 ]
 
@@ -79,12 +80,17 @@ def operator_norm_upper_bound(
         UnsupportedLayerError: the layer is not linear, or not known.
         ValueError: it has no weights yet, weights that are not finite, or the shape does not fit.
     """
-    shape = tuple(input_shape)
+    try:
+        shape = tuple(input_shape)
+    except TypeError:
+        raise ValueError(f"input_shape must be a sequence of sizes, got {input_shape!r}") from None
     if shape and shape[0] is None:
         shape = shape[1:]
     if any(size is None or size < 1 for size in shape):
         raise ValueError(f"input_shape must hold positive sizes, got {tuple(input_shape)}")
     shape = tuple(int(size) for size in shape)
+    if getattr(layer, "quantization_mode", None):
+        raise UnsupportedLayerError(f"layer {layer.name!r} is quantized, and not linear")
     if is_plain(layer, layers.Dense):
         kernel = _weights(layer, "kernel")
         _check_size(layer, shape, -1, len(kernel))
@@ -101,7 +107,8 @@ def operator_norm_upper_bound(
         _check_size(layer, shape, axis - 1 if axis > 0 else axis, len(scale))
         return float(np.abs(scale).max()) * (1 + SLACK)
     if is_plain(layer, layers.Rescaling):
-        return float(np.abs(np.asarray(layer.scale, np.float64)).max()) * (1 + SLACK)
+        # as single precision has it
+        return float(np.abs(np.asarray(layer.scale, np.float32)).max()) * (1 + SLACK)
     if is_plain(layer, layers.Normalization):
         if layer.invert:
             raise UnsupportedLayerError(
@@ -140,6 +147,8 @@ def folded_norm(layer: Any, normalisation: Any, input_shape: tuple[int, ...]) ->
 def batch_normalisation_scale(layer: Any) -> np.ndarray:
     """gamma / sqrt(moving variance + epsilon) of each channel, float64."""
     variance = _weights(layer, "moving_variance")
+    if (variance + layer.epsilon <= 0).any():
+        raise ValueError(f"the moving variance of layer {layer.name!r} is negative")
     scale = 1 / np.sqrt(variance + layer.epsilon)
     return scale * _weights(layer, "gamma") if layer.scale else scale
 
@@ -182,11 +191,7 @@ def _average(layer: Any, shape: tuple[int, ...]) -> float:
     for size, pool, stride in zip(
         shape[:-1], layer.pool_size, layer.strides or layer.pool_size, strict=True
     ):
-        before, after = zeros_around(layer.padding, size, pool, stride, 1)
-        count = (size + before + after - pool) // stride + 1
-        first = np.arange(count)[:, None] * stride - before
-        inside = np.arange(size)
-        reads = (inside >= first) & (inside < first + pool)
+        reads = windows_over(size, pool, stride, zeros_around(layer.padding, size, pool, stride))
         # padding does not count
         norm *= largest_singular_value(reads / reads.sum(axis=1, keepdims=True))
     return norm
@@ -207,6 +212,15 @@ def _check_images(layer: Any, shape: tuple[int, ...], rank: int) -> None:
 def _check_size(layer: Any, shape: tuple[int, ...], axis: int, size: int) -> None:
     if not -len(shape) <= axis < len(shape) or shape[axis] != size:
         raise ValueError(f"layer {layer.name!r} takes {size} features or channels, got {shape}")
+
+
+def windows_over(size: int, pool: int, stride: int, padding: tuple[int, int]) -> np.ndarray:
+    """Which places of one axis each pooling window reads: (windows, size), bool."""
+    before, after = padding
+    count = (size + before + after - pool) // stride + 1
+    first = np.arange(count)[:, None] * stride - before
+    inside = np.arange(size)
+    return (inside >= first) & (inside < first + pool)
 
 
 def zeros_around(

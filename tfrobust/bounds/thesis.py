@@ -47,7 +47,7 @@ _FUNCTIONS = {
 
 def thesis(model: keras.Model, x: np.ndarray, batch_size: int) -> RobustnessBound:
     """See `tfrobust.bounds.robustness`."""
-    steps = walk(model, x[:1])
+    steps = walk(model, x)
     for number, step in enumerate(steps):
         if step.inputs != (number - 1,):
             raise UnsupportedLayerError(

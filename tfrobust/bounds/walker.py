@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from tfrobust.logits import WithoutActivation, logits_model
+from tfrobust.logits import WithoutActivation, is_graph, logits_model
 
 __all__ = ["INPUT", "Step", "UnsupportedLayerError", "is_plain", "operation_class", "walk"]
 
@@ -81,11 +81,12 @@ def walk(model: keras.Model, x: Any = None) -> tuple[Step, ...]:
         UnsupportedLayerError: a subclassed model, or sizes that are not fixed.
     """
     logits = logits_model(model, x)
-    if not getattr(logits, "outputs", None):
+    if not is_graph(logits):
         raise UnsupportedLayerError(
             f"{model.name} is a subclassed model, whose layers cannot be followed; bounds need a "
-            "Sequential or Functional model"
+            "Sequential or Functional model, with no call of its own"
         )
+    _check_input(logits)
     steps: list[Step] = []
     keep: list[Any] = []  # so that no id is given to another tensor meanwhile
 
@@ -95,10 +96,11 @@ def walk(model: keras.Model, x: Any = None) -> tuple[Step, ...]:
         operation, node, place = _origin(tensor)
         inputs = [follow(each, found) for each in node.input_tensors]
         if isinstance(operation, keras.Model):
-            if not getattr(operation, "outputs", None):
+            if not is_graph(operation):
                 raise UnsupportedLayerError(
                     f"the nested model {operation.name} is subclassed and cannot be followed"
                 )
+            _check_input(operation)
             # a scope of its own: the same model may be called again on something else
             inside = {id(t): at for t, at in zip(operation.inputs, inputs, strict=True)}
             result = follow(operation.outputs[place], inside)
@@ -164,12 +166,28 @@ def _append(
     return len(steps) - 1
 
 
+def _check_input(model: keras.Model) -> None:
+    """Keras casts what a model is given to the type of its input; steps do not."""
+    for tensor in model.inputs:
+        if keras.backend.standardize_dtype(tensor.dtype) not in ("float32", "float64"):
+            raise UnsupportedLayerError(
+                f"{model.name} takes {tensor.dtype}, to which inputs are rounded: bounds need an "
+                "input of float32"
+            )
+
+
 def _check_call(operation: Any, arguments: Any) -> None:
     """A layer is called again on its inputs alone: nothing else may have been given to it."""
     if not isinstance(operation, keras.layers.Layer):
         return
     first, *others = arguments.args or (None,)
-    named = {key: value for key, value in arguments.kwargs.items() if key != "training"}
+    named = dict(arguments.kwargs)
+    # Keras notes a default too, which is False or None for its own layers
+    if named.pop("training", False) and type(operation).__module__.startswith("keras."):
+        raise UnsupportedLayerError(
+            f"layer {operation.name!r} ({type(operation).__name__}) was called with training=True: "
+            "bounds are those of the network in inference mode"
+        )
     if len(arguments.args) == 0 and named:  # the inputs by name
         named.pop(next(iter(named)))
     given = [value for value in (*others, *named.values()) if value is not None]
