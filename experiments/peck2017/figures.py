@@ -129,7 +129,7 @@ def curves(
 
 def _near_zero(x: Sequence[float]) -> dict[str, float]:
     """Where a logarithmic axis that holds zero becomes linear."""
-    return {"linthresh": min(value for value in x if value > 0)}
+    return {"linthresh": min((value for value in x if value > 0), default=1.0)}
 
 
 @_styled

@@ -19,7 +19,7 @@ import pandas as pd
 
 import reference_models
 from experiments import cli
-from experiments.peck2017 import figures, published, study
+from experiments.peck2017 import checks, figures, published, study
 from tfrobust import attacks, bounds, data
 from tfrobust.report import Claim
 from tfrobust.runs import Run
@@ -229,9 +229,19 @@ def agrees(table: pd.DataFrame, measured: str, closed: str, source: str) -> Clai
     )
 
 
+def check(settings: Settings, data_dir: Path | None) -> None:
+    """Raises: InputError for settings that make no sense."""
+    checks.distinct(settings, "scales")
+    checks.positive(settings, "scales")
+    checks.one_of(settings, checks.IMAGES, "dataset")
+    checks.at_least(settings, 1, "iterations", "images", "batch_size")
+    checks.at_least(settings, 0, "seed")
+    checks.fits(settings, "weights", settings.dataset, data_dir, convolution=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run the experiment from the command line."""
-    return study.execute("kernels", PRESETS, make, arguments)
+    return study.execute("kernels", PRESETS, make, check, arguments, files=("weights",))
 
 
 if __name__ == "__main__":

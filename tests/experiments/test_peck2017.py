@@ -15,6 +15,7 @@ from experiments.peck2017 import (
     claims,
     cnns,
     comparison,
+    figures,
     kernels,
     linear,
     normalisation,
@@ -25,6 +26,7 @@ from experiments.peck2017 import (
     trained_mlps,
 )
 from tfrobust import bounds
+from tfrobust.runs import RunFolderError
 
 SMALL = {
     "linear": (linear, ["--features", "2", "--classes", "2", "--inputs", "12"]),
@@ -173,5 +175,127 @@ def test_scaling_leaves_the_model_as_it_was():
 
 
 def test_devices_that_make_no_sense_here():
-    with pytest.raises(ValueError, match="run on one device"):
+    with pytest.raises(SystemExit, match="run on one device"):
         linear.main(["--preset", "demo", "--strategy", "mirrored"])
+
+
+@pytest.mark.parametrize(
+    ("module", "given", "message"),
+    [
+        (linear, "--classes 1", "--classes must be at least 2, got 1"),
+        (linear, "--inputs 0", "--inputs must be at least 1, got 0"),
+        (linear, "--features 2 2", "--features holds 2 more than once"),
+        (linear, "--features", "--features needs at least one value"),
+        (random_mlps, "--attack foo", "--attack takes none, .*deepfool, got 'foo'"),
+        # would be computed, and shown nowhere
+        (random_mlps, "--attack LinfPGD", "--attack takes none"),
+        (random_mlps, "--activations gelu", "--activations takes .*tanh, got 'gelu'"),
+        (random_mlps, "--depths 0", "--depths must be at least 1, got 0"),
+        (trained_mlps, "--datasets nope", "--datasets takes iris, wine, spambase, got 'nope'"),
+        (trained_mlps, "--datasets mnist", "--datasets takes iris, wine, spambase, got 'mnist'"),
+        (trained_mlps, "--seeds -1", "--seeds must be at least 0, got -1"),
+        (trained_mlps, "--learning-rate nan", "--learning-rate must be finite and positive"),
+        (regularised, "--weights -1", "--weights must be finite and not negative, got -1"),
+        (regularised, "--weights inf", "--weights must be finite"),
+        (regularised, "--dataset digits", "--dataset takes iris"),
+        (normalisation, "--variants lenet6", "--variants takes lenet5, .*got 'lenet6'"),
+        (normalisation, "--dataset iris", "--dataset takes digits, mnist, cifar10"),
+        (cnns, "--lenet-data none", "--lenet-data takes digits, mnist, cifar10, got 'none'"),
+        (cnns, "--nin-data svhn", "--nin-data takes none, digits"),
+        (cnns, "--nin-weights x.keras", "--nin-weights needs --nin-data"),
+        (kernels, "--scales 0", "--scales must be finite and positive, got 0"),
+        (kernels, "--batch-size 0", "--batch-size must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_leave_nothing_behind(module, given, message, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        module.main(["--preset", "demo", "--out", str(out), *given.split()])
+    assert not out.exists()
+
+
+def test_every_preset_makes_sense():
+    for module, _ in SMALL.values():
+        for settings in module.PRESETS.values():
+            module.check(settings, None)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Files of models that do not go with digits, by what is wrong with them."""
+    folder = tmp_path_factory.mktemp("weights")
+    layers = keras.layers
+
+    def saved(name, shape, *stack):
+        model = randomise(keras.Sequential([keras.Input(shape), *stack]), 0)
+        if name == "infinite":
+            model.set_weights([np.full_like(w, np.inf) for w in model.get_weights()])
+        model.save(folder / f"{name}.keras")
+
+    saved("dense", (28, 28, 1), layers.Flatten(), layers.Dense(10))
+    saved("shape", (8, 8, 1), layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(10))
+    saved("classes", (28, 28, 1), layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(3))
+    saved("infinite", (28, 28, 1), layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(10))
+    norm = layers.LayerNormalization()
+    saved("rule", (28, 28, 1), layers.Conv2D(2, 3), norm, layers.Flatten(), layers.Dense(10))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("module", "setting", "file", "message"),
+    [
+        (kernels, "weights", "dense", "must hold a model with a Conv2D layer"),
+        (cnns, "lenet-weights", "shape", r"does not go with digits: .*\(batch, 8, 8, 1\)"),
+        (cnns, "lenet-weights", "classes", "has 3 classes, digits has 10"),
+        (cnns, "lenet-weights", "infinite", "does not go with digits: .*infinite"),
+        (kernels, "weights", "rule", "does not go with digits: .*LayerNormalization"),
+    ],
+)
+def test_weights_that_do_not_fit(module, setting, file, message, weights, tmp_path):
+    out, path = tmp_path / "run", weights / f"{file}.keras"
+    with pytest.raises(SystemExit, match=f"^error: --{setting} .*{file}.keras {message}"):
+        module.main(["--preset", "demo", "--out", str(out), f"--{setting}", str(path)])
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("module", "setting"), [(cnns, "lenet-weights"), (kernels, "weights")])
+def test_other_contents_of_a_weights_file_are_noticed(module, setting, tmp_path, monkeypatch):
+    path = tmp_path / "w.keras"
+    monkeypatch.setattr(module, "make", lambda run, *_: run.folder / "report.html")
+
+    def given(seed, out="run"):
+        stack = [keras.layers.Conv2D(2, 3), keras.layers.Flatten(), keras.layers.Dense(10)]
+        randomise(keras.Sequential([keras.Input((28, 28, 1)), *stack]), seed).save(path)
+        place = str(tmp_path / out)
+        return module.main(["--preset", "demo", "--out", place, f"--{setting}", str(path)])
+
+    given(0)
+    with pytest.raises(RunFolderError, match=r"weights = .*w\.keras had other contents.*another"):
+        given(1)
+    given(1, out="another")
+
+
+def test_weights_of_the_reward_in_any_order(tmp_path, monkeypatch):
+    drawn = {}
+
+    def curves(x, lines, folder, name, **_):
+        drawn[name] = dict(zip(x, lines["FGS"] if "FGS" in lines else [0] * len(x), strict=True))
+        return figure
+
+    def compare(model, x, *_, **__):
+        return pd.DataFrame({**{key: [0.1] for key in comparison.BOUNDS}, **made})
+
+    figure = figures.perturbations(np.zeros((1, 2, 2, 1)), np.zeros((1, 2, 2, 1)), tmp_path, "f")
+    monkeypatch.setattr(regularised.figures, "curves", curves)
+    monkeypatch.setattr(regularised, "compare", compare)
+    distances = iter([3.0, 1.0])
+    made = {}
+
+    def trained(*_, **__):
+        made["fast_gradient_sign"] = [next(distances)]
+        return randomise(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), 0)
+
+    monkeypatch.setattr(regularised.study, "trained", trained)
+    given = ["--dataset", "iris", "--weights", "0.5", "0", "--out", str(tmp_path / "run")]
+    regularised.main(["--preset", "demo", *given])
+    assert drawn["figure4.3"] == {0.5: 3.0, 0.0: 1.0}
