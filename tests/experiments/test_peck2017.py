@@ -1,5 +1,6 @@
 """experiments/peck2017: tables and claims against NumPy, every module in small, going on."""
 
+import itertools
 import json
 
 import keras
@@ -116,6 +117,74 @@ def test_violations_and_summary_against_numpy():
     assert table.loc["certified bound, global", "published median"] == "ours only"
 
 
+def drawn_texts(monkeypatch, draw, *arguments):
+    """The words inside each axis of the figure that is saved, and the labels of its x ticks."""
+    saved = []
+    save = figures.figures.save
+    monkeypatch.setattr(
+        figures.figures, "save", lambda figure, *_: saved.append(figure) or save(figure, *_)
+    )
+    draw(*arguments)
+    axes = saved[0].axes
+    words = [[text.get_text() for text in axis.texts] for axis in axes]
+    return words, axes
+
+
+@pytest.mark.parametrize("draw", ["scatter", "histograms"])
+def test_figures_without_a_success_say_so(draw, tmp_path, monkeypatch):
+    nothing = made_up().assign(fast_gradient_sign=np.nan, carlini_wagner=np.nan)
+    if draw == "scatter":
+        given = ({"a": nothing, "b": made_up()}, tmp_path, "f")
+    else:
+        given = (nothing, tmp_path, "f", "a")
+    words, _ = drawn_texts(monkeypatch, getattr(figures, draw), *given)
+    assert words == [["no attack succeeded"], []]
+    unbounded = nothing.assign(**dict.fromkeys(comparison.BOUNDS, np.inf))
+    words, _ = drawn_texts(monkeypatch, figures.histograms, unbounded, tmp_path, "g", "a")
+    assert words == [["no attack succeeded"], ["no bound is positive and finite"]]
+
+
+@pytest.mark.parametrize(("low", "high"), [(2.1, 2.9), (0.7, 4), (1, 40), (1e-3, 10), (2, 2)])
+def test_tick_labels_do_not_overlap(low, high, tmp_path, monkeypatch):
+    frame = pd.DataFrame({"printed": [1e-6, 2e-6], "fast_gradient_sign": [low, high]})
+    given = (dict.fromkeys("abcd", frame), tmp_path, "f")
+    _, axes = drawn_texts(monkeypatch, figures.scatter, *given)
+    for axis in axes:
+        left, right = axis.get_xlim()
+        labels = [
+            label.get_window_extent()
+            for which in ("major", "minor")
+            for label in axis.get_xticklabels(which=which)
+            if label.get_text() and left <= label.get_position()[0] <= right
+        ]
+        assert labels
+        edges = sorted((box.x0, box.x1) for box in labels)
+        assert all(a[1] < b[0] for a, b in itertools.pairwise(edges))
+
+
+def test_no_attack_succeeds_on_a_network(tmp_path):
+    model = randomise(
+        keras.Sequential(
+            [
+                keras.Input((28, 28, 1)),
+                keras.layers.Conv2D(2, 3),
+                keras.layers.Flatten(),
+                keras.layers.Dense(10),
+            ]
+        ),
+        0,
+    )
+    model.layers[-1].set_weights([1e-6 * model.layers[-1].kernel.numpy(), np.arange(10.0)])
+    model.save(tmp_path / "w.keras")
+    given = ["--lenet-weights", str(tmp_path / "w.keras"), "--lenet-images", "4"]
+    page = cnns.main(["--preset", "demo", "--out", str(tmp_path / "run"), *given])
+    assert "not tested" in page.read_text()
+    frame = pd.read_parquet(tmp_path / "run" / "lenet5" / "compared.parquet")
+    assert frame["fast_gradient_sign"].isna().all() and frame["carlini_wagner"].isna().all()
+    judged = json.loads((page.parent / "claims.json").read_text())
+    assert {claim["verdict"] for claim in judged} == {"not tested"}
+
+
 def test_a_published_figure_is_shown_once_it_is_known(monkeypatch):
     monkeypatch.setitem(published.FIGURES, ("5.1", "net FGS", "median"), 0.25)
     table = comparison.summary({"net": made_up()}, "5.1").set_index("quantity")
@@ -138,8 +207,12 @@ def test_comparison_is_what_its_parts_say():
 def test_claims_go_both_ways():
     broken = claims.bounds_hold({"net": made_up()}, "Theorem 5.1")
     assert [claim.verdict for claim in broken] == ["not held", "held", "held"]
-    assert "2 violations in 4 examples (net 2)" in broken[0].figure
+    assert broken[0].figure == "2 violations in 3 attacked examples (of 4): net 2"
     assert broken[0].source == "Theorem 5.1" and broken[1].source == "certified rules"
+    nothing = made_up().assign(fast_gradient_sign=np.nan, carlini_wagner=np.nan)
+    for claim in claims.bounds_hold({"net": nothing}, "x"):
+        assert claim.verdict == "not tested"
+        assert claim.figure == "0 violations in 0 attacked examples (of 4)"
     untested = claims.bounds_hold({"net": made_up().drop(columns="tightened")}, "x")
     assert untested[2].verdict == "not tested"
     rng = np.random.default_rng(0)
