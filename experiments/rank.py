@@ -346,7 +346,7 @@ def write_page(
 
 
 def draw(tables: dict[str, pd.DataFrame], order: list[str], path: Path) -> Path:
-    """Medians and quartiles of every model, from best to worst; infinite ones at the right edge."""
+    """Medians and quartiles of every model, from best to worst; infinite ones on a dotted line."""
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.5 * len(order)), layout="constrained")
     places = np.arange(len(order))[::-1]
     shown = {words: _quartiles(tables, order, column) for column, words in MEASURES.items()}
@@ -357,14 +357,11 @@ def draw(tables: dict[str, pd.DataFrame], order: list[str], path: Path) -> Path:
         low, middle, high = np.minimum(quartiles, edge).T
         middle = np.where(middle > 0, middle, np.nan)  # the axis is logarithmic
         spread = np.abs(np.stack([middle - low, high - middle]))
-        at = places + shift
-        drawn = axes.errorbar(middle, at, xerr=spread, fmt="o", capsize=3, label=words)
-        beyond = np.isinf(quartiles[:, 1])
-        axes.plot(middle[beyond], at[beyond], ">", markersize=9, color=drawn.lines[0].get_color())
+        axes.errorbar(middle, places + shift, xerr=spread, fmt="o", capsize=3, label=words)
     axes.set(xscale="log", xlabel="l2 distance", yticks=places, yticklabels=order)
     if any(np.isinf(each).any() for each in shown.values()):
         axes.axvline(edge, color="0.7", linewidth=0.8, linestyle=":")
-        axes.set_xlabel("l2 distance (dotted: infinite, the attack failed)")
+        axes.set_xlabel("l2 distance (dotted line: infinite)")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)

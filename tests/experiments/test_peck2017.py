@@ -231,9 +231,6 @@ def test_claims_go_both_ways():
     assert claims.grows("s", [0, 1], [1, 2], "t").verdict == "not tested"
     gone = claims.grows("s", [0, 1, 2, 3, 9], [1, 2, 3, 4, np.nan], "t")
     assert gone.verdict == "held" and "without 9" in gone.figure
-    ratios = pd.DataFrame({"a": [1.0, 2.0], "b": [1.0, 2.1]})
-    assert kernels.agrees(ratios, "a", "a", "t").verdict == "held"
-    assert kernels.agrees(ratios, "a", "b", "t").verdict == "not held"
 
 
 def test_scaling_leaves_the_model_as_it_was():
@@ -243,8 +240,74 @@ def test_scaling_leaves_the_model_as_it_was():
     before = [w.copy() for w in model.get_weights()]
     x = np.random.default_rng(0).random((3, 28, 28, 1), dtype=np.float32)
     table = kernels.scaling(model, x, (0.5, 1.0))
-    np.testing.assert_allclose(table["printed ratio"], table["closed form, printed"], rtol=1e-5)
+    length = np.linalg.norm(before[0])
+    np.testing.assert_allclose(table["printed ratio"], [2 / length, 1 / length], rtol=1e-5)
+    np.testing.assert_allclose(table["measured"], table["proven"], rtol=0.05)
+    assert (table["measured"] >= table["proven"] * (1 - 1e-4)).all()
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def small_chain():
+    layers = keras.layers
+    stack = [
+        layers.Rescaling(3.0),
+        layers.Conv2D(3, 3, strides=2, activation="tanh"),
+        layers.MaxPooling2D(2),
+        layers.Flatten(),
+        layers.Dense(4),
+        layers.Dense(3),
+    ]
+    return randomise(keras.Sequential([keras.Input((9, 9, 2)), *stack]), 1)
+
+
+def test_measured_increases_against_written_out_matrices():
+    """Linear steps' norms by NumPy's singular values of the layer applied to the unit vectors."""
+    x = np.random.default_rng(0).uniform(0, 1, (3, 9, 9, 2)).astype(np.float32)
+    steps = kernels.walk(small_chain(), x)
+    found = kernels.measured(steps, x)
+    for step, value in zip(steps, found, strict=True):
+        if step.kind in ("Rescaling", "Conv2D", "Dense"):
+            eye = np.eye(int(np.prod(step.input_shape)), dtype=np.float32)
+            rows = np.asarray(step.function(eye.reshape(-1, *step.input_shape)))
+            rows = rows - np.asarray(step.function(np.zeros((1, *step.input_shape), np.float32)))
+            norm = np.linalg.svd(rows.reshape(len(eye), -1), compute_uv=False)[0]
+            assert norm * 0.98 <= value <= norm * (1 + 1e-4), step.kind
+        else:  # tanh, max pool, flatten
+            assert 0.2 < value <= 1 + 1e-4, step.kind
+    assert kernels.measured(steps, x, only=1) == [pytest.approx(found[1])]
+
+
+def test_increases_behind_a_first_layer_and_linear_layers_in_a_row():
+    x = np.random.default_rng(0).uniform(0, 1, (3, 9, 9, 2)).astype(np.float32)
+    table = kernels.increases(small_chain().__class__(small_chain().layers[1:]), x)
+    assert set(table.loc[table["alone"], "rule"]) == {"Theorem 5.1", "Theorem 5.3, eq. (5.4)"}
+    above, near = kernels.within(table, "layers", "t")
+    assert (above.verdict, near.verdict) == ("held", "held")
+
+
+def test_claims_on_increases_go_both_ways():
+    table = pd.DataFrame({"measured": [1.0, 1.96], "proven": [1.0, 2.0]})
+    assert [claim.verdict for claim in kernels.within(table, "layers", "t")] == ["held", "held"]
+    wrong = table.assign(proven=[1.0, 1.9])  # a norm that is too small
+    assert [claim.verdict for claim in kernels.within(wrong, "layers", "t")] == ["not held", "held"]
+    loose = table.assign(proven=[1.0, 3.0])
+    assert kernels.within(loose, "layers", "t")[1].verdict == "not held"
+    nonlinear = loose.assign(linear=[True, False])
+    assert kernels.within(nonlinear, "layers", "t")[1].verdict == "held"
+    assert kernels.within(loose.assign(linear=False), "layers", "t")[1].verdict == "not tested"
+
+    ratios = pd.DataFrame({"printed ratio": [1.0, 2.0], "closed form, printed": [1.0, 2.0]})
+    assert kernels.agrees(ratios).verdict == "held"
+    ratios["printed ratio"] = [1.0, 1.0]  # as if scaling had been missed
+    assert kernels.agrees(ratios).verdict == "not held"
+
+    layers = pd.DataFrame(
+        {"layer": ["conv", "dense"], "printed": [2.0, 1.0], "alone": [True, False]}
+    )
+    assert kernels.covered(layers.assign(measured=[1.9, 9.0])).verdict == "held"
+    judged = kernels.covered(layers.assign(measured=[3.0, 9.0]))
+    assert judged.verdict == "not held" and "conv 1.5" in judged.figure
+    assert kernels.covered(layers.assign(alone=False)).verdict == "not tested"
 
 
 def test_devices_that_make_no_sense_here():
