@@ -333,7 +333,7 @@ def within(table: pd.DataFrame, each: str, source: str) -> tuple[Claim, Claim]:
         source: of the claims.
     """
     share = table["measured"] / table["proven"]
-    linear = share[table["linear"]] if "linear" in table else share
+    linear, kind = (share[table["linear"]], "linear ") if "linear" in table else (share, "")
     high = float(share.max())
     above = Claim(
         "No change increases more than is proven",
@@ -349,7 +349,7 @@ def within(table: pd.DataFrame, each: str, source: str) -> tuple[Claim, Claim]:
     near = Claim(
         statement,
         "held" if low >= 1 - BELOW else "not held",
-        f"smallest measured increase / norm {low:.4f} over {len(linear)} linear {each} (held from "
+        f"smallest measured increase / norm {low:.4f} over {len(linear)} {kind}{each} (held from "
         f"{1 - BELOW:g})",
         source,
     )

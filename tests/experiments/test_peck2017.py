@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -78,13 +79,29 @@ def test_every_experiment_in_small(name, tmp_path, monkeypatch, capsys):
 
 
 def test_the_index_links_every_page(tmp_path, monkeypatch):
-    one = {name: everything.EXPERIMENTS[name] for name in ("linear",)}
-    monkeypatch.setattr(everything, "EXPERIMENTS", one)
+    names = ("linear", "random-mlps")
+    some = {name: everything.EXPERIMENTS[name] for name in names}
+    monkeypatch.setattr(everything, "EXPERIMENTS", some)
     monkeypatch.setitem(linear.PRESETS, "demo", linear.Settings(features=(2,), inputs=5))
+    small = random_mlps.Settings(
+        depths=(1,), activations=("tanh",), networks=1, inputs=3, attack="none"
+    )
+    monkeypatch.setitem(random_mlps.PRESETS, "demo", small)
     index = everything.main(["--preset", "demo", "--out", str(tmp_path)])
     html = index.read_text()
-    assert 'href="linear/report.html"' in html and (tmp_path / "linear" / "report.html").exists()
-    assert set(everything.EXPERIMENTS) | set(SMALL) == set(SMALL)
+    for name in names:
+        assert f'href="{name}/report.html"' in html and (tmp_path / name / "report.html").exists()
+        for claim in json.loads((tmp_path / name / "claims.json").read_text()):
+            assert claim["statement"] in html.replace("&#39;", "'")
+
+
+def test_every_experiment_is_in_the_index_and_tried_here():
+    folder = Path(everything.__file__).parent
+    runnable = {path.stem for path in folder.glob("*.py") if "PRESETS = {" in path.read_text()}
+    assert {name.replace("-", "_") for name in everything.EXPERIMENTS} == runnable
+    assert everything.EXPERIMENTS.keys() == SMALL.keys()
+    for name, (module, _) in everything.EXPERIMENTS.items():
+        assert module is SMALL[name][0] and module.PRESETS.keys() == study.SCALES.keys()
 
 
 def made_up():
