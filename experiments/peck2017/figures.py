@@ -114,13 +114,14 @@ def _log_axis(axis: Axes, which: str, empty: str, *values: np.ndarray) -> None:
     axis.set(**{f"{which}scale": "log"})
     low, high = shown.min(), shown.max()
     one = axis.xaxis if which == "x" else axis.yaxis
-    if high < 30 * low:  # less than a decade and a half: Matplotlib would label minor ticks too
-        ticks = np.array([m * 10.0**e for e in range(-12, 13) for m in (1, 2, 5)])
+    one.set_minor_formatter(NullFormatter())  # Matplotlib's own overlap
+    decades = 10.0 ** np.arange(-12, 13)
+    if ((decades >= low) & (decades <= high)).sum() < 2:
+        ticks = np.outer(decades, (1, 2, 5)).ravel()
         if ((ticks >= low) & (ticks <= high)).sum() < 2:
             ticks = MaxNLocator(3).tick_values(low, high) if high > low else np.array([low])
         one.set_major_locator(FixedLocator(ticks[ticks > 0]))
         one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-        one.set_minor_formatter(NullFormatter())
 
 
 @_styled

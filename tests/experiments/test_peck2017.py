@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from nets import randomise
 
 from experiments.peck2017 import (
@@ -161,13 +162,18 @@ def test_figures_without_a_success_say_so(draw, tmp_path, monkeypatch):
     assert words == [["no attack succeeded"], ["no bound is positive and finite"]]
 
 
-@pytest.mark.parametrize(("low", "high"), [(2.1, 2.9), (0.7, 4), (1, 40), (1e-3, 10), (2, 2)])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(2.1, 2.9), (0.7, 4), (0.18, 6), (1, 40), (0.011, 0.99), (1e-3, 10), (2, 2), (1e-3, 1e3)],
+)
 def test_tick_labels_do_not_overlap(low, high, tmp_path, monkeypatch):
     frame = pd.DataFrame({"printed": [1e-6, 2e-6], "fast_gradient_sign": [low, high]})
     given = (dict.fromkeys("abcd", frame), tmp_path, "f")
     _, axes = drawn_texts(monkeypatch, figures.scatter, *given)
     for axis in axes:
         left, right = axis.get_xlim()
+        with figures.figures.style():
+            FigureCanvasAgg(axis.figure).draw()
         labels = [
             label.get_window_extent()
             for which in ("major", "minor")
