@@ -66,8 +66,8 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
     """All steps; the page's path."""
     model = network(run, settings, data_dir)
     x = data.load(settings.dataset, "test", data_dir).images[: settings.images]
-    scaled = run.frame_step("scaled.parquet", lambda: scaling(model, x, settings.scales))
-    layers = run.frame_step("layers.parquet", lambda: increases(model, x))
+    scaled = run.frame_step("scaled-measured.parquet", lambda: scaling(model, x, settings.scales))
+    layers = run.frame_step("layers-measured.parquet", lambda: increases(model, x))
     folder = run.folder / "figures"
     quantities = {
         "printed rule, scaled network": "printed ratio",
