@@ -90,7 +90,7 @@ def parse(presets: Mapping[str, Any], name: str, arguments: Sequence[str] | None
 
 _STRATEGIES = ("auto", "one", "mirrored", "multi_worker")
 # what a user can mend; anything else is a fault of ours and keeps its traceback
-_EXPECTED = (
+EXPECTED = (
     OSError,
     CorruptDataError,
     CorruptImagesError,
@@ -115,7 +115,7 @@ def run(main: Callable[[], None]) -> None:
     """
     try:
         main()
-    except _EXPECTED as error:
+    except EXPECTED as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; the same command goes on where it stopped")

@@ -3,16 +3,17 @@
     python -m experiments.rank first.keras second.keras third.keras --data mnist
 
 By certified bound (a proof), linearized robustness (Etmann 2019, eq. (9)) and the distance that an
-attack needs. A model is a .keras file or, with its own weights, a name that `reference_models`
-knows. Every step is kept in the run folder and computed once.
+attack needs. Every step is kept in the run folder and computed once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import keras
 import matplotlib.pyplot as plt
@@ -24,6 +25,7 @@ from scipy.stats import spearmanr
 import reference_models
 from experiments import cli
 from tfrobust import alignment, attacks, bounds, data, predict_logits, report
+from tfrobust.attacks.registry import prepare
 from tfrobust.batches import as_images, model_input_shape
 from tfrobust.report import Claim, Section
 from tfrobust.runs import Run
@@ -46,8 +48,9 @@ class Settings:
     """A data set of `tfrobust.data`: digits, mnist, cifar10, iris, wine, spambase."""
     images: int = 200
     """The first so many test examples."""
-    attack: str = "carlini_wagner"
-    """Any attack of `tfrobust.attacks.minimal`."""
+    attack: str | None = None
+    """Any attack of `tfrobust.attacks.minimal`; default: carlini_wagner for images, deepfool for
+    tables, in whose wide boxes Carlini-Wagner is coarse."""
     batch_size: int = 100
     """Examples a call; bounds the memory."""
 
@@ -75,32 +78,49 @@ def main(arguments: list[str] | None = None) -> None:
     """Rank models from the command line.
 
     Raises:
-        SystemExit: settings that make no sense, or do not go together, with a message.
+        SystemExit: settings that make no sense, or do not go together, a model or data that are
+            not there, or a run folder of other settings, with a message. Whatever can be checked
+            cheaply is, before anything is computed.
     """
     command = tyro.cli(Command, prog="experiments.rank", args=arguments)
     try:
+        page = _ranked(command)
+    except cli.EXPECTED as error:
+        raise SystemExit(f"error: {error}") from error
+    cli.show(page, open_it=command.open)
+
+
+def _ranked(command: Command) -> Path:
+    """All checks and steps; the page's path."""
+    try:
+        if command.batch_size < 1:
+            raise ValueError(f"--batch-size must be at least 1, got {command.batch_size}")
+        if command.images < 1:
+            raise ValueError(f"--images must be at least 1, got {command.images}")
         names, models = _models(command.models)
         test = data.load(command.data, "test", command.data_dir)
         test = test.take(min(command.images, len(test)))
+        attack = command.attack or ("deepfool" if _tabular(test) else "carlini_wagner")
         for name, model in zip(names, models, strict=True):
-            _check(name, model, test)
+            _check(name, model, test, attack)
     except (ValueError, TypeError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise cli.InputError(str(error)) from error
     fields = {f.name: getattr(command, f.name) for f in dataclasses.fields(Settings)}
-    settings = Identified(**fields, sha256=tuple(_digest(model) for model in models))
+    digests = tuple(_digest(model) for model in models)
+    settings = Identified(**{**fields, "attack": attack}, sha256=digests)
     run = Run(command.out or Path("runs") / f"rank-{command.data}", settings)
     tables = {
-        name: run.frame_step(
-            f"{name}.parquet",
-            lambda name=name, model=model: measured(name, model, test, settings),
-        )
+        name: measured(run, name, model, test, settings)
         for name, model in zip(names, models, strict=True)
     }
     accuracy = run.json_step("accuracy.json", lambda: _accuracies(names, models, test))
     table = ranking(tables, accuracy)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-    page = write_page(run, settings, test, tables, table)
-    cli.show(page, open_it=command.open)
+    return write_page(run, settings, test, tables, table, given=command.attack is not None)
+
+
+def _tabular(test: data.Dataset) -> bool:
+    return test.images.ndim == 2
 
 
 def _models(paths: tuple[str, ...]) -> tuple[list[str], list[keras.Model]]:
@@ -109,16 +129,23 @@ def _models(paths: tuple[str, ...]) -> tuple[list[str], list[keras.Model]]:
     names = [Path(path).stem for path in paths]
     doubles = sorted({name for name in names if names.count(name) > 1})
     if doubles:  # runs of cohorts hold files of one name in many folders
-        names = [f"{Path(path).parent.name}-{Path(path).stem}" for path in paths]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two of the models have one name: {', '.join(doubles)}")
+        names = [f"{Path(path).resolve().parent.name}-{Path(path).stem}" for path in paths]
+        doubles = sorted({name for name in names if names.count(name) > 1})
+    if doubles:
+        raise ValueError(
+            f"two of the models have one name and folder name, {', '.join(doubles)}, which tell "
+            "models apart: rename one of the files, or put it into a folder of another name"
+        )
     return names, [reference_models.load(path) for path in paths]
 
 
-def _check(name: str, model: keras.Model, test: data.Dataset) -> None:
-    """Raises: ValueError where a model does not take the data, before anything is computed."""
+def _check(name: str, model: keras.Model, test: data.Dataset, attack: str) -> None:
+    """Raises: ValueError where a step would fail on a model, before anything is computed."""
+    for variable in model.variables:
+        if not np.isfinite(variable.numpy()).all():
+            raise ValueError(f"model {name}: {variable.path} holds NaN or infinite values")
     try:
-        rows = as_images(model, test.images[:2])
+        rows = as_images(model, test.images[:1])
         classes = predict_logits(model, rows).shape[1]
     except ValueError as error:
         raise ValueError(
@@ -129,6 +156,11 @@ def _check(name: str, model: keras.Model, test: data.Dataset) -> None:
             f"model {name} has {classes} classes, {test.provenance.name} has {test.classes} (input "
             f"{model_input_shape(model)})"
         )
+    try:
+        bounds.robustness(model, rows, tighten=False)
+        prepare(attack, model, rows, test.value_range, 2, {})
+    except (ValueError, TypeError) as error:  # a layer without a rule, an unknown attack
+        raise ValueError(f"model {name}: {error}") from error
 
 
 def _digest(model: keras.Model) -> str:
@@ -147,44 +179,70 @@ def _accuracies(
     }
 
 
-def measured(name: str, model: keras.Model, test: data.Dataset, settings: Settings) -> pd.DataFrame:
-    """One row an example: the three measures of one model, all in l2."""
+def measured(
+    run: Run, name: str, model: keras.Model, test: data.Dataset, settings: Settings
+) -> pd.DataFrame:
+    """One row an example: the three measures of one model, all in l2, each a step of its own.
+
+    Distances and bounds are infinite where the attack found nothing, or nothing can change the
+    class.
+    """
     x, size = test.images, settings.batch_size
-    print(f"{name}: certified bounds")
-    bound = bounds.robustness(model, x, batch_size=size)
-    print(f"{name}: linearized robustness")
-    linear = alignment.measure(model, x, batch_size=size).linearized_robustness
-    print(f"{name}: attack {settings.attack}")
-    attacked = attacks.minimal(
-        model, x, settings.attack, value_range=test.value_range, batch_size=size
-    )
-    return pd.DataFrame(
-        {
+
+    def bounded() -> dict[str, np.ndarray]:
+        found = bounds.robustness(model, x, batch_size=size)
+        return {
             "label": test.labels,
-            "predicted": bound.predicted,
-            "certified_bound": bound.bound.astype(np.float64),
-            "linearized_robustness": linear.astype(np.float64),
-            # what the attack did not find is no distance
-            "attack_distance": np.where(attacked.success, attacked.distance, np.nan),
-            "tightened": bound.tightened,
+            "predicted": found.predicted,
+            "certified_bound": found.bound.astype(np.float64),
+            "tightened": np.full(len(x), found.tightened),
         }
-    )
+
+    def linearized() -> dict[str, np.ndarray]:
+        with warnings.catch_warnings():
+            if _tabular(test):  # Peck's perceptrons: Theorem 1 of Etmann 2019 is not used here
+                warnings.filterwarnings("ignore", "the homogeneous decomposition is not exact")
+            found = alignment.measure(model, x, batch_size=size)
+        return {"linearized_robustness": found.linearized_robustness.astype(np.float64)}
+
+    def attacked() -> dict[str, np.ndarray]:
+        found = attacks.minimal(
+            model, x, settings.attack, value_range=test.value_range, batch_size=size
+        )
+        return {"attack_distance": found.distance.astype(np.float64)}
+
+    steps: dict[str, tuple[str, Callable[[], dict[str, np.ndarray]]]] = {
+        "bounds": ("certified bounds", bounded),
+        "linearized": ("linearized robustness", linearized),
+        "attack": (f"attack {settings.attack}", attacked),
+    }
+    parts = []
+    for step, (words, make) in steps.items():
+
+        def told(words: str = words, make: Callable[[], Any] = make) -> pd.DataFrame:
+            print(f"{name}: {words}", flush=True)
+            return pd.DataFrame(make())
+
+        parts.append(run.frame_step(f"{name}/{step}.parquet", told))
+    return pd.concat(parts, axis=1)
 
 
 def ranking(tables: dict[str, pd.DataFrame], accuracy: dict[str, float]) -> pd.DataFrame:
     """One row a model, best certified bound first: medians, and the rank in each measure.
 
-    Medians leave out what is not finite; models with equal medians share the better rank, and one
-    without a median comes last.
+    Medians are over all examples: one that the attack did not change, or whose bound is infinite,
+    counts as infinitely far, so that resisting an attack raises a model. Only what is undefined
+    (NaN) is left out. Models with equal medians share the better rank; one without a median comes
+    last.
     """
     rows = []
     for name, table in tables.items():
         row = {"model": name, "accuracy": accuracy[name]}
         for column, words in MEASURES.items():
             values = table[column].to_numpy()
-            values = values[np.isfinite(values)]
+            values = values[~np.isnan(values)]
             row[words] = float(np.median(values)) if len(values) else float("nan")
-        row["attack success"] = f"{table['attack_distance'].notna().mean():.1%}"
+        row["attack success"] = f"{attacked(table).mean():.1%}"
         row["violations"] = violations(table)
         rows.append(row)
     result = pd.DataFrame(rows)
@@ -193,6 +251,11 @@ def ranking(tables: dict[str, pd.DataFrame], accuracy: dict[str, float]) -> pd.D
         result[f"rank by {words}"] = place.astype(int)
     order = [f"rank by {words}" for words in MEASURES.values()]
     return result.sort_values(order, kind="stable", ignore_index=True)
+
+
+def attacked(table: pd.DataFrame) -> np.ndarray:
+    """(examples,) bool: those that the attack changed, the only ones that can show a violation."""
+    return np.isfinite(table["attack_distance"].to_numpy())
 
 
 def violations(table: pd.DataFrame) -> int:
@@ -219,8 +282,18 @@ def write_page(
     test: data.Dataset,
     tables: dict[str, pd.DataFrame],
     table: pd.DataFrame,
+    *,
+    given: bool,
 ) -> Path:
     """Write `ranking.csv`, the figure and `report.html`; the page's path.
+
+    Args:
+        run: the folder.
+        settings: with the attack that was used.
+        test: the examples.
+        tables: of `measured`, by model.
+        table: of `ranking`.
+        given: whether the user named the attack.
 
     Raises:
         OSError: a file could not be written.
@@ -228,25 +301,28 @@ def write_page(
     with run.writing("ranking.csv") as path:
         table.to_csv(path, index=False)
     broken = int(table["violations"].sum())
-    count = sum(len(each) for each in tables.values())
+    examples = sum(len(each) for each in tables.values())
+    count = sum(int(attacked(each).sum()) for each in tables.values())
     loose = [name for name, each in tables.items() if not each["tightened"].all()]
     claim = Claim(
         statement="No attack comes closer than the certified bound",
-        verdict="not held" if broken else "held",
-        figure=f"{broken} violations in {count} examples",
+        verdict="not tested" if not count else "not held" if broken else "held",
+        figure=f"{broken} violations in {count} attacked examples (of {examples})",
         source="certified rules",
     )
+    kind = "tables" if _tabular(test) else "images"
     about = (
-        "Medians over the examples, l2, in the networks' input units, over what is finite; an "
-        "attack that found nothing is left out of its median and counted as not successful. Equal "
-        "medians share a rank."
+        "Medians over all examples, l2, in the networks' input units. An example that the attack "
+        "did not change counts as infinitely far: inf is the median where it failed on half of "
+        "them or more. Equal medians share a rank."
     )
     if loose:
         about += f" Certified by norms alone, not tightened: {', '.join(loose)}."
     page = report.Page(
         title=f"{len(tables)} models ranked on {test.provenance.name}",
         lead=f"The first {len(test):,} test examples of {test.provenance.source}; distances to the "
-        f"nearest other class than the predicted one, attack: {settings.attack}.",
+        f"nearest other class than the predicted one, attack: {settings.attack} "
+        f"({'as given' if given else f'chosen for {kind}'}).",
         sections=(
             Section("Ranking", about, table=table),
             Section(
@@ -270,23 +346,38 @@ def write_page(
 
 
 def draw(tables: dict[str, pd.DataFrame], order: list[str], path: Path) -> Path:
-    """Medians and quartiles of every model, from best to worst."""
+    """Medians and quartiles of every model, from best to worst; infinite ones on a dotted line."""
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.5 * len(order)), layout="constrained")
     places = np.arange(len(order))[::-1]
-    for shift, (column, words) in zip((0.2, 0, -0.2), MEASURES.items(), strict=True):
-        quartiles = np.full((len(order), 3), np.nan)
-        for row, name in enumerate(order):
-            values = tables[name][column].to_numpy()
-            values = values[np.isfinite(values) & (values > 0)]
-            if len(values):
-                quartiles[row] = np.percentile(values, (25, 50, 75))
-        spread = np.abs(quartiles[:, [1]] - quartiles[:, [0, 2]]).T
-        axes.errorbar(quartiles[:, 1], places + shift, xerr=spread, fmt="o", capsize=3, label=words)
+    shown = {words: _quartiles(tables, order, column) for column, words in MEASURES.items()}
+    finite = np.concatenate([each.ravel() for each in shown.values()])
+    finite = finite[np.isfinite(finite) & (finite > 0)]
+    edge = 3 * finite.max() if len(finite) else 1.0
+    for shift, (words, quartiles) in zip((0.2, 0, -0.2), shown.items(), strict=True):
+        low, middle, high = np.minimum(quartiles, edge).T
+        middle = np.where(middle > 0, middle, np.nan)  # the axis is logarithmic
+        spread = np.abs(np.stack([middle - low, high - middle]))
+        axes.errorbar(middle, places + shift, xerr=spread, fmt="o", capsize=3, label=words)
     axes.set(xscale="log", xlabel="l2 distance", yticks=places, yticklabels=order)
+    if any(np.isinf(each).any() for each in shown.values()):
+        axes.axvline(edge, color="0.7", linewidth=0.8, linestyle=":")
+        axes.set_xlabel("l2 distance (dotted line: infinite)")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return path
+
+
+def _quartiles(tables: dict[str, pd.DataFrame], order: list[str], column: str) -> np.ndarray:
+    """(models, 3): the first quartile, the median as in the table, the third."""
+    result = np.full((len(order), 3), np.nan)
+    for row, name in enumerate(order):
+        values = tables[name][column].to_numpy(np.float64)
+        values = values[~np.isnan(values)]
+        if len(values):  # without interpolation, which makes NaN of two infinite values
+            first, third = np.quantile(values, (0.25, 0.75), method="inverted_cdf")
+            result[row] = first, np.median(values), third
+    return result
 
 
 if __name__ == "__main__":

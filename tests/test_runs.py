@@ -1,6 +1,7 @@
 """Run folders: steps made once, settings held, damage named."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pandas as pd
@@ -65,6 +66,24 @@ def test_other_settings_are_refused(tmp_path):
     Run(tmp_path, Settings())
     with pytest.raises(RunFolderError, match="a run with seed = 0, now 1"):
         Run(tmp_path, Settings(seed=1))
+
+
+def test_files_are_held_by_their_contents(tmp_path):
+    weights = tmp_path / "w.keras"
+    weights.write_bytes(b"one")
+    run = Run(tmp_path / "run", Settings(), {"weights": weights})
+    assert run.record["files"]["weights"] == hashlib.sha256(b"one").hexdigest()
+    Run(tmp_path / "run", Settings(), {"weights": weights})
+    weights.write_bytes(b"two")
+    with pytest.raises(RunFolderError, match=r"weights = .*w\.keras had other contents"):
+        Run(tmp_path / "run", Settings(), {"weights": weights})
+    # a run from before contents were held
+    Run(tmp_path / "old", Settings())
+    with pytest.raises(RunFolderError, match="may have had other contents"):
+        Run(tmp_path / "old", Settings(), {"weights": weights})
+    with pytest.raises(FileNotFoundError):
+        Run(tmp_path / "new", Settings(), {"weights": tmp_path / "none.keras"})
+    assert not (tmp_path / "new").exists()
 
 
 def test_damaged_records_are_named(tmp_path):

@@ -207,9 +207,12 @@ def iterated_perturbation(
         The path of the PNG.
 
     Raises:
-        ValueError: the images have no height, width and channels, or `most` is less than 1.
+        ValueError: the images have no height, width and channels, `most` is less than 1,
+            `value_range` is none, classes have no name, or the path ends in something else.
         OSError: a file could not be written.
     """
+    from tfrobust.attacks.arguments import as_range
+
     if result.images.ndim != 5:
         raise ValueError(
             "only images (height, width, channels) can be drawn, got examples of shape "
@@ -217,9 +220,17 @@ def iterated_perturbation(
         )
     if most < 1:
         raise ValueError(f"most must be at least 1, got {most}")
+    low, high = as_range(value_range)
+    largest = int(result.labels.max())
+    if class_names is not None and len(class_names) <= largest:
+        raise ValueError(
+            f"class_names must name every class, got {len(class_names)} names and class {largest}"
+        )
+    path = Path(path)
+    if path.suffix not in ("", ".png", ".pdf"):
+        raise ValueError(f"path must end in .png or in nothing, got {path.name!r}")
     last = result.images.shape[1] - 1
     steps = np.unique(np.round(np.linspace(0, last, min(most, last) + 1)).astype(int))
-    low, high = value_range
     shown = (result.images - low) / (high - low)
     with style():
         figure, axes = new(len(shown), len(steps) + 1, width=size, height=size + 0.35)
@@ -237,8 +248,7 @@ def iterated_perturbation(
             line[-1].set_title("added\nin all", fontsize=8)
         for axis, step in zip(axes[-1], steps, strict=False):
             axis.set_xlabel(f"step {step}", fontsize=8)
-    path = Path(path)
-    return save(figure, path.parent, path.stem if path.suffix in (".png", ".pdf") else path.name)
+    return save(figure, path.parent, path.stem)
 
 
 def _bare(axis: Axes) -> None:

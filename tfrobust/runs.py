@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -66,18 +68,26 @@ class Run:
     Args:
         folder: made if need be. One that holds a run with the same settings is gone on with.
         settings: a frozen dataclass.
+        files: that the results depend on, by the names of their settings; held by their contents.
 
     Raises:
-        OSError: the folder is not writable.
-        RunFolderError: the folder holds a run with other settings.
+        OSError: the folder is not writable, or one of the files cannot be read.
+        RunFolderError: the folder holds a run with other settings, or of other contents.
     """
 
-    def __init__(self, folder: str | Path, settings: Any):
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: Any,
+        files: Mapping[str, str | Path] = MappingProxyType({}),
+    ):
+        digests = {name: _sha256(path) for name, path in files.items()}
         self.folder = writable_folder(folder) if is_chief() else Path(folder)
         self.settings = json.loads(json.dumps(dataclasses.asdict(settings)))
         if self.has("run.json"):
+            record = self.read_json("run.json")
             # a setting that came later had its default before
-            before = _defaults(settings) | self.read_json("run.json")["settings"]
+            before = _defaults(settings) | record["settings"]
             names = sorted(before.keys() | self.settings.keys())
             changed = [name for name in names if before.get(name) != self.settings.get(name)]
             if changed:
@@ -86,11 +96,20 @@ class Run:
                     f"{self.folder} holds a run with {name} = {before.get(name)}, now "
                     f"{self.settings.get(name)}. Give another folder, or delete this one."
                 )
+            held = record.get("files", {})
+            for name, digest in digests.items():
+                if held.get(name) != digest:
+                    known = "had other contents" if name in held else "may have had other contents"
+                    raise RunFolderError(
+                        f"{self.folder} holds a run for which {name} = {files[name]} {known}: its "
+                        "results would be stale. Give another folder, or delete this one."
+                    )
         else:
             self.write_json(
                 "run.json",
                 {
                     "settings": self.settings,
+                    **({"files": digests} if digests else {}),
                     "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                     "versions": versions(),
                 },
@@ -187,6 +206,11 @@ def _defaults(settings: Any) -> dict[str, Any]:
     fields = dataclasses.fields(settings)
     values = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
     return json.loads(json.dumps(values))
+
+
+def _sha256(path: str | Path) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ import pandas as pd
 
 import reference_models
 from experiments import cli
-from experiments.peck2017 import claims, figures, published, study
+from experiments.peck2017 import checks, claims, figures, published, study
 from experiments.peck2017.comparison import compare, summary
 from tfrobust import attacks, data, evaluate
 from tfrobust import figures as plots
@@ -221,9 +221,26 @@ def iterated(
     return path
 
 
+def check(settings: Settings, data_dir: Path | None) -> None:
+    """Raises: InputError for settings that make no sense."""
+    checks.one_of(settings, checks.IMAGES, "lenet_data")
+    checks.one_of(settings, ("none", *checks.IMAGES), "nin_data")
+    checks.at_least(settings, 1, "lenet_iterations", "nin_iterations", "batch_size")
+    checks.at_least(settings, 1, "lenet_images", "nin_images")
+    checks.at_least(settings, 0, "carlini_wagner_steps", "seed")
+    checks.positive(settings, "nin_learning_rate")
+    checks.fits(settings, "lenet_weights", settings.lenet_data, data_dir)
+    if settings.nin_data != "none":
+        checks.fits(settings, "nin_weights", settings.nin_data, data_dir)
+    elif settings.nin_weights is not None:
+        raise cli.InputError("--nin-weights needs --nin-data, which is none: CIFAR-NIN is left out")
+
+
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run the experiment from the command line."""
-    return study.execute("cnns", PRESETS, make, arguments)
+    return study.execute(
+        "cnns", PRESETS, make, check, arguments, files=("lenet_weights", "nin_weights")
+    )
 
 
 if __name__ == "__main__":

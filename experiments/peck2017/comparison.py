@@ -13,7 +13,15 @@ import pandas as pd
 from experiments.peck2017 import published
 from tfrobust import attacks, bounds
 
-__all__ = ["ATTACKS", "BOUNDS", "compare", "ratio_median", "summary", "violations"]
+__all__ = [
+    "ATTACKS",
+    "BOUNDS",
+    "attacked",
+    "compare",
+    "ratio_median",
+    "summary",
+    "violations",
+]
 
 BOUNDS = {
     "printed": "printed bound",
@@ -78,6 +86,11 @@ def nearest(frame: pd.DataFrame) -> np.ndarray:
     """The smallest distance that any attack found for each example, infinite where none did."""
     found = frame[attacked_by(frame)].to_numpy()
     return np.nanmin(np.where(np.isnan(found), np.inf, found), axis=1)
+
+
+def attacked(frame: pd.DataFrame) -> int:
+    """Examples that some attack changed: the only ones that can show a violation."""
+    return int(np.isfinite(nearest(frame)).sum())
 
 
 def violations(frame: pd.DataFrame, bound: str) -> int:

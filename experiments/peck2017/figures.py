@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
 from experiments.peck2017.comparison import ATTACKS, BOUNDS, attacked_by, nearest
 from tfrobust import figures
@@ -16,6 +18,7 @@ from tfrobust import figures
 __all__ = ["curves", "histograms", "perturbations", "scatter"]
 
 _COLOURS = {"printed": "#b5367a", "certified": "#31688e", "tightened": "#35b779"}
+NO_SUCCESS = "no attack succeeded"
 
 
 def _styled(draw: Callable[..., Path]) -> Callable[..., Path]:
@@ -37,9 +40,10 @@ def _positive(values: np.ndarray) -> np.ndarray:
 def histograms(frame: pd.DataFrame, folder: Path, name: str, title: str) -> Path:
     """Histograms of every attack's distances and every bound, on one logarithmic axis."""
     figure, axes = figures.new(1, 2, width=4.2, height=2.9)
-    for axis, names, words in (
-        (axes[0, 0], attacked_by(frame), "l2 norm of perturbations found"),
-        (axes[0, 1], [key for key in BOUNDS if key in frame], "lower bound on the l2 norm"),
+    bounds = [key for key in BOUNDS if key in frame]
+    for axis, names, words, empty in (
+        (axes[0, 0], attacked_by(frame), "l2 norm of perturbations found", NO_SUCCESS),
+        (axes[0, 1], bounds, "lower bound on the l2 norm", "no bound is positive and finite"),
     ):
         for key in names:
             values = _positive(frame[key].to_numpy())
@@ -53,11 +57,13 @@ def histograms(frame: pd.DataFrame, folder: Path, name: str, title: str) -> Path
                     color=_COLOURS.get(key),
                     label={**ATTACKS, **BOUNDS}[key],
                 )
-        axis.set(xscale="log", xlabel=words, ylabel="examples")
+        axis.set(xlabel=words, ylabel="examples")
+        _log_axis(axis, "x", empty, *(_positive(frame[key].to_numpy()) for key in names))
     handles = [
         pair for axis in axes[0] for pair in zip(*axis.get_legend_handles_labels(), strict=True)
     ]
-    figure.legend(*zip(*handles, strict=True), loc="outside lower center", ncols=len(handles))
+    if handles:
+        figure.legend(*zip(*handles, strict=True), loc="outside lower center", ncols=len(handles))
     figure.suptitle(title, fontsize=10)
     return figures.save(figure, folder, name)
 
@@ -68,10 +74,12 @@ def scatter(frames: Mapping[str, pd.DataFrame], folder: Path, name: str) -> Path
     figure, axes = figures.new(1, len(frames), width=3.4, height=3.2)
     for axis, (title, frame) in zip(axes[0], frames.items(), strict=True):
         distance = nearest(frame)
+        shown = []
         for key, words in BOUNDS.items():
             if key in frame:
                 bound = frame[key].to_numpy()
                 use = np.isfinite(distance) & (distance > 0) & (bound > 0) & np.isfinite(bound)
+                shown.append(bound[use])
                 axis.scatter(
                     distance[use],
                     bound[use],
@@ -85,12 +93,35 @@ def scatter(frames: Mapping[str, pd.DataFrame], folder: Path, name: str) -> Path
         if len(span):
             ends = [span.min(), span.max()]
             axis.plot(ends, ends, color="0.3", linewidth=0.8, linestyle="--")
-        axis.set(xscale="log", yscale="log", xlabel="smallest l2 distance found", title=title)
-        axis.set_ylabel("bound")
+            shown.append(span)
+        axis.set(xlabel="smallest l2 distance found", ylabel="bound", title=title)
+        _log_axis(axis, "x", NO_SUCCESS, span)
+        if len(span):
+            _log_axis(axis, "y", NO_SUCCESS, *shown)
     lines = axes[0, 0].get_legend_handles_labels()
     columns = 1 if len(frames) == 1 else 3
     figure.legend(*lines, loc="outside lower center", ncols=columns, markerscale=2.5)
     return figures.save(figure, folder, name)
+
+
+def _log_axis(axis: Axes, which: str, empty: str, *values: np.ndarray) -> None:
+    """A logarithmic axis with few, short tick labels; the words `empty` where nothing is shown."""
+    shown = np.concatenate([np.empty(0), *values])
+    if not len(shown):
+        axis.set(xticks=[], yticks=[])
+        axis.text(0.5, 0.5, empty, transform=axis.transAxes, ha="center", va="center", color="0.3")
+        return
+    axis.set(**{f"{which}scale": "log"})
+    low, high = shown.min(), shown.max()
+    one = axis.xaxis if which == "x" else axis.yaxis
+    one.set_minor_formatter(NullFormatter())  # Matplotlib's own overlap
+    decades = 10.0 ** np.arange(-12, 13)
+    if ((decades >= low) & (decades <= high)).sum() < 2:
+        ticks = np.outer(decades, (1, 2, 5)).ravel()
+        if ((ticks >= low) & (ticks <= high)).sum() < 2:
+            ticks = MaxNLocator(3).tick_values(low, high) if high > low else np.array([low])
+        one.set_major_locator(FixedLocator(ticks[ticks > 0]))
+        one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
 
 
 @_styled
@@ -129,7 +160,7 @@ def curves(
 
 def _near_zero(x: Sequence[float]) -> dict[str, float]:
     """Where a logarithmic axis that holds zero becomes linear."""
-    return {"linthresh": min(value for value in x if value > 0)}
+    return {"linthresh": min((value for value in x if value > 0), default=1.0)}
 
 
 @_styled

@@ -14,7 +14,7 @@ import pandas as pd
 
 import reference_models
 from experiments import cli
-from experiments.peck2017 import claims, figures, study
+from experiments.peck2017 import checks, claims, figures, study
 from experiments.peck2017.comparison import compare, summary
 from tfrobust.runs import Run
 
@@ -99,6 +99,8 @@ def reached(frames: dict[str, pd.DataFrame]) -> claims.Claim:
         return claims.Claim("FGV reaches the bound", "not tested", "no binary one", "Theorem 3.6")
     ratios = np.concatenate([f["fast_gradient_value"] / f["printed"] for f in two])
     ratios = ratios[np.isfinite(ratios)]
+    if not len(ratios):
+        return claims.Claim("FGV reaches the bound", "not tested", "no success", "Theorem 3.6")
     largest = float(ratios.max())
     return claims.Claim(
         "With two classes FGV's smallest perturbation has the length of the bound",
@@ -108,9 +110,17 @@ def reached(frames: dict[str, pd.DataFrame]) -> claims.Claim:
     )
 
 
+def check(settings: Settings, data_dir: Path | None) -> None:
+    """Raises: InputError for settings that make no sense."""
+    checks.distinct(settings, "features", "classes")
+    checks.at_least(settings, 1, "features", "inputs")
+    checks.at_least(settings, 2, "classes")
+    checks.at_least(settings, 0, "seed")
+
+
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run the experiment from the command line."""
-    return study.execute("linear", PRESETS, make, arguments)
+    return study.execute("linear", PRESETS, make, check, arguments)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pandas as pd
 
 import reference_models
 from experiments import cli
-from experiments.peck2017 import claims, figures, published, study
+from experiments.peck2017 import checks, claims, figures, published, study
 from experiments.peck2017.comparison import BOUNDS, compare, summary, violations
 from tfrobust import data, evaluate
 from tfrobust.runs import Run
@@ -129,9 +129,18 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
     )
 
 
+def check(settings: Settings, data_dir: Path | None) -> None:
+    """Raises: InputError for settings that make no sense."""
+    checks.distinct(settings, "variants", "seeds")
+    checks.one_of(settings, VARIANTS, "variants")
+    checks.one_of(settings, checks.IMAGES, "dataset")
+    checks.at_least(settings, 1, "iterations", "images", "batch_size")
+    checks.at_least(settings, 0, "seeds")
+
+
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run the experiment from the command line."""
-    return study.execute("normalisation", PRESETS, make, arguments)
+    return study.execute("normalisation", PRESETS, make, check, arguments)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pandas as pd
 
 import reference_models
 from experiments import cli
-from experiments.peck2017 import claims, figures, study
+from experiments.peck2017 import checks, claims, figures, study
 from experiments.peck2017.comparison import compare, summary
 from tfrobust.runs import Run
 
@@ -107,9 +107,19 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
     )
 
 
+def check(settings: Settings, data_dir: Path | None) -> None:
+    """Raises: InputError for settings that make no sense."""
+    checks.distinct(settings, "depths", "activations")
+    checks.at_least(settings, 1, "features", "width", "depths", "networks", "inputs")
+    checks.at_least(settings, 2, "classes")
+    checks.at_least(settings, 0, "seed")
+    checks.one_of(settings, checks.ACTIVATIONS, "activations")
+    checks.one_of(settings, checks.SECOND_ATTACKS, "attack")
+
+
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run the experiment from the command line."""
-    return study.execute("random-mlps", PRESETS, make, arguments)
+    return study.execute("random-mlps", PRESETS, make, check, arguments)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pandas as pd
 
 import reference_models
 from experiments import cli
-from experiments.peck2017 import claims, figures, study
+from experiments.peck2017 import checks, claims, figures, study
 from experiments.peck2017.comparison import BOUNDS, compare, summary
 from tfrobust import data, evaluate
 from tfrobust.objectives import CrossEntropy, LastLayerRobustness
@@ -100,6 +100,7 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
         frames[f"weight {weight:g}"] = pd.concat(parts, ignore_index=True)
     table = pd.DataFrame(rows)
     means = table.groupby("weight").mean(numeric_only=True).drop(columns="seed")
+    means = means.loc[list(settings.weights)]  # groupby sorts
     lines = {name: means[name].tolist() for name in means.columns}
     accuracy = {"test accuracy": lines.pop("test accuracy")}
 
@@ -158,9 +159,20 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
     )
 
 
+def check(settings: Settings, data_dir: Path | None) -> None:
+    """Raises: InputError for settings that make no sense."""
+    checks.distinct(settings, "weights", "seeds")
+    checks.one_of(settings, checks.TABLES, "dataset")
+    checks.one_of(settings, checks.SECOND_ATTACKS, "attack")
+    checks.positive(settings, "weights", zero=True)
+    checks.at_least(settings, 1, "epochs", "inputs")
+    checks.at_least(settings, 0, "seeds")
+    checks.positive(settings, "learning_rate")
+
+
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run the experiment from the command line."""
-    return study.execute("regularised", PRESETS, make, arguments)
+    return study.execute("regularised", PRESETS, make, check, arguments)
 
 
 if __name__ == "__main__":

@@ -35,20 +35,40 @@ def execute(
     name: str,
     presets: Mapping[str, Any],
     make: Callable[[Run, Any, str, Path | None], Path],
+    check: Callable[[Any, Path | None], None],
     arguments: Sequence[str] | None = None,
+    *,
+    files: Sequence[str] = (),
 ) -> Path:
     """Read the command line, go through the steps, show the page; the page's path.
 
+    Args:
+        name: of the experiment.
+        presets: settings by name.
+        make: run, settings, preset and data folder to the page's path.
+        check: raises InputError for settings that make no sense; comes before anything is written,
+            so that the corrected command finds no run with other settings.
+        arguments: the command line; sys.argv where None.
+        files: settings that name a file, or None, whose contents the results depend on.
+
     Raises:
-        SystemExit: a setting that makes no sense.
+        SystemExit: a setting that makes no sense, with a message.
+        RunFolderError: the folder holds a run with other settings, or of files that have changed.
+        ModelFileError, DataNotFoundError: a model or data that are not there.
     """
     command = cli.parse(presets, f"peck2017-{name}", arguments)
-    if command.scheduler or command.strategy not in ("auto", "one"):
-        raise cli.InputError(
-            "these experiments are small and run on one device: leave out "
-            "--strategy and --scheduler"
-        )
-    run = Run(command.out, command.settings)
+    try:
+        if command.scheduler or command.strategy not in ("auto", "one"):
+            raise cli.InputError(
+                "these experiments are small and run on one device: leave out "
+                "--strategy and --scheduler"
+            )
+        check(command.settings, command.data_dir)
+    except cli.InputError as error:
+        raise SystemExit(f"error: {error}") from error
+    given = {field: getattr(command.settings, field) for field in files}
+    given = {field: path for field, path in given.items() if path is not None}
+    run = Run(command.out, command.settings, given)
     page = make(run, command.settings, command.preset, command.data_dir)
     cli.show(page, open_it=command.open)
     return page

@@ -15,7 +15,7 @@ import pandas as pd
 
 import reference_models
 from experiments import cli
-from experiments.peck2017 import claims, figures, published, study
+from experiments.peck2017 import checks, claims, figures, published, study
 from experiments.peck2017.comparison import BOUNDS, compare, summary
 from tfrobust import data, evaluate
 from tfrobust.runs import Run
@@ -128,9 +128,19 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
     )
 
 
+def check(settings: Settings, data_dir: Path | None) -> None:
+    """Raises: InputError for settings that make no sense."""
+    checks.distinct(settings, "datasets", "seeds")
+    checks.one_of(settings, checks.TABLES, "datasets")
+    checks.one_of(settings, checks.SECOND_ATTACKS, "attack")
+    checks.at_least(settings, 1, "epochs", "inputs")
+    checks.at_least(settings, 0, "seeds")
+    checks.positive(settings, "learning_rate")
+
+
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run the experiment from the command line."""
-    return study.execute("trained-mlps", PRESETS, make, arguments)
+    return study.execute("trained-mlps", PRESETS, make, check, arguments)
 
 
 if __name__ == "__main__":

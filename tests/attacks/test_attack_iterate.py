@@ -86,6 +86,13 @@ def test_pixels_of_another_range(cnn, images):
     ("arguments", "error", "message"),
     [
         ({"steps": 0}, ValueError, "steps must be a whole number of at least 1, got 0"),
+        ({"steps": np.nan}, ValueError, "steps must be a whole number of at least 1, got nan"),
+        ({"steps": np.inf}, ValueError, "steps must be a whole number .* got inf"),
+        ({"steps": 2.5}, ValueError, "steps must be a whole number .* got 2.5"),
+        ({"steps": "3"}, ValueError, "steps must be a whole number .* got '3'"),
+        ({"attack_steps": np.nan}, ValueError, "steps must be a whole number .* 0, got nan"),
+        ({"value_range": (0, 1, 2)}, ValueError, r"value_range must be .* got \(0, 1, 2\)"),
+        ({"value_range": 1}, ValueError, r"value_range must be \(minimum, maximum\), got 1"),
         ({"away_from": "first"}, ValueError, "away_from must be .* got 'first'"),
         ({"overshoot": -1}, ValueError, "overshoot must be finite and not negative, got -1"),
         ({"labels": [0] * 24}, TypeError, "takes no labels: see away_from"),
@@ -158,8 +165,16 @@ def test_picture_is_written(tmp_path):
     assert picture.std() > 0.05
 
 
-def test_picture_of_what_is_no_image():
+def test_picture_of_what_makes_no_sense(tmp_path):
     with pytest.raises(ValueError, match=r"only images .* got examples of shape \(4,\)"):
         figures.iterated_perturbation(made(shape=(4,)), "p.png")
     with pytest.raises(ValueError, match="most must be at least 1, got 0"):
         figures.iterated_perturbation(made(), "p.png", most=0)
+    for wrong in ((1, 1), (1, 0), (0, 1, 2), (0, np.nan)):
+        with pytest.raises(ValueError, match=r"value_range must be \(minimum, maximum\)"):
+            figures.iterated_perturbation(made(), "p.png", value_range=wrong)
+    with pytest.raises(ValueError, match="name every class, got 2 names and class 2"):
+        figures.iterated_perturbation(made(), "p.png", class_names=["ash", "bay"])
+    with pytest.raises(ValueError, match=r"must end in \.png or in nothing, got 'it3\.jpg'"):
+        figures.iterated_perturbation(made(), tmp_path / "it3.jpg")
+    assert not list(tmp_path.iterdir())

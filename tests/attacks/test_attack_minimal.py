@@ -190,6 +190,23 @@ def test_bad_images(cnn, images, change, message):
         ({"max_epsilon": np.inf}, ValueError, "max_epsilon must be positive and finite, got inf"),
         ({"norm": 3}, ValueError, "norm must be 1, 2 or infinity, got 3"),
         ({"value_range": (1, 0)}, ValueError, r"value_range must be \(minimum, maximum\)"),
+        ({"value_range": (0, 1, 2)}, ValueError, r"value_range must be .* got \(0, 1, 2\)"),
+        ({"value_range": (0, (1, 2))}, ValueError, "value_range must be"),
+        ({"value_range": ("0", "1")}, ValueError, "value_range must be"),
+        ({"value_range": None}, ValueError, "value_range must be .* got None"),
+        ({"value_range": (0, np.nan)}, ValueError, "value_range must be"),
+        *(
+            ({"attack": attack, name: wrong}, ValueError, f"{name} must be a whole .* got {wrong}")
+            for wrong in (np.nan, np.inf, 1.5)
+            for attack, name in (
+                ("fast_gradient_sign", "steps"),
+                ("hot_cold", "steps"),
+                ("lbfgs", "steps"),
+                ("lbfgs", "max_iterations"),
+                ("gradient", "epsilons"),
+                ("FGSM", "bisection_steps"),
+            )
+        ),
         ({"labels": [5] * 24}, ValueError, r"labels must lie in 0..4 for 5 classes"),
         ({"labels": [0]}, ValueError, r"labels must have shape \(24,\), got \(1,\)"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),

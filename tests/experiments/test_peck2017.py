@@ -1,11 +1,14 @@
 """experiments/peck2017: tables and claims against NumPy, every module in small, going on."""
 
+import itertools
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from nets import randomise
 
 from experiments.peck2017 import (
@@ -15,6 +18,7 @@ from experiments.peck2017 import (
     claims,
     cnns,
     comparison,
+    figures,
     kernels,
     linear,
     normalisation,
@@ -25,6 +29,7 @@ from experiments.peck2017 import (
     trained_mlps,
 )
 from tfrobust import bounds
+from tfrobust.runs import RunFolderError
 
 SMALL = {
     "linear": (linear, ["--features", "2", "--classes", "2", "--inputs", "12"]),
@@ -75,13 +80,29 @@ def test_every_experiment_in_small(name, tmp_path, monkeypatch, capsys):
 
 
 def test_the_index_links_every_page(tmp_path, monkeypatch):
-    one = {name: everything.EXPERIMENTS[name] for name in ("linear",)}
-    monkeypatch.setattr(everything, "EXPERIMENTS", one)
+    names = ("linear", "random-mlps")
+    some = {name: everything.EXPERIMENTS[name] for name in names}
+    monkeypatch.setattr(everything, "EXPERIMENTS", some)
     monkeypatch.setitem(linear.PRESETS, "demo", linear.Settings(features=(2,), inputs=5))
+    small = random_mlps.Settings(
+        depths=(1,), activations=("tanh",), networks=1, inputs=3, attack="none"
+    )
+    monkeypatch.setitem(random_mlps.PRESETS, "demo", small)
     index = everything.main(["--preset", "demo", "--out", str(tmp_path)])
     html = index.read_text()
-    assert 'href="linear/report.html"' in html and (tmp_path / "linear" / "report.html").exists()
-    assert set(everything.EXPERIMENTS) | set(SMALL) == set(SMALL)
+    for name in names:
+        assert f'href="{name}/report.html"' in html and (tmp_path / name / "report.html").exists()
+        for claim in json.loads((tmp_path / name / "claims.json").read_text()):
+            assert claim["statement"] in html.replace("&#39;", "'")
+
+
+def test_every_experiment_is_in_the_index_and_tried_here():
+    folder = Path(everything.__file__).parent
+    runnable = {path.stem for path in folder.glob("*.py") if "PRESETS = {" in path.read_text()}
+    assert {name.replace("-", "_") for name in everything.EXPERIMENTS} == runnable
+    assert everything.EXPERIMENTS.keys() == SMALL.keys()
+    for name, (module, _) in everything.EXPERIMENTS.items():
+        assert module is SMALL[name][0] and module.PRESETS.keys() == study.SCALES.keys()
 
 
 def made_up():
@@ -114,6 +135,79 @@ def test_violations_and_summary_against_numpy():
     assert table.loc["certified bound, global", "published median"] == "ours only"
 
 
+def drawn_texts(monkeypatch, draw, *arguments):
+    """The words inside each axis of the figure that is saved, and the labels of its x ticks."""
+    saved = []
+    save = figures.figures.save
+    monkeypatch.setattr(
+        figures.figures, "save", lambda figure, *_: saved.append(figure) or save(figure, *_)
+    )
+    draw(*arguments)
+    axes = saved[0].axes
+    words = [[text.get_text() for text in axis.texts] for axis in axes]
+    return words, axes
+
+
+@pytest.mark.parametrize("draw", ["scatter", "histograms"])
+def test_figures_without_a_success_say_so(draw, tmp_path, monkeypatch):
+    nothing = made_up().assign(fast_gradient_sign=np.nan, carlini_wagner=np.nan)
+    if draw == "scatter":
+        given = ({"a": nothing, "b": made_up()}, tmp_path, "f")
+    else:
+        given = (nothing, tmp_path, "f", "a")
+    words, _ = drawn_texts(monkeypatch, getattr(figures, draw), *given)
+    assert words == [["no attack succeeded"], []]
+    unbounded = nothing.assign(**dict.fromkeys(comparison.BOUNDS, np.inf))
+    words, _ = drawn_texts(monkeypatch, figures.histograms, unbounded, tmp_path, "g", "a")
+    assert words == [["no attack succeeded"], ["no bound is positive and finite"]]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(2.1, 2.9), (0.7, 4), (0.18, 6), (1, 40), (0.011, 0.99), (1e-3, 10), (2, 2), (1e-3, 1e3)],
+)
+def test_tick_labels_do_not_overlap(low, high, tmp_path, monkeypatch):
+    frame = pd.DataFrame({"printed": [1e-6, 2e-6], "fast_gradient_sign": [low, high]})
+    given = (dict.fromkeys("abcd", frame), tmp_path, "f")
+    _, axes = drawn_texts(monkeypatch, figures.scatter, *given)
+    for axis in axes:
+        left, right = axis.get_xlim()
+        with figures.figures.style():
+            FigureCanvasAgg(axis.figure).draw()
+        labels = [
+            label.get_window_extent()
+            for which in ("major", "minor")
+            for label in axis.get_xticklabels(which=which)
+            if label.get_text() and left <= label.get_position()[0] <= right
+        ]
+        assert labels
+        edges = sorted((box.x0, box.x1) for box in labels)
+        assert all(a[1] < b[0] for a, b in itertools.pairwise(edges))
+
+
+def test_no_attack_succeeds_on_a_network(tmp_path):
+    model = randomise(
+        keras.Sequential(
+            [
+                keras.Input((28, 28, 1)),
+                keras.layers.Conv2D(2, 3),
+                keras.layers.Flatten(),
+                keras.layers.Dense(10),
+            ]
+        ),
+        0,
+    )
+    model.layers[-1].set_weights([1e-6 * model.layers[-1].kernel.numpy(), np.arange(10.0)])
+    model.save(tmp_path / "w.keras")
+    given = ["--lenet-weights", str(tmp_path / "w.keras"), "--lenet-images", "4"]
+    page = cnns.main(["--preset", "demo", "--out", str(tmp_path / "run"), *given])
+    assert "not tested" in page.read_text()
+    frame = pd.read_parquet(tmp_path / "run" / "lenet5" / "compared.parquet")
+    assert frame["fast_gradient_sign"].isna().all() and frame["carlini_wagner"].isna().all()
+    judged = json.loads((page.parent / "claims.json").read_text())
+    assert {claim["verdict"] for claim in judged} == {"not tested"}
+
+
 def test_a_published_figure_is_shown_once_it_is_known(monkeypatch):
     monkeypatch.setitem(published.FIGURES, ("5.1", "net FGS", "median"), 0.25)
     table = comparison.summary({"net": made_up()}, "5.1").set_index("quantity")
@@ -136,8 +230,12 @@ def test_comparison_is_what_its_parts_say():
 def test_claims_go_both_ways():
     broken = claims.bounds_hold({"net": made_up()}, "Theorem 5.1")
     assert [claim.verdict for claim in broken] == ["not held", "held", "held"]
-    assert "2 violations in 4 examples (net 2)" in broken[0].figure
+    assert broken[0].figure == "2 violations in 3 attacked examples (of 4): net 2"
     assert broken[0].source == "Theorem 5.1" and broken[1].source == "certified rules"
+    nothing = made_up().assign(fast_gradient_sign=np.nan, carlini_wagner=np.nan)
+    for claim in claims.bounds_hold({"net": nothing}, "x"):
+        assert claim.verdict == "not tested"
+        assert claim.figure == "0 violations in 0 attacked examples (of 4)"
     untested = claims.bounds_hold({"net": made_up().drop(columns="tightened")}, "x")
     assert untested[2].verdict == "not tested"
     rng = np.random.default_rng(0)
@@ -156,9 +254,6 @@ def test_claims_go_both_ways():
     assert claims.grows("s", [0, 1], [1, 2], "t").verdict == "not tested"
     gone = claims.grows("s", [0, 1, 2, 3, 9], [1, 2, 3, 4, np.nan], "t")
     assert gone.verdict == "held" and "without 9" in gone.figure
-    ratios = pd.DataFrame({"a": [1.0, 2.0], "b": [1.0, 2.1]})
-    assert kernels.agrees(ratios, "a", "a", "t").verdict == "held"
-    assert kernels.agrees(ratios, "a", "b", "t").verdict == "not held"
 
 
 def test_scaling_leaves_the_model_as_it_was():
@@ -168,10 +263,198 @@ def test_scaling_leaves_the_model_as_it_was():
     before = [w.copy() for w in model.get_weights()]
     x = np.random.default_rng(0).random((3, 28, 28, 1), dtype=np.float32)
     table = kernels.scaling(model, x, (0.5, 1.0))
-    np.testing.assert_allclose(table["printed ratio"], table["closed form, printed"], rtol=1e-5)
+    length = np.linalg.norm(before[0])
+    np.testing.assert_allclose(table["printed ratio"], [2 / length, 1 / length], rtol=1e-5)
+    np.testing.assert_allclose(table["measured"], table["proven"], rtol=0.05)
+    assert (table["measured"] >= table["proven"] * (1 - 1e-4)).all()
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
+def small_chain():
+    layers = keras.layers
+    stack = [
+        layers.Rescaling(3.0),
+        layers.Conv2D(3, 3, strides=2, activation="tanh"),
+        layers.MaxPooling2D(2),
+        layers.Flatten(),
+        layers.Dense(4),
+        layers.Dense(3),
+    ]
+    return randomise(keras.Sequential([keras.Input((9, 9, 2)), *stack]), 1)
+
+
+def test_measured_increases_against_written_out_matrices():
+    """Linear steps' norms by NumPy's singular values of the layer applied to the unit vectors."""
+    x = np.random.default_rng(0).uniform(0, 1, (3, 9, 9, 2)).astype(np.float32)
+    steps = kernels.walk(small_chain(), x)
+    found = kernels.measured(steps, x)
+    for step, value in zip(steps, found, strict=True):
+        if step.kind in ("Rescaling", "Conv2D", "Dense"):
+            eye = np.eye(int(np.prod(step.input_shape)), dtype=np.float32)
+            rows = np.asarray(step.function(eye.reshape(-1, *step.input_shape)))
+            rows = rows - np.asarray(step.function(np.zeros((1, *step.input_shape), np.float32)))
+            norm = np.linalg.svd(rows.reshape(len(eye), -1), compute_uv=False)[0]
+            assert norm * 0.98 <= value <= norm * (1 + 1e-4), step.kind
+        else:  # tanh, max pool, flatten
+            assert 0.2 < value <= 1 + 1e-4, step.kind
+    assert kernels.measured(steps, x, only=1) == [pytest.approx(found[1])]
+
+
+def test_increases_behind_a_first_layer_and_linear_layers_in_a_row():
+    x = np.random.default_rng(0).uniform(0, 1, (3, 9, 9, 2)).astype(np.float32)
+    table = kernels.increases(small_chain().__class__(small_chain().layers[1:]), x)
+    assert set(table.loc[table["alone"], "rule"]) == {"Theorem 5.1", "Theorem 5.3, eq. (5.4)"}
+    above, near = kernels.within(table, "layers", "t")
+    assert (above.verdict, near.verdict) == ("held", "held")
+
+
+def test_claims_on_increases_go_both_ways():
+    table = pd.DataFrame({"measured": [1.0, 1.96], "proven": [1.0, 2.0]})
+    assert [claim.verdict for claim in kernels.within(table, "layers", "t")] == ["held", "held"]
+    wrong = table.assign(proven=[1.0, 1.9])  # a norm that is too small
+    assert [claim.verdict for claim in kernels.within(wrong, "layers", "t")] == ["not held", "held"]
+    loose = table.assign(proven=[1.0, 3.0])
+    assert kernels.within(loose, "layers", "t")[1].verdict == "not held"
+    nonlinear = loose.assign(linear=[True, False])
+    assert kernels.within(nonlinear, "layers", "t")[1].verdict == "held"
+    assert kernels.within(loose.assign(linear=False), "layers", "t")[1].verdict == "not tested"
+
+    ratios = pd.DataFrame({"printed ratio": [1.0, 2.0], "closed form, printed": [1.0, 2.0]})
+    assert kernels.agrees(ratios).verdict == "held"
+    ratios["printed ratio"] = [1.0, 1.0]  # as if scaling had been missed
+    assert kernels.agrees(ratios).verdict == "not held"
+
+    layers = pd.DataFrame(
+        {"layer": ["conv", "dense"], "printed": [2.0, 1.0], "alone": [True, False]}
+    )
+    assert kernels.covered(layers.assign(measured=[1.9, 9.0])).verdict == "held"
+    judged = kernels.covered(layers.assign(measured=[3.0, 9.0]))
+    assert judged.verdict == "not held" and "conv 1.5" in judged.figure
+    assert kernels.covered(layers.assign(alone=False)).verdict == "not tested"
+
+
 def test_devices_that_make_no_sense_here():
-    with pytest.raises(ValueError, match="run on one device"):
+    with pytest.raises(SystemExit, match="run on one device"):
         linear.main(["--preset", "demo", "--strategy", "mirrored"])
+
+
+@pytest.mark.parametrize(
+    ("module", "given", "message"),
+    [
+        (linear, "--classes 1", "--classes must be at least 2, got 1"),
+        (linear, "--inputs 0", "--inputs must be at least 1, got 0"),
+        (linear, "--features 2 2", "--features holds 2 more than once"),
+        (linear, "--features", "--features needs at least one value"),
+        (random_mlps, "--attack foo", "--attack takes none, .*deepfool, got 'foo'"),
+        # would be computed, and shown nowhere
+        (random_mlps, "--attack LinfPGD", "--attack takes none"),
+        (random_mlps, "--activations gelu", "--activations takes .*tanh, got 'gelu'"),
+        (random_mlps, "--depths 0", "--depths must be at least 1, got 0"),
+        (trained_mlps, "--datasets nope", "--datasets takes iris, wine, spambase, got 'nope'"),
+        (trained_mlps, "--datasets mnist", "--datasets takes iris, wine, spambase, got 'mnist'"),
+        (trained_mlps, "--seeds -1", "--seeds must be at least 0, got -1"),
+        (trained_mlps, "--learning-rate nan", "--learning-rate must be finite and positive"),
+        (regularised, "--weights -1", "--weights must be finite and not negative, got -1"),
+        (regularised, "--weights inf", "--weights must be finite"),
+        (regularised, "--dataset digits", "--dataset takes iris"),
+        (normalisation, "--variants lenet6", "--variants takes lenet5, .*got 'lenet6'"),
+        (normalisation, "--dataset iris", "--dataset takes digits, mnist, cifar10"),
+        (cnns, "--lenet-data none", "--lenet-data takes digits, mnist, cifar10, got 'none'"),
+        (cnns, "--nin-data svhn", "--nin-data takes none, digits"),
+        (cnns, "--nin-weights x.keras", "--nin-weights needs --nin-data"),
+        (kernels, "--scales 0", "--scales must be finite and positive, got 0"),
+        (kernels, "--batch-size 0", "--batch-size must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_leave_nothing_behind(module, given, message, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        module.main(["--preset", "demo", "--out", str(out), *given.split()])
+    assert not out.exists()
+
+
+def test_every_preset_makes_sense():
+    for module, _ in SMALL.values():
+        for settings in module.PRESETS.values():
+            module.check(settings, None)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Files of models that do not go with digits, by what is wrong with them."""
+    folder = tmp_path_factory.mktemp("weights")
+    layers = keras.layers
+
+    def saved(name, shape, *stack):
+        model = randomise(keras.Sequential([keras.Input(shape), *stack]), 0)
+        if name == "infinite":
+            model.set_weights([np.full_like(w, np.inf) for w in model.get_weights()])
+        model.save(folder / f"{name}.keras")
+
+    saved("dense", (28, 28, 1), layers.Flatten(), layers.Dense(10))
+    saved("shape", (8, 8, 1), layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(10))
+    saved("classes", (28, 28, 1), layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(3))
+    saved("infinite", (28, 28, 1), layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(10))
+    norm = layers.LayerNormalization()
+    saved("rule", (28, 28, 1), layers.Conv2D(2, 3), norm, layers.Flatten(), layers.Dense(10))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("module", "setting", "file", "message"),
+    [
+        (kernels, "weights", "dense", "must hold a model with a Conv2D layer"),
+        (cnns, "lenet-weights", "shape", r"does not go with digits: .*\(batch, 8, 8, 1\)"),
+        (cnns, "lenet-weights", "classes", "has 3 classes, digits has 10"),
+        (cnns, "lenet-weights", "infinite", "does not go with digits: .*infinite"),
+        (kernels, "weights", "rule", "does not go with digits: .*LayerNormalization"),
+    ],
+)
+def test_weights_that_do_not_fit(module, setting, file, message, weights, tmp_path):
+    out, path = tmp_path / "run", weights / f"{file}.keras"
+    with pytest.raises(SystemExit, match=f"^error: --{setting} .*{file}.keras {message}"):
+        module.main(["--preset", "demo", "--out", str(out), f"--{setting}", str(path)])
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("module", "setting"), [(cnns, "lenet-weights"), (kernels, "weights")])
+def test_other_contents_of_a_weights_file_are_noticed(module, setting, tmp_path, monkeypatch):
+    path = tmp_path / "w.keras"
+    monkeypatch.setattr(module, "make", lambda run, *_: run.folder / "report.html")
+
+    def given(seed, out="run"):
+        stack = [keras.layers.Conv2D(2, 3), keras.layers.Flatten(), keras.layers.Dense(10)]
+        randomise(keras.Sequential([keras.Input((28, 28, 1)), *stack]), seed).save(path)
+        place = str(tmp_path / out)
+        return module.main(["--preset", "demo", "--out", place, f"--{setting}", str(path)])
+
+    given(0)
+    with pytest.raises(RunFolderError, match=r"weights = .*w\.keras had other contents.*another"):
+        given(1)
+    given(1, out="another")
+
+
+def test_weights_of_the_reward_in_any_order(tmp_path, monkeypatch):
+    drawn = {}
+
+    def curves(x, lines, folder, name, **_):
+        drawn[name] = dict(zip(x, lines["FGS"] if "FGS" in lines else [0] * len(x), strict=True))
+        return figure
+
+    def compare(model, x, *_, **__):
+        return pd.DataFrame({**{key: [0.1] for key in comparison.BOUNDS}, **made})
+
+    figure = figures.perturbations(np.zeros((1, 2, 2, 1)), np.zeros((1, 2, 2, 1)), tmp_path, "f")
+    monkeypatch.setattr(regularised.figures, "curves", curves)
+    monkeypatch.setattr(regularised, "compare", compare)
+    distances = iter([3.0, 1.0])
+    made = {}
+
+    def trained(*_, **__):
+        made["fast_gradient_sign"] = [next(distances)]
+        return randomise(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), 0)
+
+    monkeypatch.setattr(regularised.study, "trained", trained)
+    given = ["--dataset", "iris", "--weights", "0.5", "0", "--out", str(tmp_path / "run")]
+    regularised.main(["--preset", "demo", *given])
+    assert drawn["figure4.3"] == {0.5: 3.0, 0.0: 1.0}

@@ -62,8 +62,37 @@ def test_three_models_are_ranked(files, tmp_path, capsys):
 
 def test_a_second_call_computes_nothing(files, tmp_path, monkeypatch):
     rank.main(arguments(files, tmp_path, "m0", "m1", images=5))
-    monkeypatch.setattr(rank, "measured", lambda *_: pytest.fail("computed again"))
+    run = tmp_path / "run"
+    (run / "m1" / "attack.parquet").unlink()
+    parts = ("bounds.robustness", "alignment.measure", "attacks.minimal")
+    again = forbidden(monkeypatch, *parts)
+    # the checks before the run bound one example
+    monkeypatch.setattr(rank, "_check", lambda *_: None)
+    with pytest.raises(pytest.fail.Exception):
+        rank.main(arguments(files, tmp_path, "m0", "m1", images=5))
+    assert again == ["attacks.minimal"]  # what was bounded before a failing attack is kept
+    monkeypatch.undo()
     rank.main(arguments(files, tmp_path, "m0", "m1", images=5))
+    again = forbidden(monkeypatch, *parts)
+    monkeypatch.setattr(rank, "_check", lambda *_: None)
+    rank.main(arguments(files, tmp_path, "m0", "m1", images=5))
+    assert not again
+
+
+def forbidden(monkeypatch, *names):
+    """The calls of functions of `rank`'s modules, which fail."""
+    called = []
+
+    def refuse(name):
+        called.append(name)
+        pytest.fail(f"{name} was called again")
+
+    for name in names:
+        module, function = name.split(".")
+        monkeypatch.setattr(
+            getattr(rank, module), function, lambda *_, name=name, **__: refuse(name)
+        )
+    return called
 
 
 def made_up(**columns):
@@ -71,26 +100,153 @@ def made_up(**columns):
     return pd.DataFrame({**frame, **columns})
 
 
-def test_ties_missing_values_and_violations():
+def test_ties_failures_and_violations():
+    nan, inf = np.nan, np.inf
     tables = {
         "a": made_up(certified_bound=[1, 3], linearized_robustness=[1, 1], attack_distance=[5, 5]),
         "b": made_up(
-            certified_bound=[2, 2], linearized_robustness=[2, np.nan], attack_distance=[np.nan] * 2
+            certified_bound=[2, 2], linearized_robustness=[2, nan], attack_distance=[inf, inf]
         ),
         "c": made_up(
             certified_bound=[1, 1], linearized_robustness=[2, 2], attack_distance=[0.5, 9]
         ),
+        "d": made_up(
+            certified_bound=[inf, inf], linearized_robustness=[nan, nan], attack_distance=[inf, inf]
+        ),
     }
-    table = rank.ranking(tables, {"a": 0.5, "b": 0.6, "c": 0.7}).set_index("model")
-    assert dict(table["rank by certified bound"]) == {"a": 1, "b": 1, "c": 3}
-    assert dict(table["rank by linearized robustness ρ~"]) == {"a": 3, "b": 1, "c": 1}
-    assert dict(table["rank by attack distance"]) == {"a": 1, "b": 3, "c": 2}
-    assert table.loc["b", "attack success"] == "0.0%" and np.isnan(
-        table.loc["b", "attack distance"]
-    )
-    assert dict(table["violations"]) == {"a": 0, "b": 0, "c": 1}
+    table = rank.ranking(tables, dict.fromkeys(tables, 0.5)).set_index("model")
+    assert dict(table["rank by certified bound"]) == {"d": 1, "a": 2, "b": 2, "c": 4}
+    assert dict(table["rank by linearized robustness ρ~"]) == {"a": 3, "b": 1, "c": 1, "d": 4}
+    assert dict(table["rank by attack distance"]) == {"b": 1, "d": 1, "a": 3, "c": 4}
+    assert table.loc["b", "attack success"] == "0.0%"
+    assert np.isinf(table.loc["b", "attack distance"])
+    assert dict(table["violations"]) == {"a": 0, "b": 0, "c": 1, "d": 0}
     found = rank.correlations(table.reset_index())
-    assert found["Spearman"].isna().sum() == 2  # two models have an attack distance
+    assert found["models"].tolist() == [3, 4, 3]
+    assert found["Spearman"].notna().all()
+
+
+def test_a_model_that_resists_the_attack_ranks_above():
+    resists, yields = np.full(20, np.inf), np.full(20, 2.0)
+    resists[:2] = 0.1  # the few it changes, it changes with little
+    common = {"label": 0, "predicted": 0, "tightened": True, "certified_bound": 0.01}
+    frames = {
+        name: pd.DataFrame({"attack_distance": d, "linearized_robustness": 1.0, **common})
+        for name, d in (("yields", yields), ("resists", resists))
+    }
+    table = rank.ranking(frames, {"yields": 0.9, "resists": 0.9}).set_index("model")
+    assert dict(table["rank by attack distance"]) == {"resists": 1, "yields": 2}
+    assert table.loc["resists", "attack success"] == "10.0%"
+
+
+def test_the_page_counts_attacked_examples(files, tmp_path, monkeypatch, capsys):
+    minimal = rank.attacks.minimal
+
+    def failing(*given, **settings):
+        found = minimal(*given, **settings)
+        found.distance[1:] = np.inf
+        return found
+
+    monkeypatch.setattr(rank.attacks, "minimal", failing)
+    rank.main(arguments(files, tmp_path, "m0", "m1", images=4))
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "0 violations in 2 attacked examples (of 8)" in page and "<td>inf</td>" in page
+    assert " inf " in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "run" / "ranking.csv")
+    assert np.isinf(table["attack distance"]).all()
+
+
+def test_a_ranking_without_a_success_is_not_tested(files, tmp_path, monkeypatch):
+    minimal = rank.attacks.minimal
+
+    def failing(*given, **settings):
+        found = minimal(*given, **settings)
+        found.distance[:] = np.inf
+        return found
+
+    monkeypatch.setattr(rank.attacks, "minimal", failing)
+    rank.main(arguments(files, tmp_path, "m0", "m1", images=3))
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "not tested" in page and "0 violations in 0 attacked examples (of 6)" in page
+
+
+def test_tables_are_attacked_by_deepfool_without_a_warning(tmp_path, recwarn):
+    paths = []
+    for seed in range(2):
+        tanh = layers.Dense(5, activation="tanh")
+        model = randomise(keras.Sequential([keras.Input((4,)), tanh, layers.Dense(3)]), seed)
+        paths.append(str(tmp_path / f"m{seed}.keras"))
+        model.save(paths[-1])
+    rank.main([*paths, "--data", "iris", "--out", str(tmp_path / "run")])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "attack: deepfool (chosen for tables)" in page
+    assert not [w for w in recwarn if "homogeneous decomposition" in str(w.message)]
+
+
+def test_images_are_attacked_by_carlini_wagner_and_warned_of(tmp_path, monkeypatch):
+    used, paths = [], []
+    for seed in range(2):
+        stack = [layers.Flatten(), layers.Dense(5, activation="tanh"), layers.Dense(10)]
+        model = randomise(keras.Sequential([keras.Input((28, 28, 1)), *stack]), seed)
+        paths.append(str(tmp_path / f"m{seed}.keras"))
+        model.save(paths[-1])
+    minimal = rank.attacks.minimal
+
+    def quick(model, x, attack, **settings):
+        used.append(attack)
+        return minimal(model, x, "deepfool", **settings)
+
+    monkeypatch.setattr(rank.attacks, "minimal", quick)
+    given = [*paths, "--data", "digits", "--images", "2", "--out", str(tmp_path / "run")]
+    with pytest.warns(UserWarning, match="homogeneous decomposition is not exact"):
+        rank.main(given)
+    assert set(used) == {"carlini_wagner"}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "attack: carlini_wagner (chosen for images)" in page
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--attack", "foo"], "model m0: unknown attack 'foo'"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--images", "0"], "--images must be at least 1, got 0"),
+        (["nan"], "model nan: .*kernel holds NaN or infinite values"),
+        (["rule"], "model rule: layer 'LayerNormalization' .* has no certified rule"),
+        (["missing"], "there is no model file"),
+    ],
+)
+def test_what_would_fail_late_is_said_first(files, tmp_path, changed, message, monkeypatch):
+    bad = digits_model(0.1)
+    bad.layers[1].set_weights([np.full((784, 10), np.nan), np.zeros(10)])
+    bad.save(tmp_path / "nan.keras")
+    stack = [layers.Flatten(), layers.LayerNormalization(), layers.Dense(10)]
+    randomise(keras.Sequential([keras.Input((28, 28, 1)), *stack]), 0).save(tmp_path / "rule.keras")
+    second = str(files / "m1.keras")
+    if not changed[0].startswith("--"):
+        second, changed = str(tmp_path / f"{changed[0]}.keras"), []
+    called = forbidden(monkeypatch, "alignment.measure", "attacks.minimal")
+    out = tmp_path / "run"
+    given = [str(files / "m0.keras"), second, "--data", "digits", "--out", str(out), *changed]
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        rank.main(given)
+    assert not out.exists() and not called
+
+
+def test_files_of_one_name(files, tmp_path):
+    for folder in ("a/x", "b/x", "c"):
+        (tmp_path / folder).mkdir(parents=True)
+        digits_model(0.1).save(tmp_path / folder / "m0.keras")
+    names, _ = rank._models((str(tmp_path / "c" / "m0.keras"), str(tmp_path / "a/x/m0.keras")))
+    assert names == ["c-m0", "x-m0"]
+    with pytest.raises(SystemExit, match="x-m0, which tell models apart: rename one of the files"):
+        rank.main([str(tmp_path / f"{each}/x/m0.keras") for each in "ab"] + ["--data", "digits"])
+
+
+def test_other_settings_in_the_folder(files, tmp_path):
+    rank.main(arguments(files, tmp_path, "m0", "m1", images=2))
+    with pytest.raises(SystemExit, match="holds a run with images = 2, now 3"):
+        rank.main(arguments(files, tmp_path, "m0", "m1", images=3))
 
 
 def test_what_does_not_go_together_is_an_error(files, tmp_path):
@@ -112,5 +268,5 @@ def test_what_does_not_go_together_is_an_error(files, tmp_path):
     with pytest.raises(SystemExit, match="unknown data set"):
         rank.main([*bad[:1], str(files / "m1.keras"), "--data", "letters"])
     (tmp_path / "broken.keras").write_bytes(b"PK")
-    with pytest.raises(Exception, match="truncated"):
+    with pytest.raises(SystemExit, match="truncated"):
         rank.main([*bad[:1], str(tmp_path / "broken.keras"), "--data", "digits"])

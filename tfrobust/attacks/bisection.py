@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.attacks.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, all_finite, misclassified
 from tfrobust.differentiate import compiled
 from tfrobust.norms import clip_to_range, norm, per_example
@@ -49,11 +50,10 @@ def bisect_along(
     """
     if not 0 < max_epsilon < np.inf:
         raise ValueError(f"max_epsilon must be positive and finite, got {max_epsilon}")
-    if int(steps) != steps or steps < 0:
-        raise ValueError(f"steps must be a whole number of at least 0, got {steps}")
+    steps = as_count("steps", steps, 0)
     run = compiled(model, ("attack", key), _along(direction_of), x, rowwise=2)
     largest, low, high = (tf.constant(v, tf.float32) for v in (max_epsilon, *value_range))
-    count = tf.constant(int(steps))
+    count = tf.constant(steps)
     return lambda rows, labels: run(rows, labels, largest, count, low, high, *scalars)
 
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 from foolbox.attacks.base import FixedEpsilonAttack, FlexibleDistanceMinimizationAttack
 from foolbox.attacks.gradient_descent_base import BaseGradientDescent
 
+from tfrobust.attacks.arguments import as_count
 from tfrobust.attacks.descent import with_radius_per_example, without_underflow
 from tfrobust.attacks.direction import AttackFunction, misclassified
 from tfrobust.attacks.radius import smallest_radius
@@ -108,9 +109,7 @@ def foolbox_attack(
         FoolboxError: Foolbox refuses the settings, or, when run, the inputs.
         ValueError: `bisection_steps` is not a positive whole number.
     """
-    steps = settings.pop("bisection_steps", BISECTION_STEPS)
-    if int(steps) != steps or steps < 1:
-        raise ValueError(f"bisection_steps must be a whole number of at least 1, got {steps}")
+    steps = as_count("bisection_steps", settings.pop("bisection_steps", BISECTION_STEPS), 1)
     if issubclass(cls, FlexibleDistanceMinimizationAttack):
         settings.setdefault("distance", foolbox.distances.LpDistance(norm))
     attack = _reporting(cls, cls)(**settings)
@@ -127,7 +126,7 @@ def foolbox_attack(
 
     def run(rows: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return smallest_radius(
-            try_radius, rows, labels, attack.distance.p, value_range, bisection_steps=int(steps)
+            try_radius, rows, labels, attack.distance.p, value_range, bisection_steps=steps
         )
 
     return run

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.attacks.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, all_finite, loss_direction, misclassified
 from tfrobust.differentiate import compiled
 from tfrobust.norms import clip_to_range, norm, per_example
@@ -45,12 +46,11 @@ def gradient_attack(
     Raises:
         ValueError: `epsilons` is not a positive whole number, or `max_epsilon` not positive.
     """
-    if int(epsilons) != epsilons or epsilons < 1:
-        raise ValueError(f"epsilons must be a whole number of at least 1, got {epsilons}")
+    epsilons = as_count("epsilons", epsilons, 1)
     if not 0 < max_epsilon < np.inf:
         raise ValueError(f"max_epsilon must be positive and finite, got {max_epsilon}")
     run = compiled(model, ("attack", "gradient"), _build, x, rowwise=2)
-    grid = tf.constant(np.linspace(0, max_epsilon, int(epsilons) + 1)[1:], tf.float64)
+    grid = tf.constant(np.linspace(0, max_epsilon, epsilons + 1)[1:], tf.float64)
     low, high = (tf.constant(value, tf.float32) for value in value_range)
     return lambda rows, labels: run(rows, labels, grid, low, high)
 

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import pandas as pd
 
-from tfrobust.attacks.minimal import as_range, inside, minimal, predictions
+from tfrobust.attacks.arguments import as_count, as_range
+from tfrobust.attacks.minimal import inside, minimal, predictions
 from tfrobust.batches import as_images
 from tfrobust.norms import norm as norm_of
 
@@ -102,8 +103,7 @@ def iterate(
         NotLogitsError: the model has no logits to attack.
         FoolboxError: an attack of Foolbox's refuses its settings or the images.
     """
-    if int(steps) != steps or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps}")
+    steps = as_count("steps", steps, 1)
     if away_from not in ("current", "original"):
         raise ValueError(f'away_from must be "current" or "original", got {away_from!r}')
     if not 0 <= overshoot < np.inf:
@@ -116,7 +116,7 @@ def iterate(
     images = [inside(as_images(model, x), (low, high))]
     labels = [predictions(model, images[0], batch_size)]
     lengths, found = [], [np.ones(len(images[0]), bool)]
-    for _ in range(int(steps)):
+    for _ in range(steps):
         now, alive = images[-1].copy(), found[-1].copy()
         rows = np.flatnonzero(alive)
         if len(rows):

@@ -11,6 +11,7 @@ import tensorflow as tf
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
+from tfrobust.attacks.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, misclassified
 from tfrobust.differentiate import classes_of, compiled, gradients_at
 
@@ -64,12 +65,8 @@ def lbfgs(
     targets_of = _targets(targets, classes_of(model, x))
     if not 0 < initial_const < np.inf:
         raise ValueError(f"initial_const must be positive and finite, got {initial_const}")
-    if int(steps) != steps or steps < 0:
-        raise ValueError(f"steps must be a whole number of at least 0, got {steps}")
-    if int(max_iterations) != max_iterations or max_iterations < 1:
-        raise ValueError(
-            f"max_iterations must be a whole number of at least 1, got {max_iterations}"
-        )
+    steps = as_count("steps", steps, 0)
+    max_iterations = as_count("max_iterations", max_iterations, 1)
     loss_at = compiled(model, ("attack", "lbfgs"), _loss, x, rowwise=0)
     values_at = compiled(model, ("attack", "lbfgs logits"), _values, x, rowwise=0)
 
@@ -79,9 +76,9 @@ def lbfgs(
         # L-BFGS-B's matrices are too small to share: BLAS threads only wait for one another
         with threadpool_limits(limits=1, user_api="blas"):
             for row, label in enumerate(labels.numpy()):
-                search = _Search(loss_at, images[row], label, value_range, int(max_iterations))
+                search = _Search(loss_at, images[row], label, value_range, max_iterations)
                 for target in targets_of(logits[row], label):
-                    search.towards(target, initial_const, int(steps))
+                    search.towards(target, initial_const, steps)
                 images[row], found[row] = search.best, np.isfinite(search.length)
         return images, found
 

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import norms
+from tfrobust.attacks.arguments import as_range
 from tfrobust.attacks.direction import AttackFunction, all_finite
 from tfrobust.attacks.registry import prepare
 from tfrobust.attacks.result import MinimalPerturbation
@@ -102,15 +103,6 @@ def predictions(model: keras.Model, x: np.ndarray, batch_size: int) -> np.ndarra
     original = compiled(model, ("attack", "original"), _original(model), x)
     outputs = in_batches(original, x, batch_size=batch_size, description="predictions")
     return np.argmax(outputs, axis=1).astype(np.int32)
-
-
-def as_range(value_range: tuple[float, float]) -> tuple[float, float]:
-    """(minimum, maximum) of the pixels, checked."""
-    # as float32, as the images are: .1 in double precision is less than .1 in single
-    low, high = (float(np.float32(value)) for value in value_range)
-    if not (np.isfinite([low, high]).all() and low < high):
-        raise ValueError(f"value_range must be (minimum, maximum), got {value_range}")
-    return low, high
 
 
 def inside(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
