@@ -448,3 +448,93 @@ def test_bad_input_is_an_error():
     model.layers[-1].bias.assign(np.full(model.layers[-1].bias.shape, np.inf))
     with pytest.raises(ValueError, match="finite"):
         robustness(model, x)
+
+
+@pytest.mark.parametrize("depth_radius", [1, 5])
+def test_response_normalisation_over_few_channels(depth_radius):
+    layer = LocalResponseNormalization(depth_radius=depth_radius, alpha=0.5)
+    inputs = keras.Input((2,))
+    hidden = layers.Reshape((1, 1, 3))(layers.Dense(3)(inputs))
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(layer(hidden))))
+    randomise(model, 0)
+    x = np.random.default_rng(0).normal(size=(10, 2)).astype(np.float32)
+    found = robustness(model, x)
+    assert (found.bound > 0).all()
+    assert nothing_inside(model, x, found.bound, disc(400, np.random.default_rng(0)))
+
+
+def test_averages_over_windows_wider_than_the_image():
+    """What is left of such a window is a mean of fewer places, which moves more."""
+    inputs = keras.Input((1, 1, 1))
+    mean = layers.AveragePooling2D(3, strides=1, padding="same")(inputs)
+    both = layers.Concatenate()([layers.Flatten()(layers.ReLU()(mean)), layers.Flatten()(mean)])
+    last = layers.Dense(2)
+    model = keras.Model(inputs, last(both))
+    last.set_weights([np.float32([[-100, 0], [-0.01, 0]]), np.float32([1, 0])])
+    x = -np.linspace(0.1, 3, 30, dtype=np.float32).reshape(-1, 1, 1, 1)
+    bound = robustness(model, x).bound
+    # the other class begins just above zero
+    assert (bound <= 0.0101 - x.ravel()).all()
+    assert (bound > 0.5 * np.abs(x.ravel())).all()
+
+
+def test_padded_max_pooling_is_tightened():
+    """As much as with the zeros that a layer puts there."""
+    inputs = keras.Input((5, 5, 1))
+    hidden = layers.Conv2D(4, 3, padding="same", activation="relu")(inputs)
+    last = layers.Dense(3)
+    padded = keras.Model(
+        inputs, last(layers.Flatten()(layers.MaxPooling2D(2, padding="same")(hidden)))
+    )
+    zeros = layers.MaxPooling2D(2)(layers.ZeroPadding2D(((0, 1), (0, 1)))(hidden))
+    model = keras.Model(inputs, last(layers.Flatten()(zeros)))
+    randomise(model, 1)
+    x = np.random.default_rng(0).random((6, 5, 5, 1)).astype(np.float32)
+    found, expected = robustness(padded, x).bound, robustness(model, x).bound
+    np.testing.assert_allclose(found, expected, rtol=0.05)
+    assert np.median(found / robustness(padded, x, tighten=False).bound) > 1.5
+
+
+def test_rounding_where_the_attackers_image_is():
+    """At x = 0 nothing is lost to rounding, but what an attacker adds is rounded."""
+    rng = np.random.default_rng(0)
+    common = 300 * rng.normal(size=(100, 1))
+    model = keras.Sequential([keras.Input((100,)), layers.Dense(2)])
+    kernel = (common + rng.normal(size=(100, 2)) / 20).astype(np.float32)
+    model.set_weights([kernel, np.float32([1, 0])])
+    x = np.zeros((1, 100), np.float32)
+    found = robustness(model, x)
+    across = np.diff(kernel.astype(np.float64), axis=1)[:, 0]
+    steps = np.linspace(0.8, 1, 20_001) * found.bound[0]
+    images = (steps[:, None] * across / np.linalg.norm(across)).astype(np.float32)
+    inside = np.linalg.norm(images.astype(np.float64), axis=1) < found.bound[0]
+    classes = np.asarray(model(images)).argmax(1)
+    assert inside.sum() > 19_000 and (classes[inside] == 0).all()
+    # what is taken off covers what the two logits lose there
+    exact = images.astype(np.float64) @ kernel.astype(np.float64) + [1, 0]
+    lost = np.abs(np.asarray(model(images), np.float64) - exact).sum(1)
+    assert found.proved_in_float32.all() and (lost[inside] <= found.rounding).all()
+
+
+def test_margins_that_never_change_are_lost_to_rounding():
+    """Two classes of one weight vector: far away both logits are the same number."""
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(2)])
+    model.set_weights([np.float32([[1, 1]]), np.float32([0, 0.001])])
+    found = robustness(model, np.zeros((1, 1), np.float32))
+    assert 100 < found.bound[0] < 1e5
+    logits = np.asarray(model(np.float32([[1e5], [found.bound[0]]])))
+    assert logits[0, 0] == logits[0, 1] and logits[1, 1] > logits[1, 0]
+
+
+def test_linear_layers_that_cancel():
+    """The product is known in double precision; single precision sees nothing of it."""
+    first = np.float32([[1 + 2**-12, 1, 1]])
+    second = np.float32([[1 + 2**-12, 0], [-(1 + 2**-11), 0], [0, 0]])
+    slope = (first.astype(np.float64) @ second.astype(np.float64))[0, 0]
+    assert slope == pytest.approx(5.96e-8, rel=1e-2)
+    for order in ([0, 1, 2], [1, 0, 2]):
+        model = keras.Sequential([keras.Input((1,)), layers.Dense(3), layers.Dense(2)])
+        bias = np.float32([-0.01, 0])
+        model.set_weights([first[:, order], np.zeros(3, np.float32), second[order], bias])
+        bound = robustness(model, np.float32([[0.01]])).bound[0]
+        assert 0 < bound < 0.01 / slope

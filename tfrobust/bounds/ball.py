@@ -27,9 +27,10 @@ __all__ = ["MARGINS", "forward", "largest_ball", "rounding"]
 MARGINS = 16
 # of everything that is taken off a margin: covers single precision in these very sums
 SLACK = 1e-3
-# of the search for the largest radius: first by halves, then along chords of what is left of the
-# margin; it falls ever faster, so that a chord meets zero on the safe side
-HALVINGS, CHORDS = 3, 3
+# the tries of the search for the largest radius: what is left of the margin falls ever faster, so
+# that its chord meets zero on the safe side; halves are for where it falls off a cliff
+HALF, CHORD = False, True
+SEARCH = (HALF, HALF, HALF, HALF, CHORD)
 CAREFUL = 0.999
 # rounds what an element may change by away from zero
 AWAY = 1 + 1e-4
@@ -102,7 +103,7 @@ def largest_ball(network: Network) -> Callable[[keras.Model], Callable[..., tf.T
                 # nothing was unsafe yet: perhaps the network is linear all the way
                 below = tf.where(at_high > -float("inf"), at_high, 0.0)
                 chord = low + CAREFUL * (high - low) * at_low / (at_low - below)
-                along = (step >= HALVINGS) & (at_low > 0)
+                along = tf.gather(SEARCH, step) & (at_low > 0)
                 middle = tf.where(along, chord, tf.sqrt(low * high))
                 _, left = _worst(middle, *given)
                 safe = left > 0
@@ -120,8 +121,7 @@ def largest_ball(network: Network) -> Callable[[keras.Model], Callable[..., tf.T
             # not from zero: the middle is a geometric mean
             low = tf.maximum(start, 1e-6 * farthest)
             state = (tf.constant(0), low, farthest, left, tf.fill(tf.shape(left), -float("inf")))
-            tries = HALVINGS + CHORDS
-            found = tf.while_loop(lambda step, *_: step < tries, narrow, state)[1]
+            found = tf.while_loop(lambda step, *_: step < len(SEARCH), narrow, state)[1]
             return tf.where(found > low, found, start)
 
         return run
