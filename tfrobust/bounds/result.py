@@ -35,13 +35,15 @@ class RobustnessBound:
         margin: (batch,) float32, logit of that class less the largest other.
         layers: kappa of each layer in the network's order; the first layer's is the bound before
             it is tightened.
-        rounding: (batch,) float32, what is taken off each margin for single precision.
+        rounding: (batch,) float32, what is taken off each margin for single precision, at x and
+            where an attacker's image is evaluated, before tightening.
         proved_in_float32: (batch,) bool, whether `rounding` is a proven bound of the rounding
             errors of the network in single precision, so that `bound` holds for the network as it
             is computed (sums in any order; exp, tanh and the like within 16 roundings of their
-            values, where TensorFlow's are within 9). Where it is False such a proof would take more
-            than half the margin (deep networks, tiny margins): `bound` holds in exact arithmetic,
-            less an estimated rounding error.
+            values, where TensorFlow's are within 9), at x and anywhere in the ball. Where it is
+            False such a proof would take more than half the margin (deep networks, tiny margins),
+            or a layer has a registered rule: `bound` holds in exact arithmetic, less an estimated
+            rounding error.
         rules: "thesis" or "certified".
         tightened: whether the local rules were used.
     """
