@@ -491,7 +491,7 @@ def test_padded_max_pooling_is_tightened():
     randomise(model, 1)
     x = np.random.default_rng(0).random((6, 5, 5, 1)).astype(np.float32)
     found, expected = robustness(padded, x).bound, robustness(model, x).bound
-    np.testing.assert_allclose(found, expected, rtol=0.05)
+    np.testing.assert_allclose(found, expected, rtol=0.1)
     assert np.median(found / robustness(padded, x, tighten=False).bound) > 1.5
 
 

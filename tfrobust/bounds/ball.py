@@ -35,6 +35,8 @@ SLACK = 1e-3
 HALF, CHORD = False, True
 SEARCH = (HALF, HALF, HALF, HALF, CHORD)
 CAREFUL = 0.999
+# of what a linear network would have: the rest is for slack
+ALMOST = 0.99
 # rounds what an element may change by away from zero
 AWAY = 1 + 1e-4
 
@@ -104,8 +106,9 @@ def largest_ball(network: Network) -> Callable[[keras.Model], Callable[..., tf.T
             def narrow(step: tf.Tensor, low: tf.Tensor, high: tf.Tensor, *ends: tf.Tensor) -> Any:
                 at_low, at_high = ends
                 # nothing was unsafe yet: perhaps the network is linear all the way
-                below = tf.where(at_high > -float("inf"), at_high, 0.0)
-                chord = low + CAREFUL * (high - low) * at_low / (at_low - below)
+                untried = tf.math.is_inf(at_high)
+                chord = low + CAREFUL * (high - low) * at_low / (at_low - at_high)
+                chord = tf.where(untried, ALMOST * high, chord)
                 along = tf.gather(SEARCH, step) & (at_low > 0)
                 middle = tf.where(along, chord, tf.sqrt(low * high))
                 _, left = _worst(middle, *given)

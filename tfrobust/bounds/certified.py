@@ -66,11 +66,14 @@ def certified(
     proved = _without_own(doubt, predicted).max(axis=1) <= TOLERATED * np.maximum(least, 1e-30)
     proved &= all(operation.rounding_is_proved for operation in network.operations)
     if not proved.all():
-        estimate = _estimated(at, x[~proved], farthest[~proved])
+        nowhere = np.zeros_like(doubt)
+        about = _global(margins, nowhere, predicted, constants, network)
+        estimate = _estimated(at, x[~proved], about[~proved])
         errors[~proved] = estimate[:, None]
         doubt[~proved] = 4 * estimate[:, None]
 
-    radius = np.minimum(_global(margins, doubt, predicted, constants, network), farthest)
+    radius = _global(margins, doubt, predicted, constants, network)
+    radius = np.where(proved | flat, np.minimum(radius, farthest), radius)
     kappas = tuple(
         LayerKappa(
             step.name,
