@@ -95,7 +95,7 @@ def bounds_hold(result):
     assert (result.theorem2_binarized <= result.theorem2 + slack)[keep].all()
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10_000))
 def test_theorems_2_and_3_on_random_nets(seed):
     model, x = piecewise_linear_net(seed)

@@ -138,6 +138,7 @@ def test_a_killed_worker_is_said_and_both_resume(alone, tmp_path):
     assert after[: len(begun)] == begun
 
 
+@pytest.mark.slow
 def test_hosts_that_see_different_folders(tmp_path):
     finish(
         *(start(tmp_path / "a", workers=w, index=k, epochs=1) for w in [cluster()] for k in (0, 1))

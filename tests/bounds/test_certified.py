@@ -155,7 +155,7 @@ def test_tightened_bound_is_exact_where_the_network_is_locally_linear(seed):
         assert bound >= exact * 0.98
 
 
-@settings(max_examples=4)
+@settings(max_examples=2)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_attacks_find_nothing_inside(seed):
     model, x = piecewise_linear_net(seed, count=6)
@@ -221,7 +221,7 @@ def test_operations_count_as_their_layers():
         hidden = dense(inputs)
         model = keras.Model(inputs, last(keras.ops.concatenate([operation(hidden), hidden], -1)))
         layered = keras.Model(inputs, last(layers.Concatenate()([layer(hidden), hidden])))
-        found, expected = (robustness(m, x).bound for m in (model, layered))
+        found, expected = (robustness(m, x, tighten=False).bound for m in (model, layered))
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     with pytest.raises(UnsupportedLayerError, match="'Gelu'"):  # the approximate one
         robustness(keras.Model(inputs, last(layers.Dense(12)(keras.ops.gelu(inputs)))), x)
@@ -298,8 +298,8 @@ def test_batches_and_softmax_change_nothing():
     softmax = keras.Model(model.input, layers.Softmax()(model.output))
     np.testing.assert_allclose(robustness(softmax, x).bound, whole.bound, rtol=1e-4)
     nested = keras.Sequential([keras.Input(x.shape[1:]), model, layers.Activation("softmax")])
-    again = robustness(nested, x)
-    np.testing.assert_allclose(again.bound, whole.bound, rtol=1e-4)
+    again, plain = (robustness(each, x, tighten=False) for each in (nested, model))
+    np.testing.assert_allclose(again.bound, plain.bound, rtol=1e-4)
     assert [layer.name for layer in again.layers] == [layer.name for layer in whole.layers]
 
 
