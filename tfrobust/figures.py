@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from tfrobust.arguments import as_range
 from tfrobust.files import atomic_path
 
 if TYPE_CHECKING:
@@ -211,8 +212,6 @@ def iterated_perturbation(
             `value_range` is none, classes have no name, or the path ends in something else.
         OSError: a file could not be written.
     """
-    from tfrobust.attacks.arguments import as_range
-
     if result.images.ndim != 5:
         raise ValueError(
             "only images (height, width, channels) can be drawn, got examples of shape "

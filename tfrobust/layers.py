@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.arguments import as_count
+
 __all__ = [
     "FrozenBatchNormalization",
     "LocalResponseNormalization",
@@ -119,7 +121,7 @@ class LocalResponseNormalization(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.depth_radius = _whole(depth_radius, "depth_radius", at_least=0)
+        self.depth_radius = as_count("depth_radius", depth_radius, 0)
         if not (np.isfinite([bias, alpha, beta]).all() and bias > 0 and alpha >= 0 and beta >= 0):
             raise ValueError(
                 "bias must be positive, alpha and beta not negative, and all of them finite; got "
@@ -287,14 +289,8 @@ def _positive_power(base: tf.Tensor, exponent: float) -> tf.Tensor:
     return tf.exp(exponent * tf.math.log(base))
 
 
-def _whole(value: Any, name: str, at_least: int) -> int:
-    if int(value) != value or value < at_least:
-        raise ValueError(f"{name} must be a whole number of at least {at_least}, got {value}")
-    return int(value)
-
-
 def _pair(value: Any, name: str) -> tuple[int, int]:
     both = (value, value) if np.ndim(value) == 0 else tuple(value)
     if len(both) != 2:
         raise ValueError(f"{name} must be one whole number or two, got {value}")
-    return _whole(both[0], name, 1), _whole(both[1], name, 1)
+    return as_count(name, both[0], 1), as_count(name, both[1], 1)

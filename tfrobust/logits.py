@@ -30,8 +30,9 @@ _NOT_LOGITS = ("ReLU", "LeakyReLU", "PReLU", "ELU", "Sigmoid", "Tanh", "Softplus
 _UNBOUNDED = (None, keras.activations.linear, keras.activations.relu)
 _SOFTMAXES = (keras.activations.softmax, keras.ops.softmax, tf.nn.softmax)
 _PROBE_ROWS = 8
-_x = keras.Input((1,))
-_GRAPH_CALLS = (keras.Sequential.call, type(keras.Model(_x, _x)).call)
+_ANY = keras.Input((1,))
+# of Sequential and of Functional models, whose class has no public name
+_GRAPH_CALLS = (keras.Sequential.call, type(keras.Model(_ANY, _ANY)).call)
 
 
 class NotLogitsError(ValueError):

@@ -13,7 +13,7 @@ import tensorflow as tf
 from foolbox.attacks.base import FixedEpsilonAttack, FlexibleDistanceMinimizationAttack
 from foolbox.attacks.gradient_descent_base import BaseGradientDescent
 
-from tfrobust.attacks.arguments import as_count
+from tfrobust.arguments import as_count
 from tfrobust.attacks.descent import with_radius_per_example, without_underflow
 from tfrobust.attacks.direction import AttackFunction, misclassified
 from tfrobust.attacks.radius import smallest_radius

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.attacks.arguments import as_count
+from tfrobust.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, all_finite, loss_direction, misclassified
 from tfrobust.differentiate import compiled
 from tfrobust.norms import clip_to_range, norm, per_example

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from tfrobust.attacks.arguments import as_count, as_range
+from tfrobust.arguments import as_count, as_range
 from tfrobust.attacks.minimal import inside, minimal, predictions
 from tfrobust.batches import as_images
 from tfrobust.norms import norm as norm_of

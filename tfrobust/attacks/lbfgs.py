@@ -11,7 +11,7 @@ import tensorflow as tf
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
-from tfrobust.attacks.arguments import as_count
+from tfrobust.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, misclassified
 from tfrobust.differentiate import classes_of, compiled, gradients_at
 

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import norms
-from tfrobust.attacks.arguments import as_range
+from tfrobust.arguments import as_range
 from tfrobust.attacks.direction import AttackFunction, all_finite
 from tfrobust.attacks.registry import prepare
 from tfrobust.attacks.result import MinimalPerturbation

@@ -32,8 +32,8 @@ MARGINS = 16
 SLACK = 1e-3
 # the tries of the search for the largest radius: what is left of the margin falls ever faster, so
 # that its chord meets zero on the safe side; halves are for where it falls off a cliff
-HALF, CHORD = False, True
-SEARCH = (HALF, HALF, HALF, HALF, CHORD)
+START, HALF, CHORD = 0, 1, 2
+SEARCH = (START, HALF, HALF, HALF, HALF, CHORD)
 CAREFUL = 0.999
 # of what a linear network would have: the rest is for slack
 ALMOST = 0.99
@@ -101,34 +101,40 @@ def largest_ball(network: Network) -> Callable[[keras.Model], Callable[..., tf.T
             doubts = (errors, proved)
             constants = (_overlaps(network), steps, shortcuts)
             given = (network, x, values, *constants, margin, cotangent, *doubts)
-            slope, left = _worst(start, *given)
+            state = (start, *(tf.zeros_like(start) for _ in range(4)))
+            nowhere = tf.fill(tf.shape(start), -float("inf"))
 
-            def narrow(step: tf.Tensor, low: tf.Tensor, high: tf.Tensor, *ends: tf.Tensor) -> Any:
-                at_low, at_high = ends
+            def next_try(step: tf.Tensor, best: tf.Tensor, *interval: tf.Tensor) -> Any:
+                low, high, at_low, at_high = interval
                 # nothing was unsafe yet: perhaps the network is linear all the way
                 untried = tf.math.is_inf(at_high)
                 chord = low + CAREFUL * (high - low) * at_low / (at_low - at_high)
                 chord = tf.where(untried, ALMOST * high, chord)
-                along = tf.gather(SEARCH, step) & (at_low > 0)
-                middle = tf.where(along, chord, tf.sqrt(low * high))
-                _, left = _worst(middle, *given)
+                kind = tf.gather(SEARCH, step)
+                middle = tf.where((kind == CHORD) & (at_low > 0), chord, tf.sqrt(low * high))
+                radius = tf.where(kind == START, start, middle)
+                slope, left = _worst(radius, *given)
                 safe = left > 0
-                return (
-                    step + 1,
-                    tf.where(safe, middle, low),
-                    tf.where(safe, high, middle),
+                best = tf.where(safe, tf.maximum(best, radius), best)
+                # no ball is larger than a linear network's would be
+                farthest = tf.reduce_min(tf.maximum(margin, 0.0) / tf.maximum(slope, 1e-30), axis=1)
+                farthest = tf.maximum(farthest, start)
+                # not from zero: the middle is a geometric mean
+                first = (tf.maximum(start, 1e-6 * farthest), farthest, left, nowhere)
+                later = (
+                    tf.where(safe, radius, low),
+                    tf.where(safe, high, radius),
                     tf.where(safe, left, at_low),
                     tf.where(safe, at_high, left),
                 )
+                begins = kind == START
+                interval = (tf.where(begins, a, b) for a, b in zip(first, later, strict=True))
+                return step + 1, best, *interval
 
-            # no ball is larger than a linear network's would be
-            farthest = tf.reduce_min(tf.maximum(margin, 0.0) / tf.maximum(slope, 1e-30), axis=1)
-            farthest = tf.maximum(farthest, start)
-            # not from zero: the middle is a geometric mean
-            low = tf.maximum(start, 1e-6 * farthest)
-            state = (tf.constant(0), low, farthest, left, tf.fill(tf.shape(left), -float("inf")))
-            found = tf.while_loop(lambda step, *_: step < len(SEARCH), narrow, state)[1]
-            return tf.where(found > low, found, start)
+            def goes_on(step: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
+                return step < len(SEARCH)
+
+            return tf.while_loop(goes_on, next_try, (tf.constant(0), *state))[1]
 
         return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 import math
 from collections.abc import Callable
@@ -53,13 +54,13 @@ class Affine(Operation):
     def apply(self, values):
         return self.function(values[0])
 
+    @abc.abstractmethod
     def magnitude(self, x: tf.Tensor) -> tf.Tensor:
         """|A| x for x >= 0: (batch, *input) -> (batch, *output)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def rows(self) -> tf.Tensor:
         """The l2 norm of each row of A, or more; of a shape that broadcasts to (batch, *output)."""
-        raise NotImplementedError
 
     def offset(self) -> Any:
         """|b|, of a shape that broadcasts."""
@@ -85,9 +86,6 @@ class Affine(Operation):
     def pull(self, values, changes, reaches, constant, cotangent):
         pulled = over_margins(lambda rows: self.adjoint(values[0], rows), cotangent)
         return [pulled], tf.zeros(tf.shape(cotangent)[:2], cotangent.dtype)
-
-    def moved(self, changes):
-        return self.magnitude(changes[0])
 
     def rounding(self, values, changes, output, change, errors):
         # the standard model: a sum of n products errs by at most n + 1 roundings of each
@@ -232,7 +230,7 @@ class Shuffle(Pooling):
         return self.apply([changes[0] * tf.ones_like(values[0])])
 
     def rounding(self, values, changes, output, change, errors):
-        return self.apply([errors[0] * tf.ones_like(values[0])])
+        return self.spread(values, errors, None, None)
 
 
 def _roundings(count: int) -> float:

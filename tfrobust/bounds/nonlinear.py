@@ -78,9 +78,6 @@ class Elementwise(Operation):
             uncertain = tf.where(upward, 0.0, -cotangent * half[:, None])
         return [cotangent * slope], heaviest_load(uncertain, change, reaches[0], rows)
 
-    def moved(self, changes):
-        return self.activation.lipschitz * changes[0]
-
     def rounding(self, values, changes, output, change, errors):
         x, (fixed, growing) = values[0], self.activation.terms
         apart = changes[0] + errors[0]
@@ -154,11 +151,8 @@ class MaxPooling(Operation):
             windows = self.windows(zeros, 0.0)
         return tape.gradient(windows, zeros, rows)
 
-    def moved(self, changes):
-        return tf.reduce_max(self.windows(changes[0], 0.0), axis=-1)
-
     def rounding(self, values, changes, output, change, errors):
-        return self.moved([errors[0] * tf.ones_like(values[0])])
+        return self.spread(values, errors, None, None)
 
 
 def sliding_windows(

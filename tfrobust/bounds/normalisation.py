@@ -83,14 +83,13 @@ class ResponseNormalisation(Operation):
         lost = over_margins(norms.norm, cotangent * away[:, None, ..., None])
         return [cotangent * slope[:, None]], lost * reaches[0][:, None]
 
-    def moved(self, changes):
-        length = tf.sqrt(tf.reduce_sum(changes[0] ** 2, axis=-1, keepdims=True))
-        steepest = float(self.layer.bias) ** -float(self.layer.beta)
-        return steepest * changes[0] + _coupling(self.layer, math.inf) * length
-
     def rounding(self, values, changes, output, change, errors):
+        # errors move an output by no more than where the bracket is smallest
+        length = tf.sqrt(tf.reduce_sum(errors[0] ** 2, axis=-1, keepdims=True))
+        steepest = float(self.layer.bias) ** -float(self.layer.beta)
+        moved = steepest * errors[0] + _coupling(self.layer, math.inf) * length
         # a power magnifies what the sum in the bracket lost, and what its logarithm does
         largest = self._brackets(tf.abs(values[0]) + changes[0])
         logarithm = tf.maximum(tf.abs(tf.math.log(largest)), abs(math.log(self.layer.bias)))
         lost = float(self.layer.beta) * (2 * int(self.layer.depth_radius) + 7 + 4 * logarithm)
-        return self.moved(errors) + (32 + lost) * UNIT_ROUNDOFF * (tf.abs(output) + change)
+        return moved + (32 + lost) * UNIT_ROUNDOFF * (tf.abs(output) + change)

@@ -8,6 +8,7 @@ residuals, each weighed by the margin's gradient behind it (`pull`).
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ __all__ = ["UNIT_ROUNDOFF", "Addition", "Concatenation", "Lipschitz", "Operation
 UNIT_ROUNDOFF = 2.0**-24
 
 
-class Operation:
+class Operation(abc.ABC):
     """One step. Methods but `constant` work in a graph; lists have one entry an input.
 
     Attributes:
@@ -33,18 +34,19 @@ class Operation:
     linear = False
     rounding_is_proved = True
 
+    @abc.abstractmethod
     def constant(self) -> float:
         """A proven upper bound of the l2 Lipschitz constant; of each input for `Addition`."""
-        raise NotImplementedError
 
     def reach(self, reaches: Sequence[tf.Tensor], constant: tf.Tensor) -> tf.Tensor:
         """Bound of the output's change, from those of the inputs; numbers of any one shape."""
         return constant * reaches[0]
 
+    @abc.abstractmethod
     def apply(self, values: Sequence[tf.Tensor]) -> tf.Tensor:
         """The step itself: (batch, *input) -> (batch, *output)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def spread(
         self,
         values: Sequence[tf.Tensor],
@@ -53,8 +55,8 @@ class Operation:
         constant: tf.Tensor,
     ) -> tf.Tensor:
         """Bound of each output element's change: (batch, *output), or what broadcasts to it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def pull(
         self,
         values: Sequence[tf.Tensor],
@@ -72,12 +74,8 @@ class Operation:
             a cotangent (batch, margins, *input) for each input, and loss (batch, margins) >= 0 with
             <cotangent, output change> >= sum of <cotangents, input changes> - loss.
         """
-        raise NotImplementedError
 
-    def moved(self, changes: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Bound of each output element's change, wherever the inputs change so: see `spread`."""
-        raise NotImplementedError
-
+    @abc.abstractmethod
     def rounding(
         self,
         values: Sequence[tf.Tensor],
@@ -90,7 +88,6 @@ class Operation:
 
         Wherever inputs and output are within `changes` and `change` of `values` and `output`.
         """
-        raise NotImplementedError
 
 
 class Lipschitz(Operation):
@@ -134,14 +131,10 @@ class Lipschitz(Operation):
         empty = [tf.zeros(tf.concat([shape, value.shape[1:]], 0), value.dtype) for value in values]
         return empty, lost
 
-    def moved(self, changes):
-        moved = self.reach([norms.norm(change) for change in changes], self.value)
-        ones = tf.ones((1, *self.output_shape), moved.dtype)
-        return norms.per_example(moved, ones) * ones
-
     def rounding(self, values, changes, output, change, errors):
+        moved = self.reach([norms.norm(error) for error in errors], self.value)
         lost = self.roundings * UNIT_ROUNDOFF * norms.norm(tf.abs(output) + change)
-        return self.moved(errors) + norms.per_example(lost, output)
+        return norms.per_example(moved + lost, output)
 
 
 class Addition(Operation):
@@ -174,9 +167,6 @@ class Addition(Operation):
         lost = tf.zeros(tf.shape(cotangent)[:2], cotangent.dtype)
         return [weight * cotangent for weight in self.weights], lost
 
-    def moved(self, changes):
-        return self._sum(changes)
-
     def rounding(self, values, changes, output, change, errors):
         magnitude = self._sum([tf.abs(v) + c for v, c in zip(values, changes, strict=True)])
         return self._sum(errors) + (len(values) + 2) * UNIT_ROUNDOFF * magnitude
@@ -208,11 +198,8 @@ class Concatenation(Operation):
         parts = tf.split(cotangent, self.sizes, self.axis + 1)
         return parts, tf.zeros(tf.shape(cotangent)[:2], cotangent.dtype)
 
-    def moved(self, changes):
-        return tf.concat(list(changes), self.axis)
-
     def rounding(self, values, changes, output, change, errors):
-        return self.moved([e * tf.ones_like(v) for e, v in zip(errors, values, strict=True)])
+        return self.spread(values, errors, None, None)
 
 
 def over_margins(function, cotangent: tf.Tensor, *more: tf.Tensor) -> tf.Tensor:

@@ -64,8 +64,8 @@ def operator_norm_upper_bound(
 ) -> float:
     """A proven upper bound of the norm of a layer's linear part, ||A x||_2 <= bound * ||x||_2.
 
-    For the linear layers of Keras that the certified rules cover, and subclasses that compute the
-    same.
+    For Keras's linear layers that the certified rules cover, and subclasses that compute the same.
+
     Dense layers: the largest singular value. Convolutions, with any stride, padding, dilation and
     groups: within 2 % for sizes of practice (see `convolution_norms`). Batch normalisation in
     inference mode, rescaling, average pooling: exact. Bias and activation do not enter. Computed in

@@ -35,7 +35,7 @@ def robustness(
         model: Sequential or Functional classifier; a final softmax is left out.
         x: (batch, *input), in the network's input units.
         rules: which set.
-        tighten: of the certified rules, use local ones as well: about ten times
+        tighten: of the certified rules, use local ones as well: about six times
             (classes - 1) backward passes an example. None: for at most 20 classes and 16
             nonlinear layers.
         batch_size: examples a call; bounds the memory.

@@ -1,4 +1,4 @@
-"""Checked arguments of attacks."""
+"""Checked arguments: whole numbers, and the range of pixels."""
 
 from __future__ import annotations
 
