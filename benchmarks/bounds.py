@@ -26,7 +26,7 @@ import tyro
 import reference_models
 from tfrobust import CrossEntropy, data, evaluate, fit, minimal, predict_logits
 from tfrobust.bounds import operator_norm_upper_bound, robustness
-from tfrobust.runs import versions
+from tfrobust.report import versions
 
 # untightened, and tightened: in forward passes of the same images
 UNTIGHTENED, TIGHTENED = 10, 600

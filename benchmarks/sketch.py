@@ -22,7 +22,7 @@ import tyro
 
 from benchmarks.speed import compare
 from tfrobust.alignment import Alignment, measure
-from tfrobust.runs import versions
+from tfrobust.report import versions
 
 CLASSES = 1000
 FEWER_PASSES, LESS_TIME = 10, 8

@@ -22,9 +22,9 @@ import tensorflow as tf
 import reference_models
 from tfrobust import data
 from tfrobust.alignment import measure
-from tfrobust.differentiate import gradients_at, jacobian, jvp, logits_model, vjp
+from tfrobust.classifier import gradients_at, jacobian, jvp, logits_model, vjp
 from tfrobust.objectives import CrossEntropy, DoubleBackprop, Objective
-from tfrobust.runs import versions
+from tfrobust.report import versions
 from tfrobust.training import fit
 
 BATCH = 100

@@ -14,14 +14,16 @@ from typing import Any
 import tyro
 
 from reference_models import ModelFileError
-from tfrobust.attacks.foolbox import FoolboxError
-from tfrobust.checkpoints import DamagedCheckpointError
-from tfrobust.data import CorruptDataError
-from tfrobust.decoding import CorruptImagesError
+from tfrobust.attacks import FoolboxError
+from tfrobust.data import CorruptDataError, CorruptImagesError
 from tfrobust.distribution import SchedulerError, WorkerTimeoutError
-from tfrobust.loop import NonFiniteLossError, WorkerLostError
-from tfrobust.runs import RunFolderError
-from tfrobust.training import SettingsChangedError
+from tfrobust.report import RunFolderError
+from tfrobust.training import (
+    DamagedCheckpointError,
+    NonFiniteLossError,
+    SettingsChangedError,
+    WorkerLostError,
+)
 
 
 class InputError(ValueError):

@@ -24,9 +24,9 @@ from experiments import cli
 from experiments.measure_page import write_page
 from experiments.measure_subject import Measured, Resolved, Settings, Subject, prepare
 from tfrobust import alignment, attacks, decompose, distribution
-from tfrobust.differentiate import input_gradient
-from tfrobust.replicas import is_chief
-from tfrobust.runs import Run
+from tfrobust.classifier import input_gradient
+from tfrobust.distribution import is_chief
+from tfrobust.report import Run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,7 @@ import pandas as pd
 from experiments.measure_figures import class_names, draw
 from experiments.measure_subject import Measured, Resolved, Subject
 from tfrobust import report
-from tfrobust.report import Section
-from tfrobust.runs import Run
+from tfrobust.report import Run, Section
 
 __all__ = ["medians", "write_page"]
 

@@ -15,9 +15,9 @@ import pandas as pd
 import reference_models
 from reference_models.applications import PREFIX, find
 from tfrobust import alignment
-from tfrobust.decoding import read_images
-from tfrobust.differentiate import classes_of
-from tfrobust.sketch import check_sketch
+from tfrobust.alignment import check_sketch
+from tfrobust.classifier import classes_of
+from tfrobust.data import read_images
 
 __all__ = ["Measured", "Resolved", "Settings", "Subject", "prepare"]
 

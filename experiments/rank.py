@@ -25,10 +25,9 @@ from scipy.stats import spearmanr
 import reference_models
 from experiments import cli
 from tfrobust import alignment, attacks, bounds, data, predict_logits, report
-from tfrobust.attacks.registry import prepare
-from tfrobust.batches import as_images, model_input_shape
-from tfrobust.report import Claim, Section
-from tfrobust.runs import Run
+from tfrobust.attacks import prepare
+from tfrobust.classifier import as_images, model_input_shape
+from tfrobust.report import Claim, Run, Section
 
 # column of the images' tables, words, and what it is
 MEASURES = {

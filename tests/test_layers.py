@@ -4,18 +4,18 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.nets import computing_in, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import computing_in, randomise
 
-from tfrobust.alignment import decompose
+from tfrobust.alignment.measure import decompose
 from tfrobust.layers import (
     FrozenBatchNormalization,
     LocalResponseNormalization,
     LpPooling2D,
     exact_batch_statistics,
 )
-from tfrobust.objectives import CrossEntropy, DoubleBackprop
+from tfrobust.objectives.base import CrossEntropy, DoubleBackprop
 
 
 def second_derivative(model, x, direction, exact):

@@ -1,10 +1,27 @@
 """Adversarial robustness and interpretable gradients in TensorFlow 2 / Keras 3."""
 
-from tfrobust.alignment import Alignment, decompose, measure
+from tfrobust import (
+    alignment,
+    attacks,
+    bounds,
+    classifier,
+    data,
+    distribution,
+    objectives,
+    report,
+    training,
+)
+from tfrobust.alignment import (
+    Alignment,
+    Decomposition,
+    GradientGaps,
+    decompose,
+    gradient_gaps,
+    measure,
+)
 from tfrobust.attacks import IteratedPerturbation, MinimalPerturbation, iterate, minimal
 from tfrobust.bounds import RobustnessBound, robustness
-from tfrobust.decomposition import Decomposition
-from tfrobust.differentiate import (
+from tfrobust.classifier import (
     NotLogitsError,
     input_gradient,
     jacobian,
@@ -13,6 +30,7 @@ from tfrobust.differentiate import (
     predict_logits,
     vjp,
 )
+from tfrobust.data import imagenet
 from tfrobust.objectives import (
     AlignmentPenalty,
     CrossEntropy,
@@ -20,7 +38,7 @@ from tfrobust.objectives import (
     LastLayerRobustness,
     WeightDecay,
 )
-from tfrobust.sketch import GradientGaps, gradient_gaps
+from tfrobust.report import figures
 from tfrobust.training import evaluate, fit
 
 __all__ = [
@@ -36,10 +54,18 @@ __all__ = [
     "NotLogitsError",
     "RobustnessBound",
     "WeightDecay",
+    "alignment",
+    "attacks",
+    "bounds",
+    "classifier",
+    "data",
     "decompose",
+    "distribution",
     "evaluate",
+    "figures",
     "fit",
     "gradient_gaps",
+    "imagenet",
     "input_gradient",
     "iterate",
     "jacobian",
@@ -47,7 +73,10 @@ __all__ = [
     "logits_model",
     "measure",
     "minimal",
+    "objectives",
     "predict_logits",
+    "report",
     "robustness",
+    "training",
     "vjp",
 ]

@@ -19,14 +19,14 @@ from experiments.etmann2019.results import (
     place_of,
     read,
 )
-from tfrobust import alignment, attacks, decomposition, training
+from tfrobust import alignment, attacks, training
+from tfrobust.alignment import decomposition
+from tfrobust.classifier import input_gradient
 from tfrobust.data import Provenance
-from tfrobust.differentiate import input_gradient
+from tfrobust.distribution import is_chief
 from tfrobust.objectives import CrossEntropy, DoubleBackprop, WeightDecay
-from tfrobust.precision import computing_in
-from tfrobust.replicas import is_chief
-from tfrobust.runs import Run
-from tfrobust.schedules import Schedule
+from tfrobust.report import Run
+from tfrobust.training import Schedule, computing_in
 
 __all__ = [
     "ATTACK_NAMES",

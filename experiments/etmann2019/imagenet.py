@@ -21,7 +21,7 @@ from experiments import cli
 from experiments.etmann2019 import published, run_cohort
 from experiments.etmann2019.cohort import Study, Training
 from tfrobust import imagenet
-from tfrobust.schedules import Plateau, StepDecay
+from tfrobust.training import Plateau, StepDecay
 
 PICTURED = 8
 SCALE = {

@@ -18,7 +18,7 @@ from experiments import cli
 from experiments.etmann2019 import published, run_cohort
 from experiments.etmann2019.cohort import Study, Training
 from tfrobust import data
-from tfrobust.schedules import StepDecay
+from tfrobust.training import StepDecay
 
 SCALE = {
     "demo": "A demonstration on scikit-learn's digits, not the study: other data, fewer models, "

@@ -10,8 +10,7 @@ import pandas as pd
 from experiments.etmann2019 import claims, figures
 from experiments.etmann2019.results import ATTACK_NAMES, Cohort, Member
 from tfrobust import report
-from tfrobust.report import Section
-from tfrobust.runs import Run
+from tfrobust.report import Run, Section
 
 __all__ = ["ABOUT_TABLE", "about_models", "figure_sections", "models_table", "write_page"]
 

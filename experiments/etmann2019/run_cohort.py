@@ -11,8 +11,8 @@ from experiments import cli
 from experiments.etmann2019.cohort import Study, begin, make, read
 from experiments.etmann2019.page import write_page
 from tfrobust import distribution
-from tfrobust.replicas import is_chief
-from tfrobust.runs import Run
+from tfrobust.distribution import is_chief
+from tfrobust.report import Run
 
 # seconds to wait for a scheduler and its first worker
 TIMEOUT = 60.0

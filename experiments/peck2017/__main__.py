@@ -26,8 +26,7 @@ from experiments.peck2017 import (
     trained_mlps,
 )
 from tfrobust import report
-from tfrobust.report import Section
-from tfrobust.runs import versions
+from tfrobust.report import Section, versions
 
 EXPERIMENTS = {
     "linear": (linear, "Table 3.1, Figure 3.2"),

@@ -13,7 +13,7 @@ import keras
 import reference_models
 from experiments.cli import InputError
 from tfrobust import bounds, data
-from tfrobust.batches import as_images, model_input_shape
+from tfrobust.classifier import as_images, model_input_shape
 
 __all__ = [
     "ACTIVATIONS",

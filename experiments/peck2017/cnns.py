@@ -19,7 +19,7 @@ from experiments.peck2017 import checks, claims, figures, published, study
 from experiments.peck2017.comparison import compare, summary
 from tfrobust import attacks, data, evaluate
 from tfrobust import figures as plots
-from tfrobust.runs import Run
+from tfrobust.report import Run
 
 PICTURED = 8
 

@@ -24,9 +24,8 @@ import reference_models
 from experiments import cli
 from experiments.peck2017 import checks, figures, published, study
 from tfrobust import attacks, bounds, data
-from tfrobust.bounds.walker import Step, walk
-from tfrobust.report import Claim
-from tfrobust.runs import Run
+from tfrobust.bounds import Step, walk
+from tfrobust.report import Claim, Run
 
 # of the measured increase: examples that it starts from, iterations at most
 STARTS, ITERATIONS = 4, 100

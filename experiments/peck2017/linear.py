@@ -16,7 +16,7 @@ import reference_models
 from experiments import cli
 from experiments.peck2017 import checks, claims, figures, study
 from experiments.peck2017.comparison import compare, summary
-from tfrobust.runs import Run
+from tfrobust.report import Run
 
 # wide enough not to bind: classifiers and inputs are standard normal
 VALUE_RANGE = (-50.0, 50.0)

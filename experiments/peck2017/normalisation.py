@@ -16,7 +16,7 @@ from experiments import cli
 from experiments.peck2017 import checks, claims, figures, published, study
 from experiments.peck2017.comparison import BOUNDS, compare, summary, violations
 from tfrobust import data, evaluate
-from tfrobust.runs import Run
+from tfrobust.report import Run
 
 VARIANTS = ("lenet5", *(f"lenet5_{kind}{n}" for kind in ("lrn", "bn") for n in (1, 2, 3)))
 

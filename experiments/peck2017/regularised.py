@@ -18,7 +18,7 @@ from experiments.peck2017 import checks, claims, figures, study
 from experiments.peck2017.comparison import BOUNDS, compare, summary
 from tfrobust import data, evaluate
 from tfrobust.objectives import CrossEntropy, LastLayerRobustness
-from tfrobust.runs import Run
+from tfrobust.report import Run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,7 @@ import reference_models
 from experiments import cli
 from tfrobust import data, report, training
 from tfrobust.objectives import CrossEntropy
-from tfrobust.report import Claim, Section
-from tfrobust.runs import Run
+from tfrobust.report import Claim, Run, Section
 
 __all__ = ["ABOUT", "execute", "finish", "trained"]
 

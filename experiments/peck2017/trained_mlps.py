@@ -18,7 +18,7 @@ from experiments import cli
 from experiments.peck2017 import checks, claims, figures, published, study
 from experiments.peck2017.comparison import BOUNDS, compare, summary
 from tfrobust import data, evaluate
-from tfrobust.runs import Run
+from tfrobust.report import Run
 
 _SPLITS = ("train", "validation", "test")
 

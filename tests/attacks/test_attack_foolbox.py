@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrobust.attacks import foolbox as bridge
 from tfrobust.attacks import minimal
-from tfrobust.attacks.foolbox import FoolboxError, _tries, attack_names
-from tfrobust.attacks.radius import smallest_radius
+from tfrobust.attacks.foolbox import bridge
+from tfrobust.attacks.foolbox.bridge import FoolboxError, _tries, attack_names
+from tfrobust.attacks.foolbox.radius import smallest_radius
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.nets import computing_in, disc, nothing_inside, piecewise_linear_net, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import computing_in, disc, nothing_inside, piecewise_linear_net, randomise
 
 import tfrobust
 from tfrobust.bounds import UnsupportedLayerError, register_rule, robustness

@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 import tfrobust
-from tfrobust.bounds import printed, robustness
+from tfrobust.bounds import robustness
+from tfrobust.bounds.printed import formulas as printed
 
 layers = keras.layers
 pytestmark = pytest.mark.filterwarnings("ignore:the thesis's printed rules")

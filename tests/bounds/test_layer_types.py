@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from nets import disc, nothing_inside, randomise
+from helpers.nets import disc, nothing_inside, randomise
 
 import tfrobust
 from tfrobust.bounds import (

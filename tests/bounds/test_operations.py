@@ -4,14 +4,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from nets import randomise
+from helpers.nets import randomise
 
 from tfrobust import norms
-from tfrobust.bounds.certified_rules import operation_of
-from tfrobust.bounds.nonlinear import activation_of
-from tfrobust.bounds.normalisation import ResponseNormalisation
-from tfrobust.bounds.operations import Lipschitz, heaviest_load
-from tfrobust.bounds.walker import walk
+from tfrobust.bounds.certified.rules import operation_of
+from tfrobust.bounds.graph import walk
+from tfrobust.bounds.operations.activations import activation_of
+from tfrobust.bounds.operations.base import Lipschitz, heaviest_load
+from tfrobust.bounds.operations.response_normalization import ResponseNormalisation
 from tfrobust.layers import LocalResponseNormalization, LpPooling2D
 
 layers = keras.layers

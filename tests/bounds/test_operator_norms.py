@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import scipy.sparse.linalg
 import tensorflow as tf
+from helpers.nets import randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import randomise
 
-from tfrobust.bounds import UnsupportedLayerError, convolution_norms, operator_norm_upper_bound
-from tfrobust.bounds.operator_norms import folded_norm
+from tfrobust.bounds import UnsupportedLayerError, operator_norm_upper_bound
+from tfrobust.bounds.operator_norms import convolution as convolution_norms
+from tfrobust.bounds.operator_norms.layers import folded_norm
 from tfrobust.layers import FrozenBatchNormalization
 
 layers = keras.layers

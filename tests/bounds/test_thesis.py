@@ -3,12 +3,13 @@
 import keras
 import numpy as np
 import pytest
+from helpers.nets import randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import randomise
 
 import tfrobust
-from tfrobust.bounds import UnsupportedLayerError, printed, register_rule, robustness
+from tfrobust.bounds import UnsupportedLayerError, register_rule, robustness
+from tfrobust.bounds.printed import formulas as printed
 from tfrobust.layers import LocalResponseNormalization, LpPooling2D
 
 layers = keras.layers

@@ -13,9 +13,9 @@ import pytest
 from experiments import cli
 from experiments.etmann2019 import both, claims, figures, page
 from experiments.etmann2019.results import ATTACK_NAMES, Cohort, Member, place_of
-from tfrobust.alignment import Alignment
-from tfrobust.figures import image_grid
-from tfrobust.runs import Run
+from tfrobust.alignment.measure import Alignment
+from tfrobust.report.figures import image_grid
+from tfrobust.report.runs import Run
 
 SHAPES = {"MNIST": (7, 7, 1), "digits": (8, 8, 1), "ImageNet": (9, 11, 3)}
 MEASURES = (

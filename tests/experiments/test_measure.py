@@ -12,17 +12,17 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.pictures import encoded, jpeg, smooth
 from keras import layers
 from keras.src.backend import config
 from keras.src.utils import file_utils
-from pictures import encoded, jpeg, smooth
 
 import reference_models
 from experiments import cli, measure
 from experiments.measure_figures import class_names
 from experiments.measure_subject import Resolved, Settings, Subject, prepare
 from tfrobust import alignment, attacks, input_gradient
-from tfrobust.decoding import read_images
+from tfrobust.data.images import read_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:the homogeneous decomposition is not exact")
 IMAGES = 9

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.nets import randomise
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from nets import randomise
 
 from experiments.peck2017 import (
     __main__ as everything,
@@ -29,7 +29,7 @@ from experiments.peck2017 import (
     trained_mlps,
 )
 from tfrobust import bounds
-from tfrobust.runs import RunFolderError
+from tfrobust.report.runs import RunFolderError
 
 SMALL = {
     "linear": (linear, ["--features", "2", "--classes", "2", "--inputs", "12"]),

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from nets import randomise
+from helpers.nets import randomise
 
 from experiments import rank
 from tfrobust import data

@@ -16,8 +16,8 @@ from keras.src.utils import file_utils
 import reference_models
 from reference_models import ModelFileError
 from reference_models.applications import constructors, find
-from tfrobust.alignment import measure
-from tfrobust.differentiate import logits_model
+from tfrobust.alignment.measure import measure
+from tfrobust.classifier.derivatives import logits_model
 from tfrobust.layers import FrozenBatchNormalization
 
 BatchNormalization = keras.layers.BatchNormalization

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from nets import randomise
+from helpers.nets import randomise
 
 import reference_models
 import tfrobust

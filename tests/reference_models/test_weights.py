@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.nets import randomise
 from keras.src.legacy.saving import legacy_h5_format
-from nets import randomise
 
 import reference_models
 from reference_models import ModelFileError

@@ -1,7 +1,16 @@
 """Minimal adversarial perturbations: our compiled attacks and Foolbox's, checked alike."""
 
+from tfrobust.attacks.foolbox import FoolboxError
 from tfrobust.attacks.iterate import IteratedPerturbation, iterate
 from tfrobust.attacks.minimal import minimal
+from tfrobust.attacks.registry import prepare
 from tfrobust.attacks.result import MinimalPerturbation
 
-__all__ = ["IteratedPerturbation", "MinimalPerturbation", "iterate", "minimal"]
+__all__ = [
+    "FoolboxError",
+    "IteratedPerturbation",
+    "MinimalPerturbation",
+    "iterate",
+    "minimal",
+    "prepare",
+]

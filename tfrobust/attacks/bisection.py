@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfrobust.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, all_finite, misclassified
-from tfrobust.differentiate import compiled
+from tfrobust.classifier import compiled
 from tfrobust.norms import clip_to_range, norm, per_example
 
 __all__ = ["bisect_along", "unit_direction"]

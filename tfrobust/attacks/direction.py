@@ -7,7 +7,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from tfrobust.differentiate import gradients_at
+from tfrobust.classifier import gradients_at
 from tfrobust.norms import flatten
 
 __all__ = ["AttackFunction", "all_finite", "loss_direction", "misclassified"]

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfrobust.attacks.bisection import bisect_along, unit_direction
 from tfrobust.attacks.direction import AttackFunction
 from tfrobust.attacks.fast_gradient import l2_reach
-from tfrobust.differentiate import classes_of, gradients_at
+from tfrobust.classifier import classes_of, gradients_at
 
 __all__ = ["hot_cold"]
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from tfrobust.arguments import as_count, as_range
 from tfrobust.attacks.minimal import inside, minimal, predictions
-from tfrobust.batches import as_images
+from tfrobust.classifier import as_images
 from tfrobust.norms import norm as norm_of
 
 __all__ = ["IteratedPerturbation", "iterate"]

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from tfrobust.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, misclassified
-from tfrobust.differentiate import classes_of, compiled, gradients_at
+from tfrobust.classifier import classes_of, compiled, gradients_at
 
 __all__ = ["lbfgs"]
 

@@ -15,8 +15,7 @@ from tfrobust.arguments import as_range
 from tfrobust.attacks.direction import AttackFunction, all_finite
 from tfrobust.attacks.registry import prepare
 from tfrobust.attacks.result import MinimalPerturbation
-from tfrobust.batches import as_images, as_labels, in_batches
-from tfrobust.differentiate import classes_of, compiled
+from tfrobust.classifier import as_images, as_labels, classes_of, compiled, in_batches
 
 __all__ = ["minimal"]
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import keras
 
-from tfrobust.bounds.walker import Step, UnsupportedLayerError, is_plain
+from tfrobust.bounds.graph import Step, UnsupportedLayerError, is_plain
 
 __all__ = [
     "ACTIVATIONS",

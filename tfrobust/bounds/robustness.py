@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import keras
 
-from tfrobust.batches import as_images
 from tfrobust.bounds.certified import certified
+from tfrobust.bounds.printed import thesis
 from tfrobust.bounds.result import RobustnessBound
-from tfrobust.bounds.thesis import thesis
+from tfrobust.classifier import as_images
 
 __all__ = ["robustness"]
 

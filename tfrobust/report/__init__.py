@@ -1,5 +1,7 @@
-"""The page of a run: one self-contained HTML file with figures, tables, claims and versions."""
+"""Run folders, figures and pages."""
 
+from tfrobust.report import figures
 from tfrobust.report.page import Claim, Page, Section, write
+from tfrobust.report.runs import Run, RunFolderError, versions
 
-__all__ = ["Claim", "Page", "Section", "write"]
+__all__ = ["Claim", "Page", "Run", "RunFolderError", "Section", "figures", "versions", "write"]

@@ -1,0 +1,1 @@
+"""Networks, pictures and processes that several tests share."""

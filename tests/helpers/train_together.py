@@ -1,0 +1,103 @@
+"""One process of a distributed training; run by test_distribution with TF_CONFIG set or not.
+
+python train_together.py KIND FOLDER EPOCHS [DEVICES]
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+import keras
+import numpy as np
+import tensorflow as tf
+
+from helpers.nets import randomise
+from tfrobust import alignment, data, distribution, training
+from tfrobust.distribution import replicas
+from tfrobust.objectives.base import CrossEntropy, DoubleBackprop, WeightDecay
+from tfrobust.training import precision
+
+BATCH = 40
+
+
+def net(statistics):
+    """Convolutions and batch normalisation, no dropout."""
+    layers = keras.layers
+    frozen = statistics == "frozen"
+    inputs = keras.Input((14, 14, 1))
+    x = layers.Conv2D(6, 3, strides=2)(inputs)
+    x = layers.BatchNormalization(synchronized=not frozen, trainable=not frozen)(x)
+    x = layers.Conv2D(8, 3, activation="relu")(layers.Activation("relu")(x))
+    x = layers.MaxPooling2D(2)(x)
+    return randomise(keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x))), 0, scale=0.1)
+
+
+def main(
+    kind,
+    folder,
+    epochs,
+    devices=1,
+    statistics="synchronized",
+    pause=0.0,
+    policy="float32",
+    jit=False,
+):
+    if devices > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        virtual = [tf.config.LogicalDeviceConfiguration() for _ in range(devices)]
+        tf.config.set_logical_device_configuration(cpu, virtual)
+        names = [device.name for device in tf.config.list_logical_devices("CPU")]
+        strategy = tf.distribute.MirroredStrategy(names)
+    else:
+        strategy = distribution.strategy(kind, timeout=60)
+    digits = data.load("digits").take(205)
+    images, labels = digits.images[:, ::2, ::2], digits.labels
+    with strategy.scope():
+        with precision.computing_in(policy):
+            model = net(statistics)
+        training.fit(
+            model,
+            (images, labels),
+            CrossEntropy() + DoubleBackprop(1000.0, penalty_scale="batch_mean") + WeightDecay(1e-4),
+            optimizer=keras.optimizers.SGD(0.02, momentum=0.9),
+            epochs=epochs,
+            batch_size=BATCH,
+            validation=(images[:51], labels[:51]),
+            folder=folder,
+            jit=jit,
+            callbacks=[lambda record, model: time.sleep(pause)],
+        )
+        measured = alignment.measure(model, images[:33], batch_size=8)
+        sketched = alignment.measure(model, images[:33], search="sketch", batch_size=8)
+        scores = training.evaluate(model, images[:33], labels[:33], batch_size=8)
+        index, chief = replicas.host(), replicas.is_chief()
+    weights = {f"w{k}": keras.ops.convert_to_numpy(v) for k, v in enumerate(model.variables)}
+    np.savez(
+        Path(folder) / f"final-{index}.npz",
+        robustness=measured.linearized_robustness,
+        runner_up=measured.runner_up,
+        alignment=measured.alignment,
+        sketched=sketched.runner_up,
+        scores=list(scores.values()),
+        chief=chief,
+        replicas=strategy.num_replicas_in_sync,
+        **weights,
+    )
+
+
+if __name__ == "__main__":
+    kind, folder, epochs, *rest = sys.argv[1:]
+    options = dict(word.split("=") for word in rest)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    main(
+        kind,
+        folder,
+        int(epochs),
+        devices=int(options.get("devices", 1)),
+        statistics=options.get("statistics", "synchronized"),
+        pause=float(options.get("pause", 0)),
+        policy=options.get("policy", "float32"),
+        jit="jit" in options,
+    )

@@ -1,0 +1,421 @@
+"""The training loop against NumPy, and what is left when a run is killed or goes wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrobust import training
+from tfrobust.objectives.base import CrossEntropy, DoubleBackprop, WeightDecay
+from tfrobust.training import checkpoints
+from tfrobust.training.fit import NonFiniteLossError, SettingsChangedError, evaluate, fit
+from tfrobust.training.schedules import Cosine, Plateau, StepDecay
+
+layers = keras.layers
+SCRIPT = Path(__file__).parents[1] / "helpers" / "train_and_be_killed.py"
+
+
+def small_model(seed=0, dropout=0.5):
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.BatchNormalization(),
+            layers.Flatten(),
+            layers.Dropout(dropout),
+            layers.Dense(3),
+        ]
+    )
+
+
+def small_data(count=90, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    images = rng.normal(size=(count, 6, 6, 1)) + 1.5 * (labels[:, None, None, None] - 1)
+    return images.astype("float32"), labels
+
+
+def sgd(rate=0.05):
+    return keras.optimizers.SGD(rate, momentum=0.9)
+
+
+def weights_of(model):
+    return [np.asarray(variable.value) for variable in model.variables]
+
+
+def assert_same_weights(one, other):
+    for a, b in zip(weights_of(one), weights_of(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_linear_classifier_against_numpy():
+    """Softmax regression by momentum SGD with step decay and weight decay, in NumPy."""
+    rng = np.random.default_rng(3)
+    x, labels = rng.normal(size=(70, 5)), rng.integers(0, 3, 70)
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(3)])
+    kernel, bias = (w.astype(float) for w in model.get_weights())
+    fit(
+        model,
+        (x, labels),
+        CrossEntropy() + WeightDecay(0.01),
+        optimizer=sgd(),
+        epochs=5,
+        batch_size=20,
+        schedule=StepDecay(0.1, every=2),
+        seed=4,
+    )
+    velocity = [np.zeros_like(kernel), np.zeros_like(bias)]
+    for epoch in range(5):
+        rate = 0.1 * 0.1 ** (epoch // 2)
+        order = np.random.default_rng([4, epoch]).permutation(70)
+        for step in range(3):
+            rows = order[20 * step : 20 * step + 20]
+            z = x[rows] @ kernel + bias
+            p = np.exp(z - z.max(1, keepdims=True))
+            p /= p.sum(1, keepdims=True)
+            error = (p - np.eye(3)[labels[rows]]) / 20
+            slopes = x[rows].T @ error + 0.02 * kernel, error.sum(0) + 0.02 * bias
+            velocity = [0.9 * v - rate * g for v, g in zip(velocity, slopes, strict=True)]
+            kernel, bias = kernel + velocity[0], bias + velocity[1]
+    np.testing.assert_allclose(model.get_weights()[0], kernel, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(model.get_weights()[1], bias, rtol=1e-4, atol=1e-6)
+
+
+def test_it_learns_and_reports():
+    model, data = small_model(), small_data()
+    seen = []
+    history = fit(
+        model,
+        data,
+        CrossEntropy() + DoubleBackprop(0.1) + WeightDecay(1e-4),
+        optimizer=sgd(),
+        epochs=6,
+        batch_size=30,
+        validation=data,
+        callbacks=[lambda record, _: seen.append(record["epoch"])],
+    )
+    frame = history.to_frame()
+    assert list(frame["epoch"]) == seen == [1, 2, 3, 4, 5, 6]
+    parts = {"cross_entropy", "double_backprop", "weight_decay", "accuracy", "learning_rate"}
+    assert parts <= set(frame)
+    assert frame["accuracy"].iloc[-1] > 0.9
+    assert frame["cross_entropy"].iloc[-1] < frame["cross_entropy"].iloc[0] / 2
+    last = {k: frame[k].iloc[-1] for k in ("validation_loss", "validation_accuracy")}
+    assert evaluate(model, *data) == pytest.approx(last)
+
+
+def test_evaluate_against_numpy():
+    model, (x, labels) = small_model(), small_data()
+    z = np.asarray(model(x, training=False)).astype(float)
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    found = evaluate(model, x, labels, batch_size=7)
+    expected = -np.log(p[np.arange(len(x)), labels]).mean()
+    assert found["validation_loss"] == pytest.approx(expected, rel=1e-4)
+    assert found["validation_accuracy"] == pytest.approx((z.argmax(1) == labels).mean())
+
+
+def test_a_softmax_head_is_trained_at_its_logits():
+    data, results = small_data(), []
+    for softmax in (False, True):
+        model = small_model()
+        whole = keras.Sequential([model, layers.Softmax()]) if softmax else model
+        fit(whole, data, CrossEntropy(), optimizer=sgd(), epochs=2, batch_size=30)
+        results.append(model)
+    for a, b in zip(weights_of(results[0]), weights_of(results[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def run_to(folder, epochs, **changes):
+    model = small_model(dropout=0.5)
+    options = {"schedule": StepDecay(0.05, every=2), "seed": 1, "batch_size": 30, **changes}
+    history = fit(
+        model,
+        small_data(),
+        CrossEntropy() + DoubleBackprop(0.1),
+        optimizer=sgd(),
+        epochs=epochs,
+        validation=small_data(30, seed=9),
+        folder=folder,
+        **options,
+    )
+    return model, history
+
+
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
+    whole, history = run_to(tmp_path / "whole", 5)
+    run_to(tmp_path / "parts", 2)
+    parts, resumed = run_to(tmp_path / "parts", 5)
+    assert_same_weights(whole, parts)
+    without_time = [{k: v for k, v in r.items() if k != "seconds"} for r in history.records]
+    assert without_time == [{k: v for k, v in r.items() if k != "seconds"} for r in resumed.records]
+    again, _ = run_to(tmp_path / "parts", 5)
+    assert_same_weights(whole, again)
+
+
+def start(folder, log):
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(folder)],
+        stdout=log.open("a"),
+        stderr=subprocess.STDOUT,
+        env=environment,
+    )
+
+
+def wait_for(folder, epoch, process, seconds=120):
+    """Until the checkpoint of an epoch is there; the process may not end before."""
+    deadline = time.monotonic() + seconds
+    while not (folder / f"epoch-{epoch:06d}.npz").exists():
+        assert process.poll() is None, "ended too soon"
+        assert time.monotonic() < deadline, "too slow"
+        time.sleep(0.002)
+
+
+def test_a_run_killed_twice_ends_as_one_never_killed(tmp_path):
+    log = tmp_path / "log"
+    assert start(tmp_path / "whole", log).wait(240) == 0, log.read_text()
+    killed = tmp_path / "killed"
+    for epoch, pause in ((2, 0.0), (4, 0.031)):
+        process = start(killed, log)
+        wait_for(killed, epoch, process)
+        time.sleep(pause)  # once in the middle of writing or training, wherever that is
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(30) == -signal.SIGKILL
+        assert not (killed / "final.npz").exists()
+    assert start(killed, log).wait(240) == 0, log.read_text()
+    with np.load(tmp_path / "whole" / "final.npz") as one, np.load(killed / "final.npz") as other:
+        assert one.files == other.files
+        for name in one.files:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_what_the_folder_holds(tmp_path):
+    model, history = run_to(tmp_path, 4)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        "best.keras",
+        "last.keras",
+        "epoch-000003.npz",
+        "epoch-000004.npz",
+        "tensorboard",
+    }
+    x = small_data(30, seed=9)[0]
+    last = keras.saving.load_model(tmp_path / "last.keras", safe_mode=True)
+    np.testing.assert_array_equal(np.asarray(last(x)), np.asarray(model(x)))
+    best = keras.saving.load_model(tmp_path / "best.keras", safe_mode=True)
+    losses = [record["validation_loss"] for record in history.records]
+    found = evaluate(best, *small_data(30, seed=9))["validation_loss"]
+    assert found == pytest.approx(min(losses), rel=1e-6)
+
+
+def test_tensorboard_holds_every_part_of_every_epoch(tmp_path):
+    _, history = run_to(tmp_path, 3)
+    found = {}
+    for path in sorted((tmp_path / "tensorboard").iterdir()):
+        for record in tf.data.TFRecordDataset(str(path)):
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            for value in event.summary.value:
+                found[value.tag, event.step] = float(tf.make_ndarray(value.tensor))
+    for record in history.records:
+        for name, value in record.items():
+            assert found[name, record["epoch"]] == pytest.approx(value, rel=1e-5)
+
+
+def test_a_non_finite_loss_names_where_and_keeps_the_checkpoint(tmp_path):
+    model, _ = run_to(tmp_path, 2)
+    good = weights_of(model)
+    broken = small_model()
+    with pytest.raises(NonFiniteLossError) as error:
+        fit(
+            broken,
+            small_data(),
+            CrossEntropy() + DoubleBackprop(0.1),
+            optimizer=sgd(),
+            epochs=4,
+            batch_size=30,
+            schedule=StepDecay(0.05, every=2, factor=1e30),
+            folder=tmp_path / "other",
+            seed=1,
+        )
+    message = str(error.value)
+    assert "epoch 3, step" in message
+    assert "double_backprop" in message
+    assert "'weight': 0.1" in message
+    assert "Learning rate 5e+28" in message
+    assert checkpoints.newest(tmp_path / "other").name == "epoch-000002.npz"
+    # the model in memory is the last good one
+    assert all(np.isfinite(w).all() for w in weights_of(broken))
+    _, values = checkpoints.read(checkpoints.newest(tmp_path / "other"))
+    np.testing.assert_array_equal(weights_of(broken)[0], values["model.0000.kernel"])
+    assert len(good) == len(weights_of(broken))
+
+
+def test_a_truncated_checkpoint_is_named_and_the_one_before_goes_on(tmp_path):
+    whole, _ = run_to(tmp_path / "whole", 4)
+    run_to(tmp_path / "cut", 3)
+    newest = checkpoints.newest(tmp_path / "cut")
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    with pytest.raises(checkpoints.DamagedCheckpointError) as error:
+        run_to(tmp_path / "cut", 4)
+    assert str(newest) in str(error.value)
+    assert "Delete it to go on from epoch-000002.npz" in str(error.value)
+    newest.unlink()
+    resumed, _ = run_to(tmp_path / "cut", 4)
+    assert_same_weights(whole, resumed)
+
+
+def test_one_flipped_byte_is_damage(tmp_path):
+    run_to(tmp_path, 1)
+    path = checkpoints.newest(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(checkpoints.DamagedCheckpointError, match="start again"):
+        run_to(tmp_path, 2)
+
+
+def test_a_checkpoint_of_another_model(tmp_path):
+    run_to(tmp_path, 1)
+    _, values = checkpoints.read(checkpoints.newest(tmp_path))
+    wider = keras.Sequential([keras.Input((6, 6, 1)), layers.Flatten(), layers.Dense(3)])
+    optimizer = sgd()
+    optimizer.build(wider.trainable_variables)
+    with pytest.raises(checkpoints.DamagedCheckpointError, match="another model"):
+        checkpoints.assign(values, wider, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"batch_size": 45}, "batch_size: 30, now 45"),
+        ({"seed": 2}, "seed: 1, now 2"),
+        ({"schedule": StepDecay(0.01, every=2)}, "schedule"),
+    ],
+)
+def test_other_settings_in_the_same_folder(tmp_path, changes, named):
+    run_to(tmp_path, 1)
+    with pytest.raises(SettingsChangedError, match=named):
+        run_to(tmp_path, 2, **changes)
+
+
+def test_other_data_in_the_same_folder(tmp_path):
+    run_to(tmp_path, 1)
+    images, labels = small_data()
+    images[5, 0, 0, 0] += 1e-3
+    with pytest.raises(SettingsChangedError, match="another data"):
+        fit(
+            small_model(),
+            (images, labels),
+            CrossEntropy() + DoubleBackprop(0.1),
+            optimizer=sgd(),
+            epochs=2,
+            batch_size=30,
+            schedule=StepDecay(0.05, every=2),
+            folder=tmp_path,
+            seed=1,
+        )
+
+
+def test_more_epochs_unless_the_rates_rest_on_their_number(tmp_path):
+    run_to(tmp_path / "steps", 1)
+    run_to(tmp_path / "steps", 2)
+    run_to(tmp_path / "cosine", 1, schedule=Cosine(0.1))
+    with pytest.raises(SettingsChangedError, match="epochs"):
+        run_to(tmp_path / "cosine", 2, schedule=Cosine(0.1))
+
+
+def test_plateau_monitors_validation():
+    with pytest.raises(ValueError, match="give validation"):
+        fit(
+            small_model(),
+            small_data(),
+            CrossEntropy(),
+            optimizer=sgd(),
+            epochs=1,
+            schedule=Plateau(0.1),
+            batch_size=30,
+        )
+
+
+def test_a_full_disk_loses_no_earlier_epoch(tmp_path, monkeypatch):
+    run_to(tmp_path, 2)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match=r"could not write .*epoch-000003.npz: No space left"):
+        run_to(tmp_path, 3)
+    monkeypatch.undo()
+    assert checkpoints.newest(tmp_path).name == "epoch-000002.npz"
+    whole, _ = run_to(tmp_path / "whole", 3)
+    resumed, _ = run_to(tmp_path, 3)
+    assert_same_weights(whole, resumed)
+
+
+def test_an_unwritable_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot write to the folder"):
+        run_to(tmp_path / "file" / "below", 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((np.zeros((90, 5, 5, 1)), np.zeros(90)), "the model takes"),
+        ((np.full((90, 6, 6, 1), np.nan), np.zeros(90)), "NaN"),
+        ((np.zeros((90, 6, 6, 1)), np.full(90, 3)), "0..2 for 3 classes"),
+        ((np.zeros((90, 6, 6, 1)), np.zeros(80)), "must have shape"),
+        ((np.zeros((10, 6, 6, 1)), np.zeros(10)), "do not fill one batch of 30"),
+        ((np.zeros((0, 6, 6, 1)), np.zeros(0)), "empty batch"),
+        (np.zeros((90, 6, 6, 1)), "must be a pair"),
+    ],
+)
+def test_bad_data(data, message):
+    with pytest.raises(ValueError, match=message):
+        fit(small_model(), data, CrossEntropy(), optimizer=sgd(), epochs=1, batch_size=30)
+
+
+def test_two_replicas_end_with_the_weights_of_one():
+    """MirroredStrategy on two virtual devices, penalties included, in a process of its own."""
+    code = """
+import numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras
+from tfrobust.objectives.base import CrossEntropy, DoubleBackprop, WeightDecay
+from tfrobust.training.fit import fit
+from test_training import small_data, sgd
+def run(strategy):
+    with strategy.scope():
+        keras.utils.set_random_seed(0)
+        L = keras.layers
+        model = keras.Sequential([keras.Input((6, 6, 1)), L.Conv2D(4, 3, activation="relu"),
+                                  L.Flatten(), L.Dense(3)])
+        fit(model, small_data(), CrossEntropy() + DoubleBackprop(0.1) + WeightDecay(0.01),
+            optimizer=sgd(), epochs=2, batch_size=30)
+    return model.get_weights()
+one = run(tf.distribute.get_strategy())
+two = run(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+print("difference", max(np.abs(a - b).max() for a, b in zip(one, two)))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout.split("difference")[-1]) < 1e-5
+
+
+def test_history_survives_in_the_checkpoint(tmp_path):
+    _, history = run_to(tmp_path, 2)
+    state, _ = checkpoints.read(checkpoints.newest(tmp_path))
+    assert training.History(tuple(state["records"])) == history

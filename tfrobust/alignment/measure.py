@@ -1,0 +1,257 @@
+"""Alignment, linearized robustness, the homogeneous decomposition and the bounds between them.
+
+Etmann, Lunz, Maass, Schoenlieb: On the Connection Between Adversarial Robustness and Saliency Map
+Interpretability, ICML 2019. Everything is measured in the network's input space, in l2, for the
+predicted class i* and the binarized classifier Psi+ = Psi^i* - Psi^j* (written with a dagger
+there), whose gradient is g+ and whose bias part is beta+.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from tfrobust.alignment.decomposition import Decomposition, bias_part, decompose, warn_if_inexact
+from tfrobust.alignment.runner_up import RunnerUp, by_sketch, in_chunks, together
+from tfrobust.alignment.sketch import check_sketch
+from tfrobust.classifier import (
+    CHUNK,
+    as_images,
+    class_gradients,
+    classes_of,
+    compiled,
+    gradients_at,
+    in_batches,
+)
+from tfrobust.norms import inner, norm, per_example, unit
+
+__all__ = ["Alignment", "Decomposition", "decompose", "measure"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """Measures of Etmann 2019, one row an example; arrays have shape (batch,) unless said.
+
+    Where a gradient vanishes the quotients are infinite or NaN; `undefined` counts those rows.
+    """
+
+    predicted: np.ndarray
+    """int32, i* = F(x)."""
+    runner_up: np.ndarray
+    """int32, j*, the minimiser of eq. (9); not always the second largest logit."""
+    margin: np.ndarray
+    """Psi+(x) = Psi^i* - Psi^j*, in logits."""
+    linearized_robustness: np.ndarray
+    """rho~, eq. (9): l2 distance to the nearest boundary of the linearized classifier."""
+    alignment: np.ndarray
+    """alpha, eq. (7): |<x, g>| / ||g||."""
+    binarized_alignment: np.ndarray
+    """alpha+, eq. (11): |<x, g+>| / ||g+||."""
+    homogeneous_margin: np.ndarray
+    """<x, g+>, in logits."""
+    bias_margin: np.ndarray
+    """beta+ = Psi+(x) - <x, g+>, in logits."""
+    gradient_norm: np.ndarray
+    """||g||, g the gradient of the predicted class's logit."""
+    binarized_gradient_norm: np.ndarray
+    """||g+||."""
+    gradient_gap: np.ndarray
+    """|| g+/||g+|| - g/||g|| ||, between 0 and 2."""
+    input_norm: np.ndarray
+    """||x||."""
+    theorem2_binarized: np.ndarray
+    """Right-hand side of eq. (14): alpha+ + |beta+| / ||g+||."""
+    theorem2: np.ndarray
+    """Right-hand side of eq. (15): alpha + ||x|| * gradient_gap + |beta+| / ||g+||."""
+    shifted_alignment: np.ndarray
+    """Alignment of logit i* at the bias-shifted input x^ = x + beta+ g+ / ||g+||^2."""
+    shifted_gradient_gap: np.ndarray
+    """|| g+/||g+|| - g^/||g^|| ||, g^ the gradient of logit i* at x^."""
+    shifted_input_norm: np.ndarray
+    """||x^||."""
+    theorem3: np.ndarray
+    """Right-hand side of eq. (16): shifted_alignment + ||x^|| * shifted_gradient_gap."""
+    same_class_at_shift: np.ndarray
+    """bool, F(x^) = F(x): then shifted_alignment is alpha at x^."""
+    exact_gradients: np.ndarray | None = None
+    """int32, classes whose gradient was computed, the predicted one included."""
+    bias: np.ndarray | None = None
+    """(batch, classes), beta^i = Psi^i - <x, grad Psi^i> of every class; None from a table."""
+    failure_probability: float | None = None
+    """That an example's runner-up is wrong: 0 for the exact search; None where not recorded."""
+
+    def __len__(self) -> int:
+        return len(self.predicted)
+
+    @property
+    def undefined(self) -> int:
+        """Rows with a quotient that is infinite or NaN because a gradient vanished."""
+        columns = [self.linearized_robustness, self.alignment, self.theorem2, self.theorem3]
+        return int((~np.isfinite(np.stack(columns)).all(axis=0)).sum())
+
+    @property
+    def bias_distance(self) -> np.ndarray:
+        """|beta+| / ||g+||, the second summand of eq. (14)."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.abs(self.bias_margin) / self.binarized_gradient_norm
+
+    def median(self, name: str) -> float:
+        """Median of one measure over the examples where it is finite; NaN if there are none."""
+        values = np.asarray(getattr(self, name), float)
+        values = values[np.isfinite(values)]
+        return float(np.median(values)) if len(values) else float("nan")
+
+    def medians(self) -> dict[str, float]:
+        """`median` of every measure; flags become fractions.
+
+        Class indices and what describes the search are left out, and `bias`.
+        """
+        result = {}
+        for field in dataclasses.fields(self):
+            if field.name == "same_class_at_shift":
+                result[field.name] = float(np.mean(self.same_class_at_shift))
+            elif field.name not in _NO_MEASURES:
+                result[field.name] = self.median(field.name)
+        return {**result, "bias_distance": self.median("bias_distance")}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an example, one column a measure; `bias`, which is wider, is left out."""
+        columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return pd.DataFrame({name: each for name, each in columns.items() if np.ndim(each) == 1})
+
+
+# fields that have no median
+_NO_MEASURES = ("predicted", "runner_up", "exact_gradients", "bias", "failure_probability")
+
+
+def measure(
+    model: keras.Model,
+    x: Any,
+    *,
+    search: Literal["exact", "sketch"] = "exact",
+    directions: int = 64,
+    failure_probability: float = 1e-6,
+    seed: int = 0,
+    batch_size: int = 100,
+) -> Alignment:
+    """Alignment, linearized robustness and the bounds of Theorems 2 and 3 at each example.
+
+    The exact search takes one backward pass a class, in chunks of classes where there are many, so
+    that memory is bounded by `batch_size`. The sketch takes `directions` Jacobian-vector products,
+    and backward passes for those classes alone that these cannot rule out as the runner-up; its
+    answer is exact but for `failure_probability`. It pays from about a hundred classes on. Both end
+    with a forward and a backward pass at the shifted input.
+
+    Args:
+        model: any Keras classifier; see `logits_model`.
+        x: (batch, *input), in the space that the model takes (after preprocessing).
+        search: how the runner-up is found, "exact" or "sketch" (see `tfrobust.runner_up`).
+        directions: of the sketch; more of them leave fewer classes to compute.
+        failure_probability: of the sketch, for each example, that the runner-up is not the
+            minimiser of eq. (9); `linearized_robustness` is then too large.
+        seed: of the sketch's directions, which all examples share: results depend neither on
+            `batch_size` nor on an example's place.
+        batch_size: examples a call.
+
+    Returns:
+        `Alignment`, one row an example.
+
+    Raises:
+        ValueError: x has the wrong shape, is empty or is not finite; `search` is unknown;
+            `directions` is less than 1; `failure_probability` is not between 0 and 1.
+        NotLogitsError: the model has no logits to give.
+
+    Warns:
+        UserWarning: the network is outside Theorem 1's class, so that beta+ is not the biases'
+            part alone; says by how much. Checked on the first batch.
+    """
+    if search not in ("exact", "sketch"):
+        raise ValueError(f'search must be "exact" or "sketch", got {search!r}')
+    check_sketch(directions, failure_probability, "failure_probability")
+    x = as_images(model, x)
+    classes = classes_of(model, x)
+    warn_if_inexact(bias_part(model, x[:batch_size], batch_size=batch_size))
+    if search == "exact" and classes <= CHUNK:
+        run = compiled(model, "measure", _measure_together, x)
+    elif search == "exact":
+        run = _then_columns(model, x, in_chunks(model, classes, x))
+    else:
+        sketch = by_sketch(
+            model, x, directions=directions, failure_probability=failure_probability, seed=seed
+        )
+        run = _then_columns(model, x, sketch)
+    columns = in_batches(run, x, batch_size=batch_size, description="alignment")
+    wrong = failure_probability if search == "sketch" else 0.0
+    return Alignment(**columns, failure_probability=wrong)
+
+
+def _then_columns(
+    model: keras.Model, checked: np.ndarray, search: Callable[[tf.Tensor], RunnerUp]
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    finish = compiled(model, "measure columns", _columns, checked)
+    return lambda x: finish(x, *search(x))
+
+
+def _measure_together(logits: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """The search and all that follows in one graph."""
+    search, columns = together(logits), _columns(logits)
+    return lambda x: columns(x, *search(x))
+
+
+def _columns(logits: keras.Model) -> Callable[..., dict[str, tf.Tensor]]:
+    """Every field of `Alignment` from x and what a search found."""
+
+    def run(x: tf.Tensor, *found: tf.Tensor) -> dict[str, tf.Tensor]:
+        values, predicted, runner_up, robustness, gradient, binarized, every_bias, count = found
+        own = tf.gather(values, predicted, batch_dims=1)
+        margin = own - tf.gather(values, runner_up, batch_dims=1)
+        gradient_norm, binarized_norm = norm(gradient), norm(binarized)
+        homogeneous = inner(x, binarized)
+        bias = margin - homogeneous
+        bias_distance = tf.abs(bias) / binarized_norm
+        alignment = tf.abs(inner(x, gradient)) / gradient_norm
+        binarized_alignment = tf.abs(homogeneous) / binarized_norm
+        binarized_unit = unit(binarized)
+        gap = norm(binarized_unit - unit(gradient))
+        input_norm = norm(x)
+
+        shift = tf.math.divide_no_nan(bias, tf.square(binarized_norm))
+        shifted = x + per_example(shift, x) * binarized
+        shifted_values, pull_back = gradients_at(logits, shifted)
+        shifted_gradient = class_gradients(pull_back, shifted_values, predicted)
+        shifted_alignment = tf.abs(inner(shifted, shifted_gradient)) / norm(shifted_gradient)
+        shifted_gap = norm(binarized_unit - unit(shifted_gradient))
+        shifted_norm = norm(shifted)
+        return {
+            "predicted": predicted,
+            "runner_up": runner_up,
+            "margin": margin,
+            "linearized_robustness": robustness,
+            "alignment": alignment,
+            "binarized_alignment": binarized_alignment,
+            "homogeneous_margin": homogeneous,
+            "bias_margin": bias,
+            "gradient_norm": gradient_norm,
+            "binarized_gradient_norm": binarized_norm,
+            "gradient_gap": gap,
+            "input_norm": input_norm,
+            "theorem2_binarized": binarized_alignment + bias_distance,
+            "theorem2": alignment + input_norm * gap + bias_distance,
+            "shifted_alignment": shifted_alignment,
+            "shifted_gradient_gap": shifted_gap,
+            "shifted_input_norm": shifted_norm,
+            "theorem3": shifted_alignment + shifted_norm * shifted_gap,
+            "same_class_at_shift": tf.equal(
+                tf.argmax(shifted_values, axis=1, output_type=tf.int32), predicted
+            ),
+            "exact_gradients": count,
+            "bias": every_bias,
+        }
+
+    return run

@@ -1,0 +1,202 @@
+"""The bridge to Foolbox: any of its attacks by name, on a compiled model."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import foolbox
+import numpy as np
+import tensorflow as tf
+from foolbox.attacks.base import FixedEpsilonAttack, FlexibleDistanceMinimizationAttack
+from foolbox.attacks.gradient_descent_base import BaseGradientDescent
+
+from tfrobust.arguments import as_count
+from tfrobust.attacks.direction import AttackFunction, misclassified
+from tfrobust.attacks.foolbox.descent import with_radius_per_example, without_underflow
+from tfrobust.attacks.foolbox.radius import smallest_radius
+from tfrobust.classifier import compiled
+from tfrobust.norms import flatten, per_example
+
+__all__ = [
+    "ALIASES",
+    "FoolboxError",
+    "attack_class",
+    "attack_names",
+    "foolbox_attack",
+    "settings_of",
+]
+
+# our names for Foolbox's attacks, with the settings of Etmann 2019, section 4
+ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
+    # Foolbox 1.8 stepped .05 within a ball of .3, and kept the ratio while it bisected
+    "basic_iterative": ("L2BasicIterativeAttack", {"steps": 10, "rel_stepsize": 1 / 6}),
+    "carlini_wagner": (
+        "L2CarliniWagnerAttack",
+        {
+            "binary_search_steps": 5,
+            "steps": 1000,
+            "stepsize": 5e-3,
+            "initial_const": 1e-2,
+            "confidence": 0,
+            "abort_early": True,
+        },
+    ),
+    "deepfool": ("L2DeepFoolAttack", {}),
+}
+BISECTION_STEPS = 10
+# what Foolbox's attacks raise for inputs or settings that they cannot take
+_FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+# these return an all-zero image where they found nothing
+_ZERO_IS_NONE = (foolbox.attacks.L2CarliniWagnerAttack, foolbox.attacks.EADAttack)
+
+
+class FoolboxError(RuntimeError):
+    """An attack of Foolbox's could not be made or run."""
+
+
+def attack_names() -> list[str]:
+    """Names of Foolbox's attacks, its own short names among them."""
+    return [name for name in dir(foolbox.attacks) if attack_class(name)]
+
+
+def attack_class(name: str) -> type[foolbox.attacks.Attack] | None:
+    """The attack of that name in `foolbox.attacks`; None where there is none."""
+    found = getattr(foolbox.attacks, name, None)
+    known = inspect.isclass(found) and issubclass(found, foolbox.attacks.Attack)
+    return found if known and not inspect.isabstract(found) else None
+
+
+def settings_of(cls: type[foolbox.attacks.Attack]) -> list[str]:
+    """Names of the settings that `foolbox_attack` takes for an attack."""
+    names = list(inspect.signature(cls).parameters)
+    return [*names, "bisection_steps"] if issubclass(cls, FixedEpsilonAttack) else names
+
+
+def foolbox_attack(
+    cls: type[foolbox.attacks.Attack],
+    model: Any,
+    x: np.ndarray,
+    value_range: tuple[float, float],
+    norm: float,
+    **settings: Any,
+) -> AttackFunction:
+    """An attack of Foolbox's made ready for a model.
+
+    Attacks that minimise run as they are. Those with a fixed radius get the smallest radius that
+    succeeds, in their own norm, by bisection for each example.
+
+    Args:
+        cls: the attack's class.
+        model: any classifier.
+        x: (batch, *input), checked already.
+        value_range: smallest and largest valid pixel.
+        norm: p of the norm to minimise, for attacks that leave it open.
+        settings: of the attack's constructor; `bisection_steps`, where the radius is searched.
+
+    Raises:
+        FoolboxError: Foolbox refuses the settings, or, when run, the inputs.
+        ValueError: `bisection_steps` is not a positive whole number.
+    """
+    steps = as_count("bisection_steps", settings.pop("bisection_steps", BISECTION_STEPS), 1)
+    if issubclass(cls, FlexibleDistanceMinimizationAttack):
+        settings.setdefault("distance", foolbox.distances.LpDistance(norm))
+    attack = _reporting(cls, cls)(**settings)
+    logits = compiled(model, ("attack", "logits"), _logits, x, rowwise=0)
+    # a named device: Foolbox would otherwise probe for a GPU in a deprecated way
+    device = tf.constant(x[:1]).device
+    wrapped = foolbox.TensorFlowModel(logits, bounds=value_range, device=device)
+    if isinstance(attack, BaseGradientDescent):
+        without_underflow(attack, model, x)
+    if not isinstance(attack, FixedEpsilonAttack):
+        return functools.partial(_minimised, cls, attack, wrapped)
+
+    try_radius = _tries(cls, attack, wrapped, logits)
+
+    def run(rows: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return smallest_radius(
+            try_radius, rows, labels, attack.distance.p, value_range, bisection_steps=steps
+        )
+
+    return run
+
+
+def _logits(logits: Any) -> Callable[[tf.Tensor], tf.Tensor]:
+    return lambda rows: tf.cast(logits(rows, training=False), tf.float32)
+
+
+def _reporting(cls: type, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, with Foolbox's own errors told apart from ours."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except _FAILURES as error:
+            what = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise FoolboxError(f"Foolbox's {cls.__name__} failed with {what}") from error
+
+    return run
+
+
+def _criterion(labels: tf.Tensor) -> foolbox.Misclassification:
+    # the type of Foolbox's own class indices: it cannot compare two types under NumPy 2
+    return foolbox.Misclassification(tf.cast(labels, tf.int64))
+
+
+def _minimised(
+    cls: type[foolbox.attacks.Attack],
+    attack: foolbox.attacks.Attack,
+    wrapped: foolbox.TensorFlowModel,
+    rows: tf.Tensor,
+    labels: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    _, images, found = _reporting(cls, attack)(wrapped, rows, _criterion(labels), epsilons=None)
+    if cls in _ZERO_IS_NONE:
+        found = found & tf.reduce_any(flatten(images) != 0, axis=1)
+    return images, found
+
+
+def _tries(
+    cls: type[FixedEpsilonAttack],
+    attack: FixedEpsilonAttack,
+    wrapped: foolbox.TensorFlowModel,
+    logits: Callable[[tf.Tensor], tf.Tensor],
+) -> Callable[[tf.Tensor, tf.Tensor, np.ndarray], tuple[tf.Tensor, tf.Tensor]]:
+    """A function of images, labels and radii (batch,) to candidates and which are adversarial."""
+    if isinstance(attack, BaseGradientDescent) and with_radius_per_example(attack):
+
+        def one_call(
+            rows: tf.Tensor, labels: tf.Tensor, radius: np.ndarray
+        ) -> tuple[tf.Tensor, tf.Tensor]:
+            epsilon = per_example(tf.constant(radius, rows.dtype), rows)
+            run = _reporting(cls, attack.run)
+            images = run(wrapped, rows, _criterion(labels), epsilon=epsilon)
+            return images, misclassified(logits(images), labels)
+
+        return one_call
+
+    def call_by_radius(
+        rows: tf.Tensor, labels: tf.Tensor, radius: np.ndarray
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        images, found = rows.numpy(), np.zeros(len(rows), bool)
+        for epsilon in np.unique(radius):
+            same = np.flatnonzero(radius == epsilon)
+            run = _reporting(cls, attack)
+            chosen, classes = tf.gather(rows, same), _criterion(tf.gather(labels, same))
+            _, clipped, _ = run(wrapped, chosen, classes, epsilons=float(epsilon))
+            images[same] = clipped.numpy()
+            found[same] = misclassified(logits(clipped), tf.gather(labels, same)).numpy()
+        return tf.constant(images), tf.constant(found)
+
+    return call_by_radius

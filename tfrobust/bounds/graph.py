@@ -1,0 +1,211 @@
+"""A Keras graph as a list of steps: the one traversal that every set of rules is plugged into."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from tfrobust.classifier import WithoutActivation, is_graph, logits_model
+
+__all__ = ["INPUT", "Step", "UnsupportedLayerError", "is_plain", "operation_class", "walk"]
+
+INPUT = -1
+"""The index of the network's input among the steps."""
+
+# layers that fuse an activation, which becomes a step of its own
+_FUSED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)
+_FUSED += (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_FUSED += (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+# what a subclass may define and still compute what its base does
+_HARMLESS = {
+    *("__init__", "__module__", "__doc__", "__annotations__", "__qualname__", "__dict__"),
+    *("__weakref__", "__firstlineno__", "__static_attributes__", "build", "build_from_config"),
+    *("get_config", "from_config", "get_build_config", "compute_output_shape"),
+    *("compute_output_spec", "save_own_variables", "load_own_variables"),
+}
+
+
+class UnsupportedLayerError(ValueError):
+    """No rule is known for a layer; the message names it, and what is supported."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer, or one of the two parts of a layer with a fused activation."""
+
+    name: str
+    """The layer's name."""
+    layer: Any
+    """The layer; for the second part of a fused layer its activation."""
+    inputs: tuple[int, ...]
+    """Indices of the steps whose results it takes; `INPUT` is the network's input."""
+    input_shapes: tuple[tuple[int, ...], ...]
+    """Without the batch."""
+    output_shape: tuple[int, ...]
+    bare: bool = False
+    """Whether the layer's activation is left out here."""
+
+    @property
+    def kind(self) -> str:
+        """The layer's class, or the activation's name."""
+        if isinstance(self.layer, keras.layers.Layer):
+            return type(self.layer).__name__
+        return getattr(self.layer, "__name__", type(self.layer).__name__)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The step in inference mode, of one tensor or a list of them."""
+        if not isinstance(self.layer, keras.layers.Layer):
+            return self.layer
+        layer = WithoutActivation(self.layer) if self.bare else self.layer
+        return functools.partial(layer, training=False) if layer._call_has_training_arg else layer
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.input_shapes[0]
+
+
+def walk(model: keras.Model, x: Any = None) -> tuple[Step, ...]:
+    """The steps from the input to the logits, each after those it takes; nested models unfolded.
+
+    Args:
+        model: Sequential or Functional classifier; a final softmax is left out.
+        x: a few inputs, needed where the model declares no input shape.
+
+    Raises:
+        NotLogitsError: the model has no logits to give.
+        UnsupportedLayerError: a subclassed model, or sizes that are not fixed.
+    """
+    logits = logits_model(model, x)
+    if not is_graph(logits):
+        raise UnsupportedLayerError(
+            f"{model.name} is a subclassed model, whose layers cannot be followed; bounds need a "
+            "Sequential or Functional model, with no call of its own"
+        )
+    _check_input(logits)
+    steps: list[Step] = []
+    keep: list[Any] = []  # so that no id is given to another tensor meanwhile
+
+    def follow(tensor: Any, found: dict[int, int]) -> int:
+        if id(tensor) in found:
+            return found[id(tensor)]
+        operation, node, place = _origin(tensor)
+        inputs = [follow(each, found) for each in node.input_tensors]
+        if isinstance(operation, keras.Model):
+            if not is_graph(operation):
+                raise UnsupportedLayerError(
+                    f"the nested model {operation.name} is subclassed and cannot be followed"
+                )
+            _check_input(operation)
+            # a scope of its own: the same model may be called again on something else
+            inside = {id(t): at for t, at in zip(operation.inputs, inputs, strict=True)}
+            result = follow(operation.outputs[place], inside)
+        else:
+            _check_call(operation, node.arguments)
+            result = _append(steps, operation, tuple(inputs), node.input_tensors, tensor)
+        keep.append(tensor)
+        found[id(tensor)] = result
+        return result
+
+    follow(logits.outputs[0], {id(logits.inputs[0]): INPUT})
+    if not steps:
+        raise UnsupportedLayerError(f"{model.name} has no layers between its input and its output")
+    return tuple(steps)
+
+
+def is_plain(layer: Any, *classes: type) -> bool:
+    """Whether a layer is of one of the classes, or of a subclass that computes the same."""
+    if "call" in getattr(layer, "__dict__", {}):
+        return False
+    lineage = type(layer).__mro__
+    for base in set(classes).intersection(lineage):
+        defined = {name for cls in lineage[: lineage.index(base)] for name in vars(cls)}
+        if not any(hasattr(base, name) for name in defined - _HARMLESS):
+            return True
+    return False
+
+
+def operation_class(function: Callable[..., Any], tensors: int = 1) -> type:
+    """The class that stands for a function of `keras.ops` in a Functional model."""
+    result = function(*(keras.KerasTensor((1, 2)) for _ in range(tensors)))
+    return type(result._keras_history.operation)
+
+
+def _origin(tensor: Any) -> tuple[Any, Any, int]:
+    history = tensor._keras_history
+    return (
+        history.operation,
+        history.operation._inbound_nodes[history.node_index],
+        (history.tensor_index),
+    )
+
+
+def _append(
+    steps: list[Step],
+    operation: Any,
+    inputs: tuple[int, ...],
+    tensors: list[Any],
+    output: Any,
+) -> int:
+    """Add the steps of one layer; the index of its result."""
+    bare = isinstance(operation, WithoutActivation)
+    layer = operation.layer if bare else operation
+    shapes = tuple(_sizes(operation.name, tensor.shape) for tensor in tensors)
+    if isinstance(layer, keras.layers.InputLayer):
+        return inputs[0] if inputs else INPUT
+    output_shape = _sizes(operation.name, output.shape)
+    activation = None if bare or not is_plain(layer, *_FUSED) else layer.activation
+    fused = activation not in (None, keras.activations.linear)
+    steps.append(Step(layer.name, layer, inputs, shapes, output_shape, bare or fused))
+    if fused:
+        steps.append(Step(layer.name, activation, (len(steps) - 1,), (output_shape,), output_shape))
+    return len(steps) - 1
+
+
+def _check_input(model: keras.Model) -> None:
+    """Keras casts what a model is given to the type of its input; steps do not."""
+    for tensor in model.inputs:
+        if keras.backend.standardize_dtype(tensor.dtype) not in ("float32", "float64"):
+            raise UnsupportedLayerError(
+                f"{model.name} takes {tensor.dtype}, to which inputs are rounded: bounds need an "
+                "input of float32"
+            )
+
+
+def _check_call(operation: Any, arguments: Any) -> None:
+    """A layer is called again on its inputs alone: nothing else may have been given to it."""
+    if not isinstance(operation, keras.layers.Layer):
+        return
+    first, *others = arguments.args or (None,)
+    named = dict(arguments.kwargs)
+    # Keras notes a default too, which is False or None for its own layers
+    if named.pop("training", False) and type(operation).__module__.startswith("keras."):
+        raise UnsupportedLayerError(
+            f"layer {operation.name!r} ({type(operation).__name__}) was called with training=True: "
+            "bounds are those of the network in inference mode"
+        )
+    if len(arguments.args) == 0 and named:  # the inputs by name
+        named.pop(next(iter(named)))
+    given = [value for value in (*others, *named.values()) if value is not None]
+    constants = isinstance(first, (list, tuple)) and not all(
+        isinstance(each, keras.KerasTensor) for each in first
+    )
+    if given or constants:
+        raise UnsupportedLayerError(
+            f"layer {operation.name!r} ({type(operation).__name__}) was called with more than its "
+            "input tensors (one, or a list of them): bounds know nothing of such arguments"
+        )
+
+
+def _sizes(name: str, shape: Any) -> tuple[int, ...]:
+    sizes = tuple(shape)[1:]
+    if any(size is None for size in sizes):
+        raise UnsupportedLayerError(
+            f"layer {name!r} takes or gives {tuple(shape)}: bounds need fixed sizes. Build the "
+            "model with an input shape without None."
+        )
+    return tuple(int(size) for size in sizes)

@@ -1,0 +1,39 @@
+"""Any Keras model as logits with compiled derivatives."""
+
+from tfrobust.classifier.derivatives import (
+    CHUNK,
+    class_gradients,
+    classes_of,
+    compiled,
+    gradients_at,
+    input_gradient,
+    jacobian,
+    jvp,
+    predict_logits,
+    push_forward,
+    vjp,
+)
+from tfrobust.classifier.inputs import as_images, as_labels, in_batches, model_input_shape
+from tfrobust.classifier.logits import NotLogitsError, WithoutActivation, is_graph, logits_model
+
+__all__ = [
+    "CHUNK",
+    "NotLogitsError",
+    "WithoutActivation",
+    "as_images",
+    "as_labels",
+    "class_gradients",
+    "classes_of",
+    "compiled",
+    "gradients_at",
+    "in_batches",
+    "input_gradient",
+    "is_graph",
+    "jacobian",
+    "jvp",
+    "logits_model",
+    "model_input_shape",
+    "predict_logits",
+    "push_forward",
+    "vjp",
+]

@@ -1,0 +1,22 @@
+"""Data sets: in memory, from files, and streamed from disk."""
+
+from tfrobust.data import imagenet
+from tfrobust.data.arrays import Dataset, Provenance, load
+from tfrobust.data.images import CorruptImageError, CorruptImagesError, read_images
+from tfrobust.data.stream import Arrays, Share, Stream
+from tfrobust.data.tabular import CorruptDataError, DataNotFoundError
+
+__all__ = [
+    "Arrays",
+    "CorruptDataError",
+    "CorruptImageError",
+    "CorruptImagesError",
+    "DataNotFoundError",
+    "Dataset",
+    "Provenance",
+    "Share",
+    "Stream",
+    "imagenet",
+    "load",
+    "read_images",
+]

@@ -1,0 +1,260 @@
+"""Where ImageNet lies on disk: class folders, or records in one of two layouts.
+
+Every source reads any one example by its index, so that an order is a permutation and a host reads
+only its own rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from tfrobust.data.imagenet.tfrecords import (
+    BUILD_IMAGENET_DATA,
+    TFDS,
+    THREADS,
+    Example,
+    digest,
+    open_records,
+)
+from tfrobust.data.images import SUFFIXES
+from tfrobust.data.tabular import DataNotFoundError
+
+__all__ = ["Source", "Tree", "find"]
+
+_SHARD = re.compile(r"(train|validation)-(\d{5})-of-(\d{5})")
+
+
+class Source(Protocol):
+    """One split on disk."""
+
+    location: str
+    """Kind and folder, for people."""
+    version: str
+    sha256: str
+    """Of the sorted names and sizes of the files."""
+    shards: np.ndarray
+    """(shards,) index of the first example of each file that holds many; (1,) where none does."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Example:
+        """One example.
+
+        Raises:
+            CorruptImageError: there is no image to decode.
+            ValueError: the label is out of range.
+            OSError: the file cannot be read.
+        """
+
+    def name(self, index: int) -> str:
+        """What to call it in a message."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """Class folders of image files."""
+
+    folder: Path
+    files: tuple[str, ...]
+    labels: np.ndarray
+    sha256: str
+    version: str = "files"
+
+    @property
+    def location(self) -> str:
+        return f"class folders in {self.folder}"
+
+    @property
+    def shards(self) -> np.ndarray:
+        return np.zeros(1, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> Example:
+        encoded = (self.folder / self.files[index]).read_bytes()
+        return Example(encoded, int(self.labels[index]), self.files[index])
+
+    def name(self, index: int) -> str:
+        return str(self.folder / self.files[index])
+
+
+def find(split: str, folder: Path, classes: int, kind: str | None = None) -> Source:
+    """The split in `folder`, or in the folders "imagenet" or "tensorflow_datasets" in it.
+
+    Args:
+        split: "train" or "validation".
+        folder: to look into.
+        classes: expected.
+        kind: "tree", "tfrecord" or "tfds"; default: the first of these that has the split.
+
+    Raises:
+        DataNotFoundError: none has, with the splits that there are; or shards are missing.
+        ValueError: what was found has another number of classes, an empty one, or is ambiguous.
+    """
+    if kind is not None and kind not in _KINDS:
+        raise ValueError(f"unknown source {kind!r}; there are {', '.join(_KINDS)}")
+    seen = []
+    for one in _KINDS if kind is None else [kind]:
+        splits_in, inside = _KINDS[one]
+        for root in (folder, folder / inside):
+            splits = splits_in(root, classes) if root.is_dir() else {}
+            if split in splits:
+                return splits[split]()
+            seen += [f"{root} holds {name} ({one})" for name in splits]
+    raise DataNotFoundError(_not_found(split, folder, seen))
+
+
+def _not_found(split: str, folder: Path, seen: Sequence[str]) -> str:
+    if not folder.is_dir():
+        found = f"there is no folder {folder}"
+    else:
+        for inside in sorted(path for path in folder.iterdir() if path.is_dir()):
+            seen = [*seen, *(f"{inside} holds {name} (tree)" for name in _tree_folders(inside))]
+        found = "; ".join(seen) or f"{folder} holds none of them"
+    return (
+        f"no {split} split of ImageNet: {found}. Let data_dir or TFROBUST_DATA_DIR name a folder "
+        "with one of (1) class folders: train/<wnid>/*.JPEG, val/<wnid>/*.JPEG; (2) the shards of "
+        "TensorFlow's build_imagenet_data.py: train-00000-of-01024, validation-00000-of-00128; "
+        "(3) what tensorflow-datasets prepared: imagenet2012/<version>, made by "
+        'tfds.builder("imagenet2012", data_dir=...).download_and_prepare() from the two archives '
+        "that image-net.org gives to registered users."
+    )
+
+
+Splits = dict[str, Callable[[], Source]]
+
+
+def _trees(root: Path, classes: int) -> Splits:
+    folders = _tree_folders(root)
+    return {split: lambda found=found: _tree(found, classes) for split, found in folders.items()}
+
+
+def _tree_folders(root: Path) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for name, split in (("train", "train"), ("val", "validation"), ("validation", "validation")):
+        folder = root / name
+        if not folder.is_dir() or not any(map(_holds_images, os.scandir(folder))):
+            continue
+        if split in folders:
+            raise ValueError(f"{root} holds both val and validation: remove or rename one")
+        folders[split] = folder
+    return folders
+
+
+def _holds_images(entry: os.DirEntry) -> bool:
+    return entry.is_dir() or Path(entry.name).suffix.lower() in SUFFIXES
+
+
+def _tree(folder: Path, classes: int) -> Tree:
+    wnids = sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."
+    )
+    if not wnids:
+        raise ValueError(
+            f"{folder} holds images but no class folders: move each image into a folder named "
+            "after its class's wnid"
+        )
+    if len(wnids) != classes:
+        raise ValueError(
+            f"{folder} holds {len(wnids)} class folders ({wnids[0]} .. {wnids[-1]}), but "
+            f"{classes} classes are expected: complete it, or say classes={len(wnids)}"
+        )
+
+    def images(wnid: str) -> list[tuple[str, int]]:
+        return sorted(
+            (f"{wnid}/{entry.name}", entry.stat().st_size)
+            for entry in os.scandir(folder / wnid)
+            if entry.is_file() and Path(entry.name).suffix.lower() in SUFFIXES
+        )
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        listed = list(pool.map(images, wnids))
+    empty = [wnid for wnid, found in zip(wnids, listed, strict=True) if not found]
+    if empty:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        raise ValueError(
+            f"no images in class folder {', '.join(empty[:5])}{more} of {folder}: fill or remove it"
+        )
+    return Tree(
+        folder=folder,
+        files=tuple(name for found in listed for name, _ in found),
+        labels=np.repeat(np.arange(classes, dtype=np.int32), [len(found) for found in listed]),
+        sha256=digest(file for found in listed for file in found),
+    )
+
+
+def _tfrecords(root: Path, classes: int) -> Splits:
+    shards: dict[str, dict[int, Path]] = {}
+    counts: dict[str, set[int]] = {}
+    for entry in os.scandir(root):
+        match = _SHARD.fullmatch(entry.name)
+        if match:
+            split, index, count = match[1], int(match[2]), int(match[3])
+            shards.setdefault(split, {})[index] = Path(entry.path)
+            counts.setdefault(split, set()).add(count)
+
+    def whole(split: str) -> Source:
+        if len(counts[split]) > 1:
+            found = " and ".join(f"-of-{count:05}" for count in sorted(counts[split]))
+            raise ValueError(f"{root} mixes {split} shards {found}: keep one set of them")
+        (count,) = counts[split]
+        files = [
+            shards[split].get(index, root / f"{split}-{index:05}-of-{count:05}")
+            for index in range(count)
+        ]
+        location = f"build_imagenet_data shards in {root}"
+        return open_records(files, BUILD_IMAGENET_DATA, classes, location, "records")
+
+    return {split: lambda split=split: whole(split) for split in shards}
+
+
+def _tfds(root: Path, classes: int) -> Splits:
+    prepared = (path.parent for path in root.glob("imagenet2012/*/dataset_info.json"))
+    found = [folder for folder in prepared if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
+    if not found:
+        return {}
+    import tensorflow_datasets as tfds
+
+    newest = max(found, key=lambda folder: [int(part) for part in folder.name.split(".")])
+    builder = tfds.builder_from_directory(newest)  # reads what was prepared, cannot download
+
+    def records_of(split: str) -> Source:
+        info = builder.info
+        if info.file_format != tfds.core.FileFormat.TFRECORD:
+            raise ValueError(
+                f"{newest} is prepared as {info.file_format.value}; prepare it as tfrecord, "
+                "tensorflow-datasets' default"
+            )
+        wnids = info.features["label"].names
+        if len(wnids) != classes or wnids != sorted(wnids):
+            raise ValueError(
+                f"{newest} has {len(wnids)} classes ({wnids[0]} .. {wnids[-1]}), but {classes}, "
+                "sorted, are expected: prepare it anew, or say how many classes there are"
+            )
+        files = [Path(path) for path in info.splits[split].filepaths]
+        location = f"tensorflow-datasets imagenet2012 in {newest.parent.parent}"
+        records = open_records(files, TFDS, classes, location, str(builder.version))
+        if len(records) != info.splits[split].num_examples:
+            raise ValueError(
+                f"{newest} holds {len(records)} {split} examples, but its dataset_info.json says "
+                f"{info.splits[split].num_examples}: copy or prepare it anew"
+            )
+        return records
+
+    return {split: lambda split=split: records_of(split) for split in builder.info.splits}
+
+
+_KINDS: dict[str, tuple[Callable[[Path, int], Splits], str]] = {
+    "tree": (_trees, "imagenet"),
+    "tfrecord": (_tfrecords, "imagenet"),
+    "tfds": (_tfds, "tensorflow_datasets"),
+}

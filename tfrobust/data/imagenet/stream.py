@@ -1,0 +1,289 @@
+"""ImageNet, read from disk batch by batch.
+
+    stream = load("train", "/data/imagenet", preprocess=...)
+    fit(model, stream, ...)
+
+The order of an epoch and every random draw follow from (seed, epoch), not from the number of
+readers: each host decodes its own rows of the same global batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from tfrobust.data.arrays import Provenance
+from tfrobust.data.crops import Augment, Preprocess, Views
+from tfrobust.data.imagenet.sources import Source, find
+from tfrobust.data.imagenet.tfrecords import Example
+from tfrobust.data.images import CorruptImagesError, Skipping, decode
+from tfrobust.data.stream import Share
+
+__all__ = ["Examples", "ImageStream", "load"]
+
+_SPLITS = ("train", "validation")
+_SHARDS_AT_ONCE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Some centre-cropped examples in memory."""
+
+    images: np.ndarray
+    """(count, height, width, channels) float32, preprocessed."""
+    labels: np.ndarray
+    """(count,) int32."""
+    names: tuple[str, ...]
+    """File names."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def load(
+    split: str = "train",
+    data_dir: str | Path | None = None,
+    *,
+    source: str | None = None,
+    classes: int = 1000,
+    size: tuple[int, int] = (256, 256),
+    shorter_side: tuple[int, int] = (258, 512),
+    validation_side: int = 256,
+    augment: Augment | None = None,
+    preprocess: Preprocess | None = None,
+    value_range: Any = None,
+    limit: int | None = None,
+    max_corrupt: int = 10,
+) -> ImageStream:
+    """One split of ImageNet; crops and augmentation of Etmann 2019 by default.
+
+    Looks for, in this order,
+
+    1. "tree": `<data_dir>/train/<wnid>/*.JPEG` and `val` (or `validation`);
+    2. "tfrecord": the shards of TensorFlow's build_imagenet_data.py,
+       `<data_dir>/train-00000-of-01024` and `validation-00000-of-00128`, labels 1..1000;
+    3. "tfds": what tensorflow-datasets prepared, `<data_dir>/imagenet2012/<version>`.
+
+    The class of an image is the position of its wnid among the sorted wnids, in all three, as in
+    Keras Applications. Shards are indexed once, by their records' headers. Nothing is downloaded.
+
+    Args:
+        split: "train" or "validation".
+        data_dir: the folder, or one that holds it as `imagenet` (1, 2) or `tensorflow_datasets`
+            (3). Default: the environment's TFROBUST_DATA_DIR, then tensorflow-datasets' own folder.
+        source: "tree", "tfrecord" or "tfds", to take no other.
+        classes: number of classes that must be there.
+        size: height and width of the images.
+        shorter_side: training scales the shorter side to a length drawn from these.
+        validation_side: evaluation scales it to this length.
+        augment: takes an RGB image (height, width, 3) uint8 and two integers as seed, and returns
+            (*size, 3) float32; default: `augmentation.random_crop`.
+        preprocess: takes RGB images (count, *size, 3) float32 in 0..255 to the network's input.
+        value_range: least and largest value after it; default: its attribute `value_range`.
+        limit: use this many examples only, a fixed random choice.
+        max_corrupt: distinct corrupt images that one process may skip, each with a warning.
+
+    Raises:
+        ValueError: a setting is out of range, or what was found has another number of classes, an
+            empty class folder, or a broken shard.
+        DataNotFoundError: none of the three has the split, or shards are missing; says what there
+            is and what to do.
+    """
+    if split not in _SPLITS:
+        raise ValueError(f"unknown split {split!r}; there are {', '.join(_SPLITS)}")
+    views = Views(size, shorter_side, validation_side, augment, preprocess, value_range)
+    found = find(split, _folder(data_dir), classes, source)
+    return ImageStream(found, split, classes, views, limit=limit, max_corrupt=max_corrupt)
+
+
+def _folder(data_dir: str | Path | None) -> Path:
+    named = data_dir or os.environ.get("TFROBUST_DATA_DIR") or os.environ.get("TFDS_DATA_DIR")
+    return Path(named or "~/tensorflow_datasets").expanduser()
+
+
+class ImageStream:
+    """A split of images on disk, as `fit` and `evaluate` read it. Made by `load`.
+
+    Decodes in parallel and a few batches ahead. A corrupt image is named, counted and skipped: in
+    training the next good one of the epoch's order stands in for it, so that every host makes the
+    same number of steps and sees the same batches.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        split: str,
+        classes: int,
+        views: Views,
+        *,
+        limit: int | None = None,
+        max_corrupt: int = 10,
+    ):
+        self._source, self._views, self._skipping = source, views, Skipping(max_corrupt)
+        # made once: TensorFlow keeps every function that it ever called
+        self._read_training = self._skipping.recording(self._training_example)
+        self._read_evaluation = self._skipping.recording(self._evaluation_example)
+        self._rows = _choice(len(source), limit)
+        self.examples, self.classes = len(self._rows), classes
+        self.input_shape, self.value_range = views.input_shape, views.value_range
+        chosen = f"; {limit} of {len(source)} examples, chosen by default_rng(0)" if limit else ""
+        self.provenance = Provenance(
+            name="imagenet",
+            split=split,
+            source=source.location,
+            version=source.version,
+            processing=f"{views}{chosen}; sha256 of the files' names and sizes, not of pixels",
+            examples=self.examples,
+            sha256=source.sha256,
+        )
+
+    def __len__(self) -> int:
+        return self.examples
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Names of the corrupt images that this process has met."""
+        return self._skipping.names
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Files, examples used, crops and preprocessing."""
+        files = {"sha256": self.provenance.sha256, "examples": self.examples}
+        return files | {"classes": self.classes} | self._views.settings()
+
+    def training_batches(
+        self, batch_size: int, share: Share, *, seed: int, epoch: int
+    ) -> tf.data.Dataset:
+        """examples // batch_size steps of augmented images and labels, ordered by (seed, epoch).
+
+        Element e of the order is row e % batch_size of step e // batch_size, whatever the share.
+        Records are visited 16 shards at a time, shuffled among them, which spares slow disks;
+        files of their own in any order. At any time some four batches of the share are in memory,
+        and as many images in the making as there are cores, or 16.
+        """
+        steps = self.examples // batch_size
+        positions = np.arange(steps * batch_size).reshape(steps, batch_size)
+        positions = positions[:, share.start : share.stop].ravel()
+        rows = self._order(seed, epoch)[positions]
+        pair = np.random.SeedSequence([seed, epoch]).generate_state(2).view(np.int32)
+
+        def element(position: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            place = [row, position, np.int64(seed), np.int64(epoch)]
+            pixels, label = tf.numpy_function(self._read_training, place, (tf.uint8, tf.int32))
+            pixels, label = tf.ensure_shape(pixels, (None, None, 3)), tf.ensure_shape(label, ())
+            return self._views.training(pixels, tf.random.fold_in(pair, position)), label
+
+        return (
+            tf.data.Dataset.from_tensor_slices((positions, rows))
+            .map(element, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .batch(share.rows, drop_remainder=True)
+            .map(lambda images, labels: (self._views.input(images), labels))
+            .prefetch(2)
+        )
+
+    def evaluation_batches(
+        self, batch_size: int, *, hosts: int = 1, host: int = 0
+    ) -> tf.data.Dataset:
+        """Centre crops and labels of every good example that falls to `host`, once."""
+        crops = self._crops(self._rows[host::hosts], batch_size)
+        return crops.map(lambda images, labels, names: (images, labels)).prefetch(2)
+
+    def arrays(self, count: int, *, seed: int | None = None) -> Examples:
+        """The first `count` good examples, centre-cropped; with a seed, that many drawn at random.
+
+        A tree is in the order of its classes: to measure a few images of many, give a seed.
+        Where corrupt images leave fewer, all that are left.
+
+        Raises:
+            ValueError: `count` is not between 1 and the number of examples.
+            CorruptImagesError: too many corrupt images, or no other.
+        """
+        if not 1 <= count <= self.examples:
+            raise ValueError(f"count must lie in 1..{self.examples}, got {count}")
+        rows = self._rows
+        if seed is not None:
+            rows = rows[np.random.default_rng(seed).permutation(self.examples)]
+        images = np.empty((count, *self.input_shape), np.float32)
+        labels, names = np.empty(count, np.int32), []
+        bar = tqdm(total=count, desc="images", unit="image", delay=2, leave=False, disable=None)
+        with bar, self.errors():
+            for batch, labels_, names_ in self._crops(rows, 1).take(count).as_numpy_iterator():
+                images[len(names)], labels[len(names)] = batch[0], labels_[0]
+                names.append(names_[0].decode())
+                bar.update(1)
+        if not names:
+            raise CorruptImagesError(f"all {self.examples} images are corrupt")
+        return Examples(images[: len(names)], labels[: len(names)], tuple(names))
+
+    def errors(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the block, what went wrong in reading comes out as itself, not as TensorFlow's."""
+        return self._skipping.errors()
+
+    def _order(self, seed: int, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([seed, epoch])
+        shard = np.searchsorted(self._source.shards, self._rows, side="right") - 1
+        group = rng.permutation(len(self._source.shards))[shard] // _SHARDS_AT_ONCE
+        return self._rows[np.lexsort((rng.random(self.examples), group))]
+
+    def _example(self, index: int) -> tuple[np.ndarray, Example] | None:
+        def read() -> tuple[np.ndarray, Example]:
+            example = self._source.read(index)
+            return decode(example.encoded), example
+
+        return self._skipping.attempt(index, lambda: self._source.name(index), read)
+
+    def _training_example(
+        self, row: np.ndarray, position: np.ndarray, seed: np.ndarray, epoch: np.ndarray
+    ) -> tuple[np.ndarray, np.int32]:
+        """Pixels and label of a row, or of the next good one in the order of (seed, epoch)."""
+        found = self._example(int(row))
+        if found is None:
+            following = np.roll(self._order(int(seed), int(epoch)), -int(position))
+            found = next(filter(None, map(self._example, map(int, following))), None)
+        if found is None:
+            raise CorruptImagesError(f"all {self.examples} images are corrupt")
+        pixels, example = found
+        return pixels, np.int32(example.label)
+
+    def _evaluation_example(self, row: np.ndarray) -> tuple[np.ndarray, np.int32, bytes]:
+        """Pixels, label and name of a row; no pixels where it is corrupt."""
+        found = self._example(int(row))
+        if found is None:
+            return np.empty((0, 0, 3), np.uint8), np.int32(0), b""
+        pixels, example = found
+        return pixels, np.int32(example.label), example.name.encode()
+
+    def _crops(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
+        """Batches of images, labels and names of the good ones among `rows`."""
+
+        def element(row: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            types = (tf.uint8, tf.int32, tf.string)
+            pixels, label, name = tf.numpy_function(self._read_evaluation, [row], types)
+            shapes = ((None, None, 3), (), ())
+            return tuple(map(tf.ensure_shape, (pixels, label, name), shapes))
+
+        def crop(pixels: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            return self._views.evaluation(pixels), *rest
+
+        return (
+            tf.data.Dataset.from_tensor_slices(rows)
+            .map(element, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .filter(lambda pixels, *rest: tf.size(pixels) > 0)
+            .map(crop, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .batch(batch_size)
+            .map(lambda images, *rest: (self._views.input(images), *rest))
+        )
+
+
+def _choice(examples: int, limit: int | None) -> np.ndarray:
+    if limit is None:
+        return np.arange(examples)
+    if not 1 <= limit <= examples:
+        raise ValueError(f"limit must lie in 1..{examples}, got {limit}")
+    return np.sort(np.random.default_rng(0).permutation(examples)[:limit])

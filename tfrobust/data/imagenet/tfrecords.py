@@ -1,0 +1,194 @@
+"""TFRecord shards of images, indexed so that any one example can be read.
+
+A TFRecord is its length (8 bytes), that length's checksum (4), the bytes, and their checksum (4).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import struct
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+
+from tfrobust.data.images import CorruptImageError
+from tfrobust.data.tabular import DataNotFoundError
+
+__all__ = ["BUILD_IMAGENET_DATA", "TFDS", "Example", "Layout", "Records", "digest", "open_records"]
+
+THREADS = 16  # listing and indexing wait for the file system
+_HEADER, _FOOTER = 12, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One image as it is stored."""
+
+    encoded: bytes
+    label: int
+    """0 .. classes - 1, by the sorted wnids."""
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What a record's features are called."""
+
+    encoded: str
+    label: str
+    filename: str
+    first_label: int
+
+
+BUILD_IMAGENET_DATA = Layout("image/encoded", "image/class/label", "image/filename", 1)
+TFDS = Layout("image", "label", "file_name", 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """TFRecord shards of tf.train.Example, indexed. Checksums are not compared."""
+
+    location: str
+    version: str
+    files: tuple[Path, ...]
+    layout: Layout
+    classes: int
+    shards: np.ndarray
+    offsets: np.ndarray
+    """(examples,) where in its file each example begins."""
+    lengths: np.ndarray
+    """(examples,) bytes."""
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def read(self, index: int) -> Example:
+        """One example.
+
+        Raises:
+            CorruptImageError: the record does not parse, or lacks the image or the label.
+            ValueError: the label is out of range.
+            OSError: the file cannot be read.
+        """
+        with self.files[self._shard(index)].open("rb", buffering=0) as file:
+            file.seek(int(self.offsets[index]))
+            record = file.read(int(self.lengths[index]))
+        try:
+            features = tf.train.Example.FromString(record).features.feature
+        except DecodeError as error:
+            raise CorruptImageError("the record is not a tf.train.Example") from error
+        layout = self.layout
+        held = ", ".join(sorted(features)) or "nothing"
+        encoded = features[layout.encoded].bytes_list.value
+        labels = features[layout.label].int64_list.value
+        if len(encoded) != 1 or len(labels) != 1:
+            raise CorruptImageError(
+                f"the record lacks {layout.encoded} or {layout.label}; it holds {held}"
+            )
+        label = labels[0] - layout.first_label
+        if not 0 <= label < self.classes:
+            first, last = layout.first_label, self.classes - 1 + layout.first_label
+            raise ValueError(
+                f"{self._place(index)} has label {label + first}, but labels lie in "
+                f"{first}..{last} in this layout: make the shards without a background class, "
+                "or say how many classes there are (classes=)"
+            )
+        name = b"".join(features[layout.filename].bytes_list.value[:1]).decode(errors="replace")
+        return Example(encoded[0], label, name or self._place(index))
+
+    def name(self, index: int) -> str:
+        """Shard, record and, where it can be read, file name."""
+        place = self._place(index)
+        try:
+            name = self.read(index).name
+        except (ValueError, OSError):
+            return place
+        return place if name == place else f"{place} ({name})"
+
+    def _shard(self, index: int) -> int:
+        return int(np.searchsorted(self.shards, index, side="right")) - 1
+
+    def _place(self, index: int) -> str:
+        shard = self._shard(index)
+        return f"{self.files[shard].name}, record {index - int(self.shards[shard])}"
+
+
+def open_records(
+    files: Sequence[Path], layout: Layout, classes: int, location: str, version: str
+) -> Records:
+    """Index some shards by the headers of their records.
+
+    Args:
+        files: the shards, in order.
+        layout: of each record.
+        classes: labels must lie in these.
+        location, version: for provenance.
+
+    Raises:
+        DataNotFoundError: shards are missing, or hold no example.
+        ValueError: a shard is cut off or no TFRecord file, or its first record has another layout.
+    """
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise DataNotFoundError(
+            f"{len(missing)} of {len(files)} shards are missing in {files[0].parent}: "
+            f"{', '.join(missing[:3])}{more}. Copy or make them anew."
+        )
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(_index, files))
+    counts = [len(offsets) for offsets, _ in found]
+    if not sum(counts):
+        raise DataNotFoundError(f"{location}: the {len(files)} shards hold no example")
+    records = Records(
+        location=location,
+        version=version,
+        files=tuple(files),
+        layout=layout,
+        classes=classes,
+        shards=np.cumsum([0, *counts[:-1]]),
+        offsets=np.concatenate([offsets for offsets, _ in found]),
+        lengths=np.concatenate([lengths for _, lengths in found]),
+        sha256=digest((file.name, file.stat().st_size) for file in files),
+    )
+    try:
+        records.read(0)  # another layout is told now, not in the middle of an epoch
+    except CorruptImageError as error:
+        raise ValueError(
+            f"{records.name(0)} in {files[0].parent} is not what {location} should hold: {error}"
+        ) from error
+    return records
+
+
+def _index(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Where the records of a shard begin and how long they are; reads their headers only."""
+    offsets, lengths = [], []
+    size, start = file.stat().st_size, 0
+    with file.open("rb", buffering=0) as shard:
+        while start < size:
+            shard.seek(start)
+            header = shard.read(_HEADER)
+            length = struct.unpack("<Q", header[:8])[0] if len(header) == _HEADER else size
+            offsets.append(start + _HEADER)
+            lengths.append(length)
+            start += _HEADER + length + _FOOTER
+            if start > size:
+                raise ValueError(
+                    f"{file} is cut off in record {len(offsets) - 1}, or is not an uncompressed "
+                    "TFRecord file: copy or make it anew"
+                )
+    return np.array(offsets, np.int64), np.array(lengths, np.int64)
+
+
+def digest(files: Iterable[tuple[str, int]]) -> str:
+    """sha256 of names and sizes."""
+    result = hashlib.sha256()
+    for name, size in files:
+        result.update(f"{name}\t{size}\n".encode())
+    return result.hexdigest()

@@ -1,0 +1,230 @@
+"""Images from files: decoded to RGB, the corrupt ones named, counted and skipped up to a limit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from tfrobust.data.crops import centre_crop, check_crop
+
+__all__ = ["CorruptImageError", "CorruptImagesError", "Skipping", "decode", "read_images"]
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"})
+_CHUNK = 64  # files decoded before the next are opened
+_NAMED = 5
+
+T = TypeVar("T")
+
+
+class CorruptImageError(ValueError):
+    """Bytes that hold no whole image."""
+
+
+class CorruptImagesError(RuntimeError):
+    """More images are corrupt than the limit allows; the message names the first few."""
+
+
+def decode(encoded: bytes) -> np.ndarray:
+    """The pixels of an encoded image.
+
+    The format is told from the bytes, not from a file's name: JPEG (greyscale and CMYK too), PNG
+    (16 bits are cut to 8, transparency is dropped), the first frame of a GIF, BMP or WebP. An
+    orientation in the metadata is not applied. TensorFlow's default, fast inverse DCT is used, as
+    in Etmann's released code: about one grey level from the exact one of Pillow and Keras.
+
+    Args:
+        encoded: what the file holds.
+
+    Returns:
+        (height, width, 3) uint8, RGB.
+
+    Raises:
+        CorruptImageError: truncated, or of no known format.
+    """
+    try:
+        with tf.device("/CPU:0"):
+            pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    except tf.errors.OpError as error:
+        reason = re.sub(r"\{\{.*?\}\} *| *\[Op:.*?\]", "", error.message).rstrip(" .")
+        raise CorruptImageError(reason) from error
+    return pixels.numpy()
+
+
+class Skipping:
+    """Counts corrupt images and decides when there are too many.
+
+    Args:
+        max_corrupt: distinct images that may be skipped.
+
+    Raises:
+        ValueError: `max_corrupt` is negative.
+    """
+
+    def __init__(self, max_corrupt: int):
+        if max_corrupt < 0:
+            raise ValueError(f"max_corrupt must be at least 0, got {max_corrupt}")
+        self.max_corrupt = max_corrupt
+        self._corrupt: dict[int, str] = {}
+        self._failure: Exception | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the images skipped so far, by index."""
+        with self._lock:
+            return tuple(name for _, name in sorted(self._corrupt.items()))
+
+    def attempt(self, index: int, name: Callable[[], str], read: Callable[[], T]) -> T | None:
+        """What `read` returns, or None where image `index` is corrupt.
+
+        Raises:
+            CorruptImagesError: it is one too many.
+        """
+        if index in self._corrupt:
+            return None
+        try:
+            return read()
+        except CorruptImageError as error:
+            self._skip(index, name(), str(error))
+            return None
+
+    def _skip(self, index: int, name: str, reason: str) -> None:
+        with self._lock:
+            if index in self._corrupt:
+                return
+            self._corrupt[index] = name
+            count = len(self._corrupt)
+        if count > self.max_corrupt:
+            raise CorruptImagesError(
+                f"too many corrupt images, {count} with max_corrupt={self.max_corrupt}: "
+                f"{_some(self.names)}. The last one: {reason}. "
+                "Replace or remove them, or allow for more."
+            )
+        warnings.warn(
+            f"{name} is corrupt and skipped ({reason}); "
+            f"{count} so far, max_corrupt={self.max_corrupt}",
+            stacklevel=2,
+        )
+
+    def recording(self, function: Callable[..., T]) -> Callable[..., T]:
+        """`function`, whose exceptions TensorFlow will hide, so that `errors` finds them."""
+
+        def recorded(*arguments):
+            try:
+                return function(*arguments)
+            except Exception as error:
+                self._failure = self._failure or error
+                raise
+
+        return recorded
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Inside the block, TensorFlow's error for a recorded exception comes out as that one."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            # it may have been recorded before the block: batches are read ahead
+            failure = self._failure
+            if failure is None or type(failure).__name__ not in error.message:
+                raise
+            self._failure = None
+            raise failure from None
+
+
+def read_images(
+    images: str | Path | Sequence[str | Path],
+    *,
+    size: tuple[int, int],
+    validation_side: int | None = None,
+    limit: int | None = None,
+    max_corrupt: int = 10,
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Centre crops of image files, for measuring any model on any images.
+
+    Args:
+        images: a folder, searched with all folders in it in sorted order, or files.
+        size: height and width of the crops.
+        validation_side: length that the shorter side is scaled to; default: the crop's longer
+            side, which leaves out least.
+        limit: stop after this many images.
+        max_corrupt: corrupt files that may be skipped, each with a warning.
+
+    Returns:
+        (count, *size, 3) float32, RGB in 0..255, and the file names, relative to the folder.
+
+    Raises:
+        FileNotFoundError: no such folder or file, or no image in the folder.
+        CorruptImagesError: too many corrupt files, or no other.
+        ValueError: the crop does not fit, or `limit` or `max_corrupt` is out of range.
+    """
+    side = max(size) if validation_side is None else validation_side
+    check_crop(size, side)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    skipping = Skipping(max_corrupt)
+    files = _files(images)
+    wanted = len(files) if limit is None else min(limit, len(files))
+
+    def crop(index: int) -> np.ndarray | None:
+        path, name = files[index]
+        pixels = skipping.attempt(index, lambda: name, lambda: decode(path.read_bytes()))
+        if pixels is None:
+            return None
+        with tf.device("/CPU:0"):
+            return centre_crop(pixels, size, side).numpy()
+
+    crops, names = [], []
+    bar = tqdm(total=wanted, desc="images", unit="image", delay=2, leave=False, disable=None)
+    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        start = 0
+        while len(crops) < wanted and start < len(files):
+            chunk = range(start, min(start + min(_CHUNK, wanted - len(crops)), len(files)))
+            start = chunk.stop
+            for index, pixels in zip(chunk, pool.map(crop, chunk), strict=True):
+                if pixels is not None:
+                    crops.append(pixels)
+                    names.append(files[index][1])
+            bar.update(len(crops) - bar.n)
+    if not crops:
+        raise CorruptImagesError(f"every image is corrupt: {_some(skipping.names)}")
+    return np.stack(crops), tuple(names)
+
+
+def _files(images: str | Path | Sequence[str | Path]) -> list[tuple[Path, str]]:
+    """Paths and the names to show."""
+    if not isinstance(images, (str, Path)):
+        files = [(Path(path), str(path)) for path in images]
+        missing = [name for path, name in files if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(f"no such image file: {_some(missing)}")
+        if not files:
+            raise FileNotFoundError("an empty list of image files: give at least one")
+        return files
+    folder = Path(images)
+    if folder.is_file():
+        return [(folder, folder.name)]
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = sorted((path.relative_to(folder).as_posix(), path) for path in found if path.is_file())
+    if not files:
+        kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
+        raise FileNotFoundError(f"no image ({kinds}) in {folder} or the folders in it")
+    return [(path, name) for name, path in files]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,32 @@
+"""One device, several GPUs, several hosts; and cohorts of models over a Dask cluster."""
+
+from tfrobust.distribution.dask import SchedulerError, map_cohort
+from tfrobust.distribution.rendezvous import WorkerTimeoutError
+from tfrobust.distribution.replicas import (
+    average,
+    chief_says,
+    gather_rows,
+    host,
+    hosts,
+    is_chief,
+    is_spread,
+    replicas,
+    spread,
+)
+from tfrobust.distribution.strategy import strategy
+
+__all__ = [
+    "SchedulerError",
+    "WorkerTimeoutError",
+    "average",
+    "chief_says",
+    "gather_rows",
+    "host",
+    "hosts",
+    "is_chief",
+    "is_spread",
+    "map_cohort",
+    "replicas",
+    "spread",
+    "strategy",
+]

@@ -1,0 +1,130 @@
+"""One device, several GPUs, several hosts; and cohorts of models over a Dask cluster.
+
+    with distribution.strategy("auto").scope():
+        model = reference_models.build("resnet50")
+        fit(model, data, objective, optimizer=optimizer, epochs=20, batch_size=32)
+        measure(model, images)
+
+Several hosts run the same program, each with TF_CONFIG set, or inside one Slurm step (`srun`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import faulthandler
+import json
+import os
+import sys
+from typing import Literal
+
+import tensorflow as tf
+
+from tfrobust.distribution.dask import SchedulerError, map_cohort
+from tfrobust.distribution.rendezvous import WorkerTimeoutError, meet
+
+__all__ = ["SchedulerError", "WorkerTimeoutError", "map_cohort", "strategy"]
+
+Kind = Literal["auto", "one", "mirrored", "multi_worker"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cluster:
+    """Hosts that train together, and which of them this process is."""
+
+    addresses: tuple[str, ...]
+    index: int
+
+
+def strategy(kind: Kind = "auto", *, timeout: float = 300.0) -> tf.distribute.Strategy:
+    """The `tf.distribute` strategy for the devices and hosts at hand.
+
+    Call it before anything else in TensorFlow where there are several hosts.
+
+    Args:
+        kind: "one" device; "mirrored" over all GPUs of this host; "multi_worker" over the hosts of
+            TF_CONFIG or of a Slurm step; "auto" takes the last where such hosts are named, the
+            second where there are several GPUs, else the first.
+        timeout: seconds to wait for the other hosts.
+
+    Returns:
+        the strategy; build the model in its `scope()` and call `fit` and `measure` there.
+
+    Raises:
+        ValueError: unknown kind, a malformed TF_CONFIG, or no hosts for "multi_worker".
+        WorkerTimeoutError: a host has not come in time; names it.
+    """
+    if kind not in ("auto", "one", "mirrored", "multi_worker"):
+        raise ValueError(f'kind must be "auto", "one", "mirrored" or "multi_worker", got {kind!r}')
+    cluster = _cluster() if kind in ("auto", "multi_worker") else None
+    if cluster is not None and len(cluster.addresses) > 1:
+        return _multi_worker(cluster, timeout)
+    if kind == "multi_worker":
+        raise ValueError(
+            "no other hosts: set TF_CONFIG to {'cluster': {'worker': ['host1:port', "
+            "'host2:port']}, 'task': {'type': 'worker', 'index': 0}}, with its own index on each "
+            "host, or start the program with srun inside a Slurm job"
+        )
+    gpus = tf.config.list_logical_devices("GPU")
+    if kind == "mirrored" or (kind == "auto" and len(gpus) > 1):
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
+
+
+def _multi_worker(cluster: _Cluster, timeout: float) -> tf.distribute.Strategy:
+    # TensorFlow itself waits for ever, and deaf to signals
+    meet(cluster.addresses, cluster.index, timeout)
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
+        task_type="worker",
+        task_id=cluster.index,
+        rpc_layer="grpc",
+    )
+    # a host that died since: the process ends with a traceback rather than never
+    watched = sys.__stderr__ is not None
+    if watched:
+        faulthandler.dump_traceback_later(max(60.0, timeout), exit=True, file=sys.__stderr__)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    finally:
+        if watched:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _cluster() -> _Cluster | None:
+    """Hosts named by TF_CONFIG, else by Slurm."""
+    text = os.environ.get("TF_CONFIG")
+    if text:
+        return _from_tf_config(text)
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
+        return _from_slurm()
+    return None
+
+
+def _from_tf_config(text: str) -> _Cluster:
+    try:
+        config = json.loads(text)
+        jobs = config["cluster"]
+        order = [(job, k) for job in ("chief", "worker") for k in range(len(jobs.get(job, ())))]
+        addresses = tuple(jobs[job][k] for job, k in order)
+        task = config["task"]["type"], int(config["task"]["index"])
+        return _Cluster(addresses, order.index(task))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"TF_CONFIG is malformed ({type(error).__name__}: {error}); it must be JSON such as "
+            '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", '
+            f'"index": 0}}}}, got {text[:200]}'
+        ) from error
+
+
+def _from_slurm() -> _Cluster:
+    tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
+    # for the addresses only: which GPUs a task sees is Slurm's own business (--gpus-per-task)
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        jobs={"worker": tasks},
+        port_base=int(os.environ.get("TFROBUST_PORT", 8888)),
+        gpus_per_node=tasks,
+        gpus_per_task=1,
+        auto_set_gpu=False,
+    )
+    spec = resolver.cluster_spec().as_dict()
+    return _Cluster(tuple(spec["worker"]), int(os.environ["SLURM_PROCID"]))

@@ -1,0 +1,23 @@
+"""fit(): the one training loop, and what it needs."""
+
+from tfrobust.training.checkpoints import DamagedCheckpointError
+from tfrobust.training.fit import History, SettingsChangedError, evaluate, fit
+from tfrobust.training.loop import NonFiniteLossError, WorkerLostError
+from tfrobust.training.precision import Precision, computing_in
+from tfrobust.training.schedules import Cosine, Plateau, Schedule, StepDecay
+
+__all__ = [
+    "Cosine",
+    "DamagedCheckpointError",
+    "History",
+    "NonFiniteLossError",
+    "Plateau",
+    "Precision",
+    "Schedule",
+    "SettingsChangedError",
+    "StepDecay",
+    "WorkerLostError",
+    "computing_in",
+    "evaluate",
+    "fit",
+]
