@@ -22,6 +22,7 @@ import tyro
 
 from benchmarks.speed import compare
 from tfrobust.alignment import Alignment, measure
+from tfrobust.errors import MissingFileError
 from tfrobust.report import versions
 
 CLASSES = 1000
@@ -56,7 +57,7 @@ def load_images(size: int, count: int) -> tuple[np.ndarray, str]:
         place = Path(folder) / "imagenet_sample" / "val"
         files = sorted(place.glob("*/*.JPEG"))
         if len(files) < count:
-            raise FileNotFoundError(f"{place} holds {len(files)} images, {count} are needed")
+            raise MissingFileError(f"{place} holds {len(files)} images, {count} are needed")
         chosen = files[:: len(files) // count][:count]
         pixels = np.stack([_centre(path, size) for path in chosen])
         source = "ImageNet images"

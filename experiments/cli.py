@@ -13,21 +13,7 @@ from typing import Any
 
 import tyro
 
-from reference_models import ModelFileError
-from tfrobust.attacks import FoolboxError
-from tfrobust.data import CorruptDataError, CorruptImagesError
-from tfrobust.distribution import SchedulerError, WorkerTimeoutError
-from tfrobust.report import RunFolderError
-from tfrobust.training import (
-    DamagedCheckpointError,
-    NonFiniteLossError,
-    SettingsChangedError,
-    WorkerLostError,
-)
-
-
-class InputError(ValueError):
-    """Data, a model or a setting that the user can mend."""
+from tfrobust.errors import TfrobustError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,22 +77,6 @@ def parse(presets: Mapping[str, Any], name: str, arguments: Sequence[str] | None
 
 
 _STRATEGIES = ("auto", "one", "mirrored", "multi_worker")
-# what a user can mend; anything else is a fault of ours and keeps its traceback
-EXPECTED = (
-    OSError,
-    CorruptDataError,
-    CorruptImagesError,
-    DamagedCheckpointError,
-    FoolboxError,
-    InputError,
-    ModelFileError,
-    NonFiniteLossError,
-    RunFolderError,
-    SchedulerError,
-    SettingsChangedError,
-    WorkerLostError,
-    WorkerTimeoutError,
-)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -117,7 +87,7 @@ def run(main: Callable[[], None]) -> None:
     """
     try:
         main()
-    except EXPECTED as error:
+    except (TfrobustError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; the same command goes on where it stopped")

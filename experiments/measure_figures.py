@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from experiments.measure_subject import Measured, Resolved, Subject
 from tfrobust import figures
+from tfrobust.errors import StorageError
 from tfrobust.report import Section
 
 __all__ = ["class_names", "draw"]
@@ -122,6 +123,6 @@ def class_names(settings: Resolved, subject: Subject) -> list[str] | None:
         index = json.loads(path.read_text())
         return [index[str(k)][1].replace("_", " ") for k in range(subject.classes)]
     except (ValueError, LookupError) as error:
-        raise OSError(
+        raise StorageError(
             f"the class names in {path} cannot be read ({error!r}): delete the file"
         ) from error

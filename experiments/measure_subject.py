@@ -18,6 +18,7 @@ from tfrobust import alignment
 from tfrobust.alignment import check_sketch
 from tfrobust.classifier import classes_of
 from tfrobust.data import read_images
+from tfrobust.errors import InputError
 
 __all__ = ["Measured", "Resolved", "Settings", "Subject", "prepare"]
 
@@ -168,7 +169,7 @@ def _check(command: Settings) -> None:
     for name, least in (("pictured", 0), ("attacked", 1), ("batch_size", 1), ("size", 1)):
         value = getattr(command, name)
         if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+            raise InputError(f"{name} must be at least {least}, got {value}")
     check_sketch(command.directions, command.failure_probability, "failure_probability")
 
 
@@ -177,16 +178,16 @@ def _model(command: Settings) -> tuple[keras.Model, str | None, Path | None]:
     path = Path(command.model)
     if path.suffix == ".keras":
         if command.weights is not None or command.classes is not None:
-            raise ValueError(f"{path} holds its weights and classes: leave these settings out")
+            raise InputError(f"{path} holds its weights and classes: leave these settings out")
         return reference_models.load(path), None, path
     if find(command.model) is None:
         if path.suffix or path.exists():
-            raise ValueError(
+            raise InputError(
                 f"{path} is no .keras file. A file of weights alone goes with its architecture: "
                 f"--model keras_applications:NAME --weights {path}"
             )
         if command.model in reference_models.names():
-            raise ValueError(
+            raise InputError(
                 f"{command.model} has no weights of its own: train it, save it by "
                 "reference_models.save and give the .keras file"
             )
@@ -205,7 +206,7 @@ def _model(command: Settings) -> tuple[keras.Model, str | None, Path | None]:
 def _preprocessing(command: Settings) -> reference_models.Preprocessing:
     name = command.preprocessing
     if name is None and find(command.model) is None:
-        raise ValueError(
+        raise InputError(
             f"--preprocessing is needed for {command.model}: a model file does not say how pixels "
             f"were scaled in training, and every measure depends on it. Choose {_PREPROCESSINGS}."
         )
@@ -216,21 +217,21 @@ def _input_of(model: keras.Model, command: Settings) -> tuple[tuple[int, int], i
     """Height and width, and channels, that the model is given."""
     shape = model.input_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] not in (1, 3):
-        raise ValueError(
+        raise InputError(
             f"{command.model} takes inputs of shape {shape}; images are (batch, height, width, 3), "
             "or 1 for greyscale"
         )
     if shape[-1] == 1 and command.preprocessing not in ("unit", "tf", "none"):
-        raise ValueError(f"{command.model} takes greyscale images: choose unit, tf or none")
+        raise InputError(f"{command.model} takes greyscale images: choose unit, tf or none")
     asked = (command.size, command.size)
     if None in shape[1:3] and command.size is None:
         application = find(command.model) and reference_models.preprocessing(command.model)
         if application is None:
-            raise ValueError(f"{command.model} takes images of any size: give one by --size")
+            raise InputError(f"{command.model} takes images of any size: give one by --size")
         asked = application.size
     for own, given in zip(shape[1:3], asked, strict=True):
         if None not in (own, given) and own != given:
-            raise ValueError(
+            raise InputError(
                 f"{command.model} takes images of {shape[1]}x{shape[2]} pixels, not {given}: leave "
                 "--size out"
             )

@@ -27,6 +27,7 @@ from experiments import cli
 from tfrobust import alignment, attacks, bounds, data, predict_logits, report
 from tfrobust.attacks import prepare
 from tfrobust.classifier import as_images, model_input_shape
+from tfrobust.errors import InputError, TfrobustError
 from tfrobust.report import Claim, Run, Section
 
 # column of the images' tables, words, and what it is
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     command = tyro.cli(Command, prog="experiments.rank", args=arguments)
     try:
         page = _ranked(command)
-    except cli.EXPECTED as error:
+    except (TfrobustError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     cli.show(page, open_it=command.open)
 
@@ -93,9 +94,9 @@ def _ranked(command: Command) -> Path:
     """All checks and steps; the page's path."""
     try:
         if command.batch_size < 1:
-            raise ValueError(f"--batch-size must be at least 1, got {command.batch_size}")
+            raise InputError(f"--batch-size must be at least 1, got {command.batch_size}")
         if command.images < 1:
-            raise ValueError(f"--images must be at least 1, got {command.images}")
+            raise InputError(f"--images must be at least 1, got {command.images}")
         names, models = _models(command.models)
         test = data.load(command.data, "test", command.data_dir)
         test = test.take(min(command.images, len(test)))
@@ -103,7 +104,7 @@ def _ranked(command: Command) -> Path:
         for name, model in zip(names, models, strict=True):
             _check(name, model, test, attack)
     except (ValueError, TypeError) as error:
-        raise cli.InputError(str(error)) from error
+        raise InputError(str(error)) from error
     fields = {f.name: getattr(command, f.name) for f in dataclasses.fields(Settings)}
     digests = tuple(_digest(model) for model in models)
     settings = Identified(**{**fields, "attack": attack}, sha256=digests)
@@ -124,14 +125,14 @@ def _tabular(test: data.Dataset) -> bool:
 
 def _models(paths: tuple[str, ...]) -> tuple[list[str], list[keras.Model]]:
     if len(paths) < 2:
-        raise ValueError("one model cannot be ranked: give two or more .keras files")
+        raise InputError("one model cannot be ranked: give two or more .keras files")
     names = [Path(path).stem for path in paths]
     doubles = sorted({name for name in names if names.count(name) > 1})
     if doubles:  # runs of cohorts hold files of one name in many folders
         names = [f"{Path(path).resolve().parent.name}-{Path(path).stem}" for path in paths]
         doubles = sorted({name for name in names if names.count(name) > 1})
     if doubles:
-        raise ValueError(
+        raise InputError(
             f"two of the models have one name and folder name, {', '.join(doubles)}, which tell "
             "models apart: rename one of the files, or put it into a folder of another name"
         )
@@ -142,16 +143,16 @@ def _check(name: str, model: keras.Model, test: data.Dataset, attack: str) -> No
     """Raises: ValueError where a step would fail on a model, before anything is computed."""
     for variable in model.variables:
         if not np.isfinite(variable.numpy()).all():
-            raise ValueError(f"model {name}: {variable.path} holds NaN or infinite values")
+            raise InputError(f"model {name}: {variable.path} holds NaN or infinite values")
     try:
         rows = as_images(model, test.images[:1])
         classes = predict_logits(model, rows).shape[1]
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"model {name} does not go with {test.provenance.name}: {error}"
         ) from error
     if classes != test.classes:
-        raise ValueError(
+        raise InputError(
             f"model {name} has {classes} classes, {test.provenance.name} has {test.classes} (input "
             f"{model_input_shape(model)})"
         )
@@ -159,7 +160,7 @@ def _check(name: str, model: keras.Model, test: data.Dataset, attack: str) -> No
         bounds.robustness(model, rows, tighten=False)
         prepare(attack, model, rows, test.value_range, 2, {})
     except (ValueError, TypeError) as error:  # a layer without a rule, an unknown attack
-        raise ValueError(f"model {name}: {error}") from error
+        raise InputError(f"model {name}: {error}") from error
 
 
 def _digest(model: keras.Model) -> str:

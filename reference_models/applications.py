@@ -16,6 +16,7 @@ import numpy as np
 
 from reference_models.storage import ModelFileError
 from reference_models.weights import finalize, load_weights, weight_file
+from tfrobust.errors import InputError
 from tfrobust.layers import FrozenBatchNormalization
 
 __all__ = ["PREFIX", "application", "constructors", "default_size", "find", "module_of"]
@@ -109,15 +110,15 @@ def _check(
     weights: Any, input_shape: Any, classes: int, bn_momentum: float | None, statistics: str
 ) -> None:
     if statistics not in get_args(Statistics):
-        raise ValueError(f"statistics is one of {get_args(Statistics)}, got {statistics!r}")
+        raise InputError(f"statistics is one of {get_args(Statistics)}, got {statistics!r}")
     if bn_momentum is not None and not 0 <= bn_momentum <= 1:
-        raise ValueError(f"bn_momentum lies in 0..1, got {bn_momentum}")
+        raise InputError(f"bn_momentum lies in 0..1, got {bn_momentum}")
     if classes < 2:
-        raise ValueError(f"classes must be at least 2, got {classes}")
+        raise InputError(f"classes must be at least 2, got {classes}")
     if input_shape is not None and len(input_shape) != 3:
-        raise ValueError(f"input_shape is (height, width, channels), got {input_shape}")
+        raise InputError(f"input_shape is (height, width, channels), got {input_shape}")
     if weights == "imagenet" and classes != _IMAGENET_CLASSES:
-        raise ValueError(
+        raise InputError(
             f"the ImageNet weights have {_IMAGENET_CLASSES} classes, got classes={classes}"
         )
 
@@ -142,7 +143,7 @@ def _pretrained(constructor: Constructor, input_shape: Any) -> keras.Model:
                 "so that it is downloaded again, or give a file as weights=path."
             ) from error
         if input_shape is not None and isinstance(error, ValueError):
-            raise ValueError(
+            raise InputError(
                 f"the ImageNet weights of {name} do not fit input_shape={input_shape}; leave it "
                 f"out for the shape that they were trained at. {error}"
             ) from error
@@ -195,7 +196,7 @@ def _with_statistics(
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
     if momentum is not None and not normalisations:
-        raise ValueError(f"{model.name} has no batch normalisation: leave bn_momentum out")
+        raise InputError(f"{model.name} has no batch normalisation: leave bn_momentum out")
     for layer in normalisations:
         layer.synchronized = statistics == "synchronized"
         layer.momentum = layer.momentum if momentum is None else float(momentum)

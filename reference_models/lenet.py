@@ -7,6 +7,7 @@ from typing import Literal
 import keras
 from keras import layers
 
+from tfrobust.errors import InputError
 from tfrobust.layers import LocalResponseNormalization
 
 __all__ = ["lenet5"]
@@ -54,11 +55,11 @@ def lenet5(
 
 def _check(normalization: str | None, after: tuple[int, ...]) -> None:
     if normalization not in (None, "lrn", "bn"):
-        raise ValueError(f'normalization is None, "lrn" or "bn", got {normalization!r}')
+        raise InputError(f'normalization is None, "lrn" or "bn", got {normalization!r}')
     if tuple(after) not in ((), (1,), (2,), (1, 2)):
-        raise ValueError(f"after is (1,), (2,) or (1, 2), got {after!r}")
+        raise InputError(f"after is (1,), (2,) or (1, 2), got {after!r}")
     if (normalization is None) != (not after):
-        raise ValueError(
+        raise InputError(
             f"normalization={normalization!r} does not go with after={after!r}: give both or none"
         )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import keras
 from keras import layers
 
+from tfrobust.errors import InputError
+
 __all__ = ["linear", "mlp"]
 
 
@@ -34,11 +36,11 @@ def mlp(
     """
     shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
     if not shape or not all(isinstance(size, int) and size >= 1 for size in shape):
-        raise ValueError(f"input_shape holds positive whole numbers, got {input_shape!r}")
+        raise InputError(f"input_shape holds positive whole numbers, got {input_shape!r}")
     if classes < 2:
-        raise ValueError(f"classes must be at least 2 (one logit a class), got {classes}")
+        raise InputError(f"classes must be at least 2 (one logit a class), got {classes}")
     if min(hidden, default=1) < 1:
-        raise ValueError(f"every hidden layer needs at least 1 unit, got hidden={hidden!r}")
+        raise InputError(f"every hidden layer needs at least 1 unit, got hidden={hidden!r}")
     inputs = keras.Input(shape)
     x = inputs if len(shape) == 1 else layers.Flatten()(inputs)
     for units in hidden:

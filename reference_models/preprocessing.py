@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from reference_models.applications import Constructor, constructors, default_size, find, module_of
+from tfrobust.errors import InputError
 
 __all__ = ["Preprocessing", "preprocessing"]
 
@@ -120,7 +121,7 @@ def preprocessing(name: str) -> Preprocessing:
         known = [*_MODES, *constructors()]
         close = difflib.get_close_matches(name.lower(), known, 1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown preprocessing {name!r}; there are {', '.join(known)}.{hint}")
+        raise InputError(f"unknown preprocessing {name!r}; there are {', '.join(known)}.{hint}")
     return _probed(constructor.__name__, module_of(constructor).preprocess_input, constructor)
 
 
@@ -140,7 +141,7 @@ def _probed(
     image = np.random.default_rng(0).uniform(0, 255, (4, 5, 3))
     affine = sorted(channels) == [0, 1, 2] and np.all(scale != 0)
     if not affine or not np.allclose(values(image), scale * image[..., channels] + black):
-        raise ValueError(
+        raise InputError(
             f"the preprocessing of {name} is not affine in each channel, so that it has no value "
             "range or inverse; preprocess the images before and use preprocessing('none')"
         )
@@ -160,6 +161,6 @@ def _is_tensor(values: Any) -> bool:
 
 def _check_shape(shape: Any) -> None:
     if len(shape) not in (3, 4) or shape[-1] not in (3, None):
-        raise ValueError(
+        raise InputError(
             f"images have shape (height, width, 3) or (batch, height, width, 3), got {tuple(shape)}"
         )

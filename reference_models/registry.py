@@ -15,6 +15,7 @@ from reference_models.mlp import linear, mlp
 from reference_models.mnist_cnn import mnist_cnn
 from reference_models.network_in_network import cifar_nin
 from reference_models.wide_resnet import wide_resnet
+from tfrobust.errors import InputError
 
 __all__ = ["build", "names"]
 
@@ -73,5 +74,5 @@ def build(name: str, **settings: Any) -> keras.Model:
     if constructor is None:
         close = difflib.get_close_matches(name.lower().removeprefix(PREFIX), names(), 1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown model {name!r}; there are {', '.join(names())}.{hint}")
+        raise InputError(f"unknown model {name!r}; there are {', '.join(names())}.{hint}")
     return application(constructor, **settings)

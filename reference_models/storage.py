@@ -9,10 +9,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfrobust.errors import InputError, TfrobustError
 from tfrobust.files import atomic_path, writable_folder
 
 
-class ModelFileError(RuntimeError):
+class ModelFileError(TfrobustError, RuntimeError):
     """A model file is missing, truncated, or needs code that safe mode does not run."""
 
 
@@ -30,7 +31,7 @@ def save(model: keras.Model, path: str | Path, provenance: dict[str, Any] | None
     """
     path = Path(path)
     if path.suffix != ".keras":
-        raise ValueError(f"a model's file name ends in .keras, got {path.name!r}")
+        raise InputError(f"a model's file name ends in .keras, got {path.name!r}")
     record = {
         "model": model.name,
         "parameters": model.count_params(),
@@ -41,7 +42,7 @@ def save(model: keras.Model, path: str | Path, provenance: dict[str, Any] | None
     try:
         text = json.dumps(record, indent=2)
     except TypeError as error:
-        raise ValueError(f"provenance must be plain JSON: {error}") from error
+        raise InputError(f"provenance must be plain JSON: {error}") from error
     writable_folder(path.parent)
     with atomic_path(path) as temporary:
         model.save(temporary)

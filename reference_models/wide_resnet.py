@@ -5,6 +5,8 @@ from __future__ import annotations
 import keras
 from keras import layers
 
+from tfrobust.errors import InputError
+
 __all__ = ["wide_resnet"]
 
 
@@ -36,9 +38,9 @@ def wide_resnet(
         ValueError: a depth that is not 6 n + 4 with n of at least 1, or `widen` below 1.
     """
     if depth < 10 or (depth - 4) % 6:
-        raise ValueError(f"depth must be 6 n + 4 with n of at least 1 (10, 16, 28), got {depth}")
+        raise InputError(f"depth must be 6 n + 4 with n of at least 1 (10, 16, 28), got {depth}")
     if widen < 1:
-        raise ValueError(f"widen must be at least 1, got {widen}")
+        raise InputError(f"widen must be at least 1, got {widen}")
     inputs = keras.Input(input_shape)
     x = _convolution(16, 3, 1)(inputs)
     for group, filters in enumerate((16 * widen, 32 * widen, 64 * widen)):

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tfrobust.errors import InputError
+
 __all__ = ["as_count", "as_range"]
 
 
@@ -24,7 +26,7 @@ def as_range(value_range: Any) -> tuple[float, float]:
     # as float32, as the images are: .1 in double precision is less than .1 in single
     low, high = (float(value) for value in values.astype(np.float32)) if fits else (0.0, 0.0)
     if not (np.isfinite([low, high]).all() and low < high):
-        raise ValueError(f"value_range must be (minimum, maximum), got {value_range!r}")
+        raise InputError(f"value_range must be (minimum, maximum), got {value_range!r}")
     return low, high
 
 
@@ -44,5 +46,5 @@ def as_count(name: str, value: Any, least: int) -> int:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number) or number != int(number) or number < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
     return int(number)

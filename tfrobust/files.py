@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tfrobust.errors import StorageError
+
 __all__ = ["atomic_path", "writable_folder"]
 
 
@@ -23,7 +25,7 @@ def writable_folder(path: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(
+        raise StorageError(
             f"cannot write to the folder {folder}: {error.strerror or error}. "
             "Choose another folder, or make this one writable."
         ) from error
@@ -48,7 +50,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(target)
     except OSError as error:
-        raise OSError(
+        raise StorageError(
             f"could not write {target}: {error.strerror or error}. "
             "What was there before is unchanged."
         ) from error

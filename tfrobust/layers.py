@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.arguments import as_count
+from tfrobust.errors import InputError
 
 __all__ = [
     "FrozenBatchNormalization",
@@ -123,7 +124,7 @@ class LocalResponseNormalization(keras.layers.Layer):
         super().__init__(**kwargs)
         self.depth_radius = as_count("depth_radius", depth_radius, 0)
         if not (np.isfinite([bias, alpha, beta]).all() and bias > 0 and alpha >= 0 and beta >= 0):
-            raise ValueError(
+            raise InputError(
                 "bias must be positive, alpha and beta not negative, and all of them finite; got "
                 f"bias={bias}, alpha={alpha}, beta={beta}"
             )
@@ -131,7 +132,7 @@ class LocalResponseNormalization(keras.layers.Layer):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         if len(input_shape) < 2 or input_shape[-1] is None:
-            raise ValueError(
+            raise InputError(
                 f"{self.name} takes (batch, ..., channels) with a known number of channels, got "
                 f"{input_shape}"
             )
@@ -193,9 +194,9 @@ class LpPooling2D(keras.layers.Layer):
         self.pool_size = _pair(pool_size, "pool_size")
         self.strides = self.pool_size if strides is None else _pair(strides, "strides")
         if padding not in ("valid", "same"):
-            raise ValueError(f'padding must be "valid" or "same", got {padding!r}')
+            raise InputError(f'padding must be "valid" or "same", got {padding!r}')
         if not 1 <= p < np.inf:
-            raise ValueError(f"p must be at least 1 and finite, got {p}; use MaxPooling2D for inf")
+            raise InputError(f"p must be at least 1 and finite, got {p}; use MaxPooling2D for inf")
         self.padding, self.p = padding, float(p)
         self.input_spec = keras.layers.InputSpec(ndim=4)
 
@@ -250,7 +251,7 @@ class LpPooling2D(keras.layers.Layer):
             elif self.padding == "same":
                 sizes.append(-(-size // stride))
             elif size < pool:
-                raise ValueError(
+                raise InputError(
                     f"{self.name} has windows of {self.pool_size}, larger than the images, "
                     f"{tuple(input_shape)}: make pool_size smaller, or pad them"
                 )
@@ -292,5 +293,5 @@ def _positive_power(base: tf.Tensor, exponent: float) -> tf.Tensor:
 def _pair(value: Any, name: str) -> tuple[int, int]:
     both = (value, value) if np.ndim(value) == 0 else tuple(value)
     if len(both) != 2:
-        raise ValueError(f"{name} must be one whole number or two, got {value}")
+        raise InputError(f"{name} must be one whole number or two, got {value}")
     return as_count(name, both[0], 1), as_count(name, both[1], 1)

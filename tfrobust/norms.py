@@ -9,6 +9,8 @@ import math
 
 import tensorflow as tf
 
+from tfrobust.errors import InputError
+
 __all__ = ["clip_to_range", "flatten", "inner", "norm", "project_ball", "unit"]
 
 
@@ -46,7 +48,7 @@ def norm(x: tf.Tensor, p: float = 2) -> tf.Tensor:
         return tf.reduce_sum(tf.abs(x), axis=1)
     if p == math.inf:
         return tf.reduce_max(tf.abs(x), axis=1)
-    raise ValueError(f"p must be 1, 2 or infinity, got {p!r}")
+    raise InputError(f"p must be 1, 2 or infinity, got {p!r}")
 
 
 def unit(x: tf.Tensor, p: float = 2) -> tf.Tensor:
@@ -86,7 +88,7 @@ def project_ball(x: tf.Tensor, radius: float | tf.Tensor, p: float = 2) -> tf.Te
         threshold = tf.gather(excess, last, batch_dims=1) / tf.cast(last + 1, x.dtype)
         threshold = tf.maximum(threshold, 0.0)[:, None]
         return tf.reshape(tf.sign(flat) * tf.nn.relu(tf.abs(flat) - threshold), tf.shape(x))
-    raise ValueError(f"p must be 1, 2 or infinity, got {p!r}")
+    raise InputError(f"p must be 1, 2 or infinity, got {p!r}")
 
 
 def clip_to_range(x: tf.Tensor, value_range: tuple[float, float]) -> tf.Tensor:

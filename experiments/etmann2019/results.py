@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.cli import InputError
+from tfrobust.errors import InputError
 
 ATTACK_NAMES = {
     "gradient": "gradient attack",

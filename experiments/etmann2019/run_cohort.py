@@ -12,6 +12,7 @@ from experiments.etmann2019.cohort import Study, begin, make, read
 from experiments.etmann2019.page import write_page
 from tfrobust import distribution
 from tfrobust.distribution import is_chief
+from tfrobust.errors import InputError
 from tfrobust.report import Run
 
 # seconds to wait for a scheduler and its first worker
@@ -54,7 +55,7 @@ def _prepared(study: StudyOf, command: cli.Command) -> Study:
     try:
         return study(command.settings, command.preset, command.data_dir)
     except ValueError as error:  # what is wrong with data, model or settings
-        raise cli.InputError(str(error)) from error
+        raise InputError(str(error)) from error
 
 
 def make_one(

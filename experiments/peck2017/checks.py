@@ -11,9 +11,9 @@ from typing import Any
 import keras
 
 import reference_models
-from experiments.cli import InputError
 from tfrobust import bounds, data
 from tfrobust.classifier import as_images, model_input_shape
+from tfrobust.errors import InputError
 
 __all__ = [
     "ACTIVATIONS",

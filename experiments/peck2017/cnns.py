@@ -19,6 +19,7 @@ from experiments.peck2017 import checks, claims, figures, published, study
 from experiments.peck2017.comparison import compare, summary
 from tfrobust import attacks, data, evaluate
 from tfrobust import figures as plots
+from tfrobust.errors import InputError
 from tfrobust.report import Run
 
 PICTURED = 8
@@ -233,7 +234,7 @@ def check(settings: Settings, data_dir: Path | None) -> None:
     if settings.nin_data != "none":
         checks.fits(settings, "nin_weights", settings.nin_data, data_dir)
     elif settings.nin_weights is not None:
-        raise cli.InputError("--nin-weights needs --nin-data, which is none: CIFAR-NIN is left out")
+        raise InputError("--nin-weights needs --nin-data, which is none: CIFAR-NIN is left out")
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:

@@ -13,6 +13,7 @@ import pandas as pd
 import reference_models
 from experiments import cli
 from tfrobust import data, report, training
+from tfrobust.errors import InputError
 from tfrobust.objectives import CrossEntropy
 from tfrobust.report import Claim, Run, Section
 
@@ -58,12 +59,12 @@ def execute(
     command = cli.parse(presets, f"peck2017-{name}", arguments)
     try:
         if command.scheduler or command.strategy not in ("auto", "one"):
-            raise cli.InputError(
+            raise InputError(
                 "these experiments are small and run on one device: leave out "
                 "--strategy and --scheduler"
             )
         check(command.settings, command.data_dir)
-    except cli.InputError as error:
+    except InputError as error:
         raise SystemExit(f"error: {error}") from error
     given = {field: getattr(command.settings, field) for field in files}
     given = {field: path for field, path in given.items() if path is not None}

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.classifier import as_images, compiled, in_batches, push_forward
+from tfrobust.errors import InexactDecompositionWarning
 
 __all__ = ["Decomposition", "bias_part", "decompose", "warn_if_inexact"]
 
@@ -96,7 +97,7 @@ def warn_if_inexact(result: Decomposition) -> None:
             f"{np.median(errors):.1%} at the median of {len(errors)} examples. Theorem 1 of "
             "Etmann 2019 covers affine layers, (leaky) ReLU, max and average pooling and skip "
             "connections; beta holds whatever else there is.",
-            UserWarning,
+            InexactDecompositionWarning,
             stacklevel=3,  # the caller of decompose or measure
         )
 

@@ -29,6 +29,7 @@ from tfrobust.classifier import (
     gradients_at,
     in_batches,
 )
+from tfrobust.errors import InputError
 from tfrobust.norms import inner, norm, per_example, unit
 
 __all__ = ["Alignment", "Decomposition", "decompose", "measure"]
@@ -172,7 +173,7 @@ def measure(
             part alone; says by how much. Checked on the first batch.
     """
     if search not in ("exact", "sketch"):
-        raise ValueError(f'search must be "exact" or "sketch", got {search!r}')
+        raise InputError(f'search must be "exact" or "sketch", got {search!r}')
     check_sketch(directions, failure_probability, "failure_probability")
     x = as_images(model, x)
     classes = classes_of(model, x)

@@ -21,6 +21,7 @@ import tensorflow as tf
 from scipy import stats
 
 from tfrobust.classifier import as_images, compiled, gradients_at, in_batches, predict_logits
+from tfrobust.errors import InputError
 
 __all__ = ["GradientGaps", "check_sketch", "gradient_gaps", "interval", "sums_of_squares"]
 
@@ -100,9 +101,9 @@ def gradient_gaps(
 def check_sketch(directions: int, probability: float, name: str) -> None:
     """Refuse settings that make no sketch; `name` is that of the probability."""
     if directions < 1:
-        raise ValueError(f"directions must be at least 1, got {directions}")
+        raise InputError(f"directions must be at least 1, got {directions}")
     if not 0 < probability < 1:
-        raise ValueError(f"{name} must lie between 0 and 1, got {probability}")
+        raise InputError(f"{name} must lie between 0 and 1, got {probability}")
 
 
 def interval(

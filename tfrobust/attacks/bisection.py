@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfrobust.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, all_finite, misclassified
 from tfrobust.classifier import compiled
+from tfrobust.errors import InputError
 from tfrobust.norms import clip_to_range, norm, per_example
 
 __all__ = ["bisect_along", "unit_direction"]
@@ -49,7 +50,7 @@ def bisect_along(
         ValueError: `max_epsilon` is not positive, or `steps` is not a whole number >= 0.
     """
     if not 0 < max_epsilon < np.inf:
-        raise ValueError(f"max_epsilon must be positive and finite, got {max_epsilon}")
+        raise InputError(f"max_epsilon must be positive and finite, got {max_epsilon}")
     steps = as_count("steps", steps, 0)
     run = compiled(model, ("attack", key), _along(direction_of), x, rowwise=2)
     largest, low, high = (tf.constant(v, tf.float32) for v in (max_epsilon, *value_range))

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfrobust.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, all_finite, loss_direction, misclassified
 from tfrobust.classifier import compiled
+from tfrobust.errors import InputError
 from tfrobust.norms import clip_to_range, norm, per_example
 
 __all__ = ["gradient_attack"]
@@ -48,7 +49,7 @@ def gradient_attack(
     """
     epsilons = as_count("epsilons", epsilons, 1)
     if not 0 < max_epsilon < np.inf:
-        raise ValueError(f"max_epsilon must be positive and finite, got {max_epsilon}")
+        raise InputError(f"max_epsilon must be positive and finite, got {max_epsilon}")
     run = compiled(model, ("attack", "gradient"), _build, x, rowwise=2)
     grid = tf.constant(np.linspace(0, max_epsilon, epsilons + 1)[1:], tf.float64)
     low, high = (tf.constant(value, tf.float32) for value in value_range)

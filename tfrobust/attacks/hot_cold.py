@@ -10,6 +10,7 @@ from tfrobust.attacks.bisection import bisect_along, unit_direction
 from tfrobust.attacks.direction import AttackFunction
 from tfrobust.attacks.fast_gradient import l2_reach
 from tfrobust.classifier import classes_of, gradients_at
+from tfrobust.errors import InputError
 
 __all__ = ["hot_cold"]
 
@@ -51,7 +52,7 @@ def hot_cold(
     classes = classes_of(model, x)
     whole = isinstance(hot, (int, np.integer)) and not isinstance(hot, bool)
     if hot != "runner_up" and not (whole and 0 <= hot < classes):
-        raise ValueError(f'hot must be "runner_up" or a class in 0..{classes - 1}, got {hot!r}')
+        raise InputError(f'hot must be "runner_up" or a class in 0..{classes - 1}, got {hot!r}')
     if max_epsilon is None:
         max_epsilon = l2_reach(x, value_range)
     return bisect_along(

@@ -12,6 +12,7 @@ import pandas as pd
 from tfrobust.arguments import as_count, as_range
 from tfrobust.attacks.minimal import inside, minimal, predictions
 from tfrobust.classifier import as_images
+from tfrobust.errors import InputError, InputTypeError
 from tfrobust.norms import norm as norm_of
 
 __all__ = ["IteratedPerturbation", "iterate"]
@@ -105,11 +106,13 @@ def iterate(
     """
     steps = as_count("steps", steps, 1)
     if away_from not in ("current", "original"):
-        raise ValueError(f'away_from must be "current" or "original", got {away_from!r}')
+        raise InputError(f'away_from must be "current" or "original", got {away_from!r}')
     if not 0 <= overshoot < np.inf:
-        raise ValueError(f"overshoot must be finite and not negative, got {overshoot}")
+        raise InputError(f"overshoot must be finite and not negative, got {overshoot}")
     if "labels" in settings:
-        raise TypeError("iterate leaves the model's own classes and takes no labels: see away_from")
+        raise InputTypeError(
+            "iterate leaves the model's own classes and takes no labels: see away_from"
+        )
     if attack_steps is not None:
         settings["steps"] = attack_steps
     low, high = as_range(value_range)

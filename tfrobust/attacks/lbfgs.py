@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from tfrobust.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, misclassified
 from tfrobust.classifier import classes_of, compiled, gradients_at
+from tfrobust.errors import InputError
 
 __all__ = ["lbfgs"]
 
@@ -64,7 +65,7 @@ def lbfgs(
     """
     targets_of = _targets(targets, classes_of(model, x))
     if not 0 < initial_const < np.inf:
-        raise ValueError(f"initial_const must be positive and finite, got {initial_const}")
+        raise InputError(f"initial_const must be positive and finite, got {initial_const}")
     steps = as_count("steps", steps, 0)
     max_iterations = as_count("max_iterations", max_iterations, 1)
     loss_at = compiled(model, ("attack", "lbfgs"), _loss, x, rowwise=0)
@@ -95,7 +96,7 @@ def _targets(targets: Any, classes: int) -> Callable[[np.ndarray, int], Iterator
         given = np.atleast_1d(np.asarray(targets))
         inside = given.dtype.kind in "iu" and given.ndim == 1 and len(given)
         if not inside or (given < 0).any() or (given >= classes).any():
-            raise ValueError(
+            raise InputError(
                 f'targets must be "runner_up", "all", or classes in 0..{classes - 1}, '
                 f"got {targets!r}"
             )

@@ -16,6 +16,7 @@ from tfrobust.attacks.direction import AttackFunction, all_finite
 from tfrobust.attacks.registry import prepare
 from tfrobust.attacks.result import MinimalPerturbation
 from tfrobust.classifier import as_images, as_labels, classes_of, compiled, in_batches
+from tfrobust.errors import InputError
 
 __all__ = ["minimal"]
 
@@ -67,7 +68,7 @@ def minimal(
         FoolboxError: an attack of Foolbox's refuses its settings or the images.
     """
     if norm not in (1, 2, math.inf):
-        raise ValueError(f"norm must be 1, 2 or infinity, got {norm!r}")
+        raise InputError(f"norm must be 1, 2 or infinity, got {norm!r}")
     x = as_images(model, x)
     value_range = as_range(value_range)
     x = inside(x, value_range)
@@ -109,7 +110,7 @@ def inside(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
     low, high = value_range
     slack = ROUNDING * (high - low)
     if x.min() < low - slack or x.max() > high + slack:
-        raise ValueError(
+        raise InputError(
             f"x holds values from {x.min():g} to {x.max():g}, outside value_range "
             f"({low:g}, {high:g}): give the range of the model's own input"
         )

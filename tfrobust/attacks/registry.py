@@ -21,6 +21,7 @@ from tfrobust.attacks.foolbox import (
 from tfrobust.attacks.gradient import gradient_attack
 from tfrobust.attacks.hot_cold import hot_cold
 from tfrobust.attacks.lbfgs import lbfgs
+from tfrobust.errors import InputError, InputTypeError
 
 __all__ = ["OURS", "prepare"]
 
@@ -56,7 +57,7 @@ def prepare(
     name, defaults = ALIASES.get(attack, (attack, {}))
     cls = attack_class(str(name))
     if cls is None:
-        raise ValueError(_unknown(attack))
+        raise InputError(_unknown(attack))
     _check_settings(attack, settings, settings_of(cls))
     return foolbox_attack(cls, model, x, value_range, norm, **{**defaults, **settings})
 
@@ -65,7 +66,7 @@ def _check_settings(attack: str, settings: dict[str, Any], accepted: list[str]) 
     unknown = sorted(set(settings) - set(accepted))
     if unknown:
         takes = f"it takes {', '.join(sorted(accepted))}" if accepted else "it takes none"
-        raise TypeError(f"attack {attack!r} has no setting {', '.join(unknown)}; {takes}")
+        raise InputTypeError(f"attack {attack!r} has no setting {', '.join(unknown)}; {takes}")
 
 
 def _unknown(attack: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from tfrobust.classifier import WithoutActivation, is_graph, logits_model
+from tfrobust.errors import TfrobustError
 
 __all__ = ["INPUT", "Step", "UnsupportedLayerError", "is_plain", "operation_class", "walk"]
 
@@ -29,7 +30,7 @@ _HARMLESS = {
 }
 
 
-class UnsupportedLayerError(ValueError):
+class UnsupportedLayerError(TfrobustError, ValueError):
     """No rule is known for a layer; the message names it, and what is supported."""
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import keras
 
 from tfrobust.bounds.graph import Step, UnsupportedLayerError, is_plain
+from tfrobust.errors import InputError, InputTypeError
 
 __all__ = [
     "ACTIVATIONS",
@@ -91,9 +92,9 @@ def built_in_rule(layer_type: type, rules: Rules = "certified") -> Callable[[Rul
 
 def _adder(layer_type: type, rules: Rules, built_in: bool) -> Callable[[Rule], Rule]:
     if not isinstance(layer_type, type):
-        raise TypeError(f"layer_type must be a class, got {layer_type!r}")
+        raise InputTypeError(f"layer_type must be a class, got {layer_type!r}")
     if rules not in _RULES:
-        raise ValueError(f'rules must be "thesis" or "certified", got {rules!r}')
+        raise InputError(f'rules must be "thesis" or "certified", got {rules!r}')
 
     def register(rule: Rule) -> Rule:
         global _changes

@@ -11,6 +11,7 @@ from tfrobust.bounds.certified import certified
 from tfrobust.bounds.printed import thesis
 from tfrobust.bounds.result import RobustnessBound
 from tfrobust.classifier import as_images
+from tfrobust.errors import InputError, PrintedRulesWarning
 
 __all__ = ["robustness"]
 
@@ -47,16 +48,16 @@ def robustness(
         NotLogitsError: the model has no logits to give.
     """
     if rules not in ("thesis", "certified"):
-        raise ValueError(f'rules must be "thesis" or "certified", got {rules!r}')
+        raise InputError(f'rules must be "thesis" or "certified", got {rules!r}')
     x = as_images(model, x)
     if rules == "certified":
         return certified(model, x, tighten, batch_size)
     if tighten:
-        raise ValueError('tighten=True is for rules="certified": printed rules stay as printed')
+        raise InputError('tighten=True is for rules="certified": printed rules stay as printed')
     warnings.warn(
         "the thesis's printed rules can be violated: they are no lower bounds in general "
         '(README, "errata"); rules="certified" is sound',
-        UserWarning,
+        PrintedRulesWarning,
         stacklevel=2,
     )
     return thesis(model, x, batch_size)

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfrobust.classifier.inputs import as_images, as_labels, in_batches
 from tfrobust.classifier.logits import NotLogitsError, logits_model
 from tfrobust.distribution import is_spread, spread
+from tfrobust.errors import InputError
 
 __all__ = [
     "NotLogitsError",
@@ -308,7 +309,7 @@ def input_gradient(
         NotLogitsError: the model has no logits to give.
     """
     if of not in ("logit", "loss"):
-        raise ValueError(f'of must be "logit" or "loss", got {of!r}')
+        raise InputError(f'of must be "logit" or "loss", got {of!r}')
     x = as_images(model, x)
     if labels is None:
         labels = np.argmax(predict_logits(model, x, batch_size=batch_size), axis=1)
@@ -331,7 +332,7 @@ def input_gradient(
 def _as_directions(v: Any, shape: tuple[int, ...]) -> np.ndarray:
     v = np.asarray(v, np.float32)
     if v.shape != shape:
-        raise ValueError(f"v must have shape {shape}, got {v.shape}")
+        raise InputError(f"v must have shape {shape}, got {v.shape}")
     if not np.isfinite(v).all():
-        raise ValueError("v holds NaN or infinite values")
+        raise InputError("v holds NaN or infinite values")
     return v

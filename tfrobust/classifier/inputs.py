@@ -10,6 +10,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tfrobust.distribution import gather_rows, host, hosts, is_chief
+from tfrobust.errors import InputError, InputTypeError
 
 __all__ = ["as_images", "as_labels", "in_batches", "model_input_shape"]
 
@@ -34,7 +35,7 @@ def as_images(model: Any, x: Any, name: str = "x") -> np.ndarray:
     """
     x = np.asarray(x)
     if x.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must hold numbers, got an array of {x.dtype}")
+        raise InputTypeError(f"{name} must hold numbers, got an array of {x.dtype}")
     x = x.astype(np.float32, copy=False)
     expected = model_input_shape(model)
     if expected is not None:
@@ -45,17 +46,17 @@ def as_images(model: Any, x: Any, name: str = "x") -> np.ndarray:
         if not fits:
             want = ", ".join("any" if size is None else str(size) for size in expected)
             hint = " One image is a batch of one: x[None]." if x.shape == tuple(expected) else ""
-            raise ValueError(
+            raise InputError(
                 f"{name} has shape {x.shape}, but the model takes (batch, {want}).{hint}"
             )
     elif x.ndim < 2:
-        raise ValueError(f"{name} must be a batch, (batch, ...), got shape {x.shape}")
+        raise InputError(f"{name} must be a batch, (batch, ...), got shape {x.shape}")
     if len(x) == 0:
-        raise ValueError(f"{name} is an empty batch: give at least one example")
+        raise InputError(f"{name} is an empty batch: give at least one example")
     finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
     if not finite.all():
         bad = np.flatnonzero(~finite)
-        raise ValueError(
+        raise InputError(
             f"{name} holds NaN or infinite values in {len(bad)} of {len(x)} examples, "
             f"first in example {bad[0]}"
         )
@@ -71,13 +72,13 @@ def as_labels(labels: Any, count: int, classes: int, name: str = "labels") -> np
     labels = np.asarray(labels)
     if labels.shape != (count,):
         hint = " Give class indices, not one-hot rows." if labels.ndim == 2 else ""
-        raise ValueError(f"{name} must have shape ({count},), got {labels.shape}.{hint}")
+        raise InputError(f"{name} must have shape ({count},), got {labels.shape}.{hint}")
     numbers = labels.dtype.kind in "iubf"
     if not numbers or not (np.isfinite(labels) & (labels == np.floor(labels))).all():
-        raise ValueError(f"{name} must be whole numbers, got {labels.dtype}")
+        raise InputError(f"{name} must be whole numbers, got {labels.dtype}")
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
-        raise ValueError(
+        raise InputError(
             f"{name} must lie in 0..{classes - 1} for {classes} classes, but {len(wrong)} do not: "
             f"the first is {labels[wrong[0]]}, at position {wrong[0]}"
         )
@@ -108,7 +109,7 @@ def in_batches(
         ValueError: `batch_size` is less than 1.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
     count = len(arrays[0])
     if hosts() > 1:  # equal parts: the first rows again where they do not divide
         part = -(-count // hosts())

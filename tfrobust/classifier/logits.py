@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.classifier.inputs import model_input_shape
+from tfrobust.errors import InputTypeError, TfrobustError
 
 __all__ = ["NotLogitsError", "is_graph", "logits_model"]
 
@@ -35,7 +36,7 @@ _ANY = keras.Input((1,))
 _GRAPH_CALLS = (keras.Sequential.call, type(keras.Model(_ANY, _ANY)).call)
 
 
-class NotLogitsError(ValueError):
+class NotLogitsError(TfrobustError, ValueError):
     """The model's output is not logits, and no logits could be found inside it."""
 
 
@@ -119,7 +120,7 @@ def logits_model(model: keras.Model, x: Any = None) -> keras.Model:
             whose logits cannot be found.
     """
     if not isinstance(model, keras.Model):
-        raise TypeError(f"expected a keras.Model, got {type(model).__name__}")
+        raise InputTypeError(f"expected a keras.Model, got {type(model).__name__}")
     if isinstance(model, keras.Sequential) and model.layers and not model.built:
         shape = model_input_shape(model.layers[0]) if x is None else np.shape(x)[1:]
         if shape is not None:

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfrobust.data import tabular
 from tfrobust.data.tabular import CorruptDataError, DataNotFoundError
+from tfrobust.errors import InputError, MissingFileError
 
 __all__ = ["CorruptDataError", "DataNotFoundError", "Dataset", "Provenance", "load"]
 
@@ -66,7 +67,7 @@ class Dataset:
             ValueError: `count` is not between 1 and the number of examples.
         """
         if not 1 <= count <= len(self):
-            raise ValueError(f"count must lie in 1..{len(self)}, got {count}")
+            raise InputError(f"count must lie in 1..{len(self)}, got {count}")
         images, labels = self.images[:count], self.labels[:count]
         provenance = dataclasses.replace(
             self.provenance, examples=count, sha256=_digest(images, labels)
@@ -113,14 +114,14 @@ def load(
         CorruptDataError: the table that was found is truncated or malformed.
     """
     if name == "imagenet":
-        raise ValueError(
+        raise InputError(
             "imagenet does not fit in memory: tfrobust.imagenet.load(split, data_dir) gives a "
             "stream that fit and evaluate read, and its arrays(count) gives a part of it"
         )
     if name not in _LOADERS:
-        raise ValueError(f"unknown data set {name!r}; there are {', '.join(sorted(_LOADERS))}")
+        raise InputError(f"unknown data set {name!r}; there are {', '.join(sorted(_LOADERS))}")
     if split not in _SPLITS:
-        raise ValueError(f"unknown split {split!r}; there are {', '.join(_SPLITS)}")
+        raise InputError(f"unknown split {split!r}; there are {', '.join(_SPLITS)}")
     return _LOADERS[name](split, data_dir, download)
 
 
@@ -213,7 +214,7 @@ def _from_tfds(
         if download:
             builder.download_and_prepare()
         if not Path(builder.data_dir).is_dir():
-            raise FileNotFoundError(builder.data_dir)
+            raise MissingFileError(builder.data_dir)
         rows = builder.as_dataset(split=split, batch_size=-1)
     except Exception as error:
         where = folder or "tensorflow-datasets' default folder"

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.errors import InputError
+
 __all__ = ["Augment", "Preprocess", "Views", "centre_crop", "check_crop", "random_crop"]
 
 _HUE = 0.06
@@ -33,9 +35,9 @@ def check_crop(size: tuple[int, int], shorter_side: int) -> None:
         ValueError: it does not, or a length is less than 1.
     """
     if min(size) < 1:
-        raise ValueError(f"a crop has at least one pixel a side, got size={tuple(size)}")
+        raise InputError(f"a crop has at least one pixel a side, got size={tuple(size)}")
     if shorter_side < max(size):
-        raise ValueError(
+        raise InputError(
             f"a crop of {size[0]}x{size[1]} does not fit into an image whose shorter side is "
             f"scaled to {shorter_side}: choose a smaller crop or a side of at least {max(size)}"
         )
@@ -101,7 +103,7 @@ def _check_scales(size: tuple[int, int], shorter_side: tuple[int, int]) -> None:
     low, high = shorter_side
     check_crop(size, low)
     if high < low:
-        raise ValueError(f"shorter_side runs from {low} down to {high}: give (least, largest)")
+        raise InputError(f"shorter_side runs from {low} down to {high}: give (least, largest)")
 
 
 def _whole(seed: tf.Tensor, low: Any, high: Any) -> tf.Tensor:
@@ -164,7 +166,7 @@ class Views:
         elif value_range is None:
             value_range = getattr(preprocess, "value_range", None)
         if value_range is None:
-            raise ValueError(
+            raise InputError(
                 "preprocess has no attribute value_range: give value_range=(least, largest), the "
                 "values that it can return"
             )

@@ -17,6 +17,12 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tfrobust.data.crops import centre_crop, check_crop
+from tfrobust.errors import (
+    CorruptImageWarning,
+    InputError,
+    MissingFileError,
+    TfrobustError,
+)
 
 __all__ = ["CorruptImageError", "CorruptImagesError", "Skipping", "decode", "read_images"]
 
@@ -27,11 +33,11 @@ _NAMED = 5
 T = TypeVar("T")
 
 
-class CorruptImageError(ValueError):
+class CorruptImageError(TfrobustError, ValueError):
     """Bytes that hold no whole image."""
 
 
-class CorruptImagesError(RuntimeError):
+class CorruptImagesError(TfrobustError, RuntimeError):
     """More images are corrupt than the limit allows; the message names the first few."""
 
 
@@ -73,7 +79,7 @@ class Skipping:
 
     def __init__(self, max_corrupt: int):
         if max_corrupt < 0:
-            raise ValueError(f"max_corrupt must be at least 0, got {max_corrupt}")
+            raise InputError(f"max_corrupt must be at least 0, got {max_corrupt}")
         self.max_corrupt = max_corrupt
         self._corrupt: dict[int, str] = {}
         self._failure: Exception | None = None
@@ -114,6 +120,7 @@ class Skipping:
         warnings.warn(
             f"{name} is corrupt and skipped ({reason}); "
             f"{count} so far, max_corrupt={self.max_corrupt}",
+            CorruptImageWarning,
             stacklevel=2,
         )
 
@@ -172,7 +179,7 @@ def read_images(
     side = max(size) if validation_side is None else validation_side
     check_crop(size, side)
     if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}")
+        raise InputError(f"limit must be at least 1, got {limit}")
     skipping = Skipping(max_corrupt)
     files = _files(images)
     wanted = len(files) if limit is None else min(limit, len(files))
@@ -208,20 +215,20 @@ def _files(images: str | Path | Sequence[str | Path]) -> list[tuple[Path, str]]:
         files = [(Path(path), str(path)) for path in images]
         missing = [name for path, name in files if not path.is_file()]
         if missing:
-            raise FileNotFoundError(f"no such image file: {_some(missing)}")
+            raise MissingFileError(f"no such image file: {_some(missing)}")
         if not files:
-            raise FileNotFoundError("an empty list of image files: give at least one")
+            raise MissingFileError("an empty list of image files: give at least one")
         return files
     folder = Path(images)
     if folder.is_file():
         return [(folder, folder.name)]
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
+        raise MissingFileError(f"there is no folder {folder}")
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     files = sorted((path.relative_to(folder).as_posix(), path) for path in found if path.is_file())
     if not files:
         kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
-        raise FileNotFoundError(f"no image ({kinds}) in {folder} or the folders in it")
+        raise MissingFileError(f"no image ({kinds}) in {folder} or the folders in it")
     return [(path, name) for name, path in files]
 
 

@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.errors import InputError
+
 __all__ = ["Arrays", "Share", "Stream"]
 
 
@@ -42,7 +44,7 @@ class Share:
             ValueError: the batch cannot be cut into equal parts.
         """
         if batch_size % replicas:
-            raise ValueError(
+            raise InputError(
                 f"a global batch of {batch_size} cannot be cut into {replicas} equal parts: "
                 f"choose a batch size that {replicas} divides"
             )

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from tfrobust.errors import TfrobustError
+
 __all__ = ["PROCESSING", "CorruptDataError", "DataNotFoundError", "Table", "read", "standardised"]
 
 PROCESSING = (
@@ -24,11 +26,11 @@ _SPAMBASE_SHAPE = (4601, 57)
 _UCI = "https://archive.ics.uci.edu/dataset/94/spambase"
 
 
-class DataNotFoundError(FileNotFoundError):
+class DataNotFoundError(TfrobustError, FileNotFoundError):
     """A data set is neither bundled nor prepared; the message says how to get it."""
 
 
-class CorruptDataError(ValueError):
+class CorruptDataError(TfrobustError, ValueError):
     """A data set is there, but is not what it should be; the message says where it departs."""
 
 

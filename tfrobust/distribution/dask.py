@@ -12,13 +12,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from tfrobust.errors import TfrobustError
+
 __all__ = ["SchedulerError", "map_cohort"]
 
 # Keras's global state (seeds, policy, session) is one a process
 _ONE_AT_A_TIME = threading.Lock()
 
 
-class SchedulerError(RuntimeError):
+class SchedulerError(TfrobustError, RuntimeError):
     """A Dask scheduler is out of reach, has no workers, or lost too many of them."""
 
 

@@ -6,6 +6,8 @@ import contextlib
 import socket
 import time
 
+from tfrobust.errors import TfrobustError
+
 __all__ = ["WorkerTimeoutError", "meet"]
 
 _HELLO = b"tfrobust worker "
@@ -13,7 +15,7 @@ _GO = b"go"
 _PAUSE = 0.2
 
 
-class WorkerTimeoutError(RuntimeError):
+class WorkerTimeoutError(TfrobustError, RuntimeError):
     """A host of a multi-host run has not come."""
 
 

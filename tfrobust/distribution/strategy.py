@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from tfrobust.distribution.dask import SchedulerError, map_cohort
 from tfrobust.distribution.rendezvous import WorkerTimeoutError, meet
+from tfrobust.errors import InputError
 
 __all__ = ["SchedulerError", "WorkerTimeoutError", "map_cohort", "strategy"]
 
@@ -54,12 +55,12 @@ def strategy(kind: Kind = "auto", *, timeout: float = 300.0) -> tf.distribute.St
         WorkerTimeoutError: a host has not come in time; names it.
     """
     if kind not in ("auto", "one", "mirrored", "multi_worker"):
-        raise ValueError(f'kind must be "auto", "one", "mirrored" or "multi_worker", got {kind!r}')
+        raise InputError(f'kind must be "auto", "one", "mirrored" or "multi_worker", got {kind!r}')
     cluster = _cluster() if kind in ("auto", "multi_worker") else None
     if cluster is not None and len(cluster.addresses) > 1:
         return _multi_worker(cluster, timeout)
     if kind == "multi_worker":
-        raise ValueError(
+        raise InputError(
             "no other hosts: set TF_CONFIG to {'cluster': {'worker': ['host1:port', "
             "'host2:port']}, 'task': {'type': 'worker', 'index': 0}}, with its own index on each "
             "host, or start the program with srun inside a Slurm job"
@@ -109,7 +110,7 @@ def _from_tf_config(text: str) -> _Cluster:
         task = config["task"]["type"], int(config["task"]["index"])
         return _Cluster(addresses, order.index(task))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise InputError(
             f"TF_CONFIG is malformed ({type(error).__name__}: {error}); it must be JSON such as "
             '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", '
             f'"index": 0}}}}, got {text[:200]}'

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from tfrobust.distribution import replicas
+from tfrobust.errors import InputError, InputTypeError
 from tfrobust.layers import exact_batch_statistics
 from tfrobust.norms import flatten, inner
 
@@ -118,7 +119,7 @@ class _Term:
         return "".join(f"_{c.lower()}" if c.isupper() else c for c in words).lstrip("_")
 
     def __call__(self, batch: ForwardPass) -> tf.Tensor:
-        raise TypeError(f"{type(self).__name__} must define its value")
+        raise InputTypeError(f"{type(self).__name__} must define its value")
 
     def __add__(self, other: _Term | Objective) -> Objective:
         return Objective((self,)) + other
@@ -133,7 +134,7 @@ class Objective:
     def __post_init__(self) -> None:
         names = [term.name for term in self.terms]
         if len(set(names)) != len(names):
-            raise ValueError(f"an objective takes each kind of term once, got {names}")
+            raise InputError(f"an objective takes each kind of term once, got {names}")
 
     def __add__(self, other: _Term | Objective) -> Objective:
         if isinstance(other, Objective):
@@ -177,7 +178,7 @@ class Objective:
 
 def _check_weight(weight: float) -> None:
     if not 0 <= weight < float("inf"):
-        raise ValueError(f"weight must be finite and not negative, got {weight}")
+        raise InputError(f"weight must be finite and not negative, got {weight}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,11 +219,11 @@ class DoubleBackprop(_Term):
     def __post_init__(self) -> None:
         _check_weight(self.weight)
         if self.penalty_scale not in ("per_example", "batch_mean"):
-            raise ValueError(
+            raise InputError(
                 f'penalty_scale must be "per_example" or "batch_mean", got {self.penalty_scale!r}'
             )
         if self.examples_per_mean is not None and self.examples_per_mean < 1:
-            raise ValueError(f"examples_per_mean must be at least 1, got {self.examples_per_mean}")
+            raise InputError(f"examples_per_mean must be at least 1, got {self.examples_per_mean}")
 
     def __call__(self, batch: ForwardPass) -> tf.Tensor:
         squares = tf.reduce_sum(tf.square(flatten(batch.loss_gradients)), axis=1)
@@ -290,7 +291,7 @@ class LastLayerRobustness(_Term):
         last = batch.model.layers[-1] if getattr(batch.model, "layers", None) else None
         last = getattr(last, "layer", last)  # a softmax was left out
         if not isinstance(last, keras.layers.Dense):
-            raise ValueError(
+            raise InputError(
                 "the last layer's robustness needs a model that ends in a dense layer, got "
                 f"{type(last).__name__}"
             )

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from tfrobust.arguments import as_range
+from tfrobust.errors import InputError
 from tfrobust.files import atomic_path
 
 if TYPE_CHECKING:
@@ -213,21 +214,21 @@ def iterated_perturbation(
         OSError: a file could not be written.
     """
     if result.images.ndim != 5:
-        raise ValueError(
+        raise InputError(
             "only images (height, width, channels) can be drawn, got examples of shape "
             f"{result.images.shape[2:]}"
         )
     if most < 1:
-        raise ValueError(f"most must be at least 1, got {most}")
+        raise InputError(f"most must be at least 1, got {most}")
     low, high = as_range(value_range)
     largest = int(result.labels.max())
     if class_names is not None and len(class_names) <= largest:
-        raise ValueError(
+        raise InputError(
             f"class_names must name every class, got {len(class_names)} names and class {largest}"
         )
     path = Path(path)
     if path.suffix not in ("", ".png", ".pdf"):
-        raise ValueError(f"path must end in .png or in nothing, got {path.name!r}")
+        raise InputError(f"path must end in .png or in nothing, got {path.name!r}")
     last = result.images.shape[1] - 1
     steps = np.unique(np.round(np.linspace(0, last, min(most, last) + 1)).astype(int))
     shown = (result.images - low) / (high - low)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jinja2
 import pandas as pd
 
+from tfrobust.errors import InputError
 from tfrobust.files import atomic_path
 
 __all__ = ["Claim", "Page", "Section", "write"]
@@ -27,7 +28,7 @@ class Claim:
 
     def __post_init__(self) -> None:
         if self.verdict not in ("held", "not held", "not tested"):
-            raise ValueError(f"unknown verdict {self.verdict!r}")
+            raise InputError(f"unknown verdict {self.verdict!r}")
 
 
 @dataclasses.dataclass(frozen=True)

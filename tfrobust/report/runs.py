@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from tfrobust.distribution import chief_says, is_chief
+from tfrobust.errors import InputTypeError, TfrobustError
 from tfrobust.files import atomic_path, writable_folder
 
 __all__ = ["Run", "RunFolderError", "versions"]
@@ -36,7 +37,7 @@ _PACKAGES = (
 )
 
 
-class RunFolderError(ValueError):
+class RunFolderError(TfrobustError, ValueError):
     """The folder holds a run with other settings, or a damaged record."""
 
 
@@ -220,4 +221,4 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{type(value).__name__} is no plain data")
+    raise InputTypeError(f"{type(value).__name__} is no plain data")

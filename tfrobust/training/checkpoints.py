@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfrobust.errors import TfrobustError
 from tfrobust.files import atomic_path
 
 __all__ = ["DamagedCheckpointError", "assign", "newest", "read", "save"]
@@ -22,7 +23,7 @@ _PATTERN = re.compile(r"epoch-(\d{6})\.npz")
 _KEPT = 2
 
 
-class DamagedCheckpointError(RuntimeError):
+class DamagedCheckpointError(TfrobustError, RuntimeError):
     """A checkpoint cannot be read, or does not belong to this model."""
 
 

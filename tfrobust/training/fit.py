@@ -30,6 +30,7 @@ from tfrobust.classifier import (
 )
 from tfrobust.data import Arrays, Stream
 from tfrobust.distribution import average, gather_rows, host, hosts, is_chief, replicas
+from tfrobust.errors import InputError, TfrobustError
 from tfrobust.files import atomic_path, writable_folder
 from tfrobust.objectives import Objective, _Term
 from tfrobust.training import checkpoints
@@ -49,7 +50,7 @@ Pair = tuple[Any, Any]
 Callback = Callable[[dict[str, float], keras.Model], None]
 
 
-class SettingsChangedError(ValueError):
+class SettingsChangedError(TfrobustError, ValueError):
     """The folder holds training with other settings or other data, or hosts see different ones."""
 
 
@@ -131,11 +132,11 @@ def fit(
     objective = objective if isinstance(objective, Objective) else Objective((objective,))
     data = _stream(model, data, "data")
     if data.examples < batch_size:
-        raise ValueError(f"{data.examples} examples do not fill one batch of {batch_size}")
+        raise InputError(f"{data.examples} examples do not fill one batch of {batch_size}")
     if validation is not None:
         validation = _stream(model, validation, "validation")
     if schedule is not None and _needs_validation(schedule) and validation is None:
-        raise ValueError(f"{type(schedule).__name__} monitors the validation loss: give validation")
+        raise InputError(f"{type(schedule).__name__} monitors the validation loss: give validation")
     path = None if folder is None else Path(folder)
     if path is not None and is_chief():
         writable_folder(path)
@@ -226,17 +227,17 @@ def _stream(model: keras.Model, data: Pair | Stream, name: str) -> Stream:
             len(expected) != len(data.input_shape)
             or any(want is not None and want != have for want, have in pairs)
         ):
-            raise ValueError(
+            raise InputError(
                 f"{name} has images {data.input_shape}, but the model takes {expected}"
             )
         classes = classes_of(model, np.zeros((1, *data.input_shape), np.float32))
         if data.classes > classes:
-            raise ValueError(f"{name} has {data.classes} classes, the model {classes}")
+            raise InputError(f"{name} has {data.classes} classes, the model {classes}")
         return data
     try:
         images, labels = data
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a pair, images and labels, or a Stream") from None
+        raise InputError(f"{name} must be a pair, images and labels, or a Stream") from None
     images = as_images(model, images, f"{name} images")
     classes = classes_of(model, images[:1])
     return Arrays(images, as_labels(labels, len(images), classes, f"{name} labels"), classes)

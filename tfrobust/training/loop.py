@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from tfrobust.data import Share, Stream
 from tfrobust.distribution import host, hosts, replicas
+from tfrobust.errors import TfrobustError
 from tfrobust.objectives import Objective
 from tfrobust.training.precision import SMALLEST, LossScale, needs_loss_scale
 
@@ -23,11 +24,11 @@ __all__ = ["Loop", "NonFiniteLossError", "WorkerLostError", "worker_losses"]
 STEPS_PER_CALL = 20
 
 
-class NonFiniteLossError(ArithmeticError):
+class NonFiniteLossError(TfrobustError, ArithmeticError):
     """The objective became infinite or NaN."""
 
 
-class WorkerLostError(RuntimeError):
+class WorkerLostError(TfrobustError, RuntimeError):
     """Another host of a multi-host run is gone."""
 
 

@@ -9,6 +9,8 @@ from typing import Literal, get_args
 import keras
 import tensorflow as tf
 
+from tfrobust.errors import InputError
+
 __all__ = ["LossScale", "Precision", "computing_in", "needs_loss_scale"]
 
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
@@ -28,7 +30,7 @@ def computing_in(precision: str) -> Iterator[None]:
     """
     if precision not in get_args(Precision):
         known = ", ".join(get_args(Precision))
-        raise ValueError(f"unknown precision {precision!r}; there are {known}")
+        raise InputError(f"unknown precision {precision!r}; there are {known}")
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:

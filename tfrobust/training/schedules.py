@@ -6,6 +6,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from tfrobust.errors import InputError, InputTypeError
+
 __all__ = ["Constant", "Cosine", "Plateau", "Schedule", "StepDecay"]
 
 
@@ -16,7 +18,7 @@ class Schedule:
 
     def __call__(self, epoch: int, epochs: int, monitored: Sequence[float]) -> float:
         """Rate of `epoch`, counted from 0, of `epochs`, given one monitored value an epoch."""
-        raise TypeError(f"{type(self).__name__} must define its rate")
+        raise InputTypeError(f"{type(self).__name__} must define its rate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class StepDecay(Schedule):
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise ValueError(f"every must be at least one epoch, got {self.every}")
+            raise InputError(f"every must be at least one epoch, got {self.every}")
 
     def __call__(self, epoch: int, epochs: int, monitored: Sequence[float]) -> float:
         return self.rate * self.factor ** (epoch // self.every)

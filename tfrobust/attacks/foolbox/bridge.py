@@ -18,6 +18,7 @@ from tfrobust.attacks.direction import AttackFunction, misclassified
 from tfrobust.attacks.foolbox.descent import with_radius_per_example, without_underflow
 from tfrobust.attacks.foolbox.radius import smallest_radius
 from tfrobust.classifier import compiled
+from tfrobust.errors import TfrobustError
 from tfrobust.norms import flatten, per_example
 
 __all__ = [
@@ -62,7 +63,7 @@ _FAILURES = (
 _ZERO_IS_NONE = (foolbox.attacks.L2CarliniWagnerAttack, foolbox.attacks.EADAttack)
 
 
-class FoolboxError(RuntimeError):
+class FoolboxError(TfrobustError, RuntimeError):
     """An attack of Foolbox's could not be made or run."""
 
 

@@ -16,6 +16,7 @@ from tfrobust.bounds.certified.network import Constants, Network
 from tfrobust.bounds.graph import UnsupportedLayerError, walk
 from tfrobust.bounds.result import LayerKappa, RobustnessBound
 from tfrobust.classifier import compiled, in_batches
+from tfrobust.errors import InputError
 
 __all__ = ["certified"]
 
@@ -51,7 +52,7 @@ def certified(
     logits, errors = at(x, np.zeros(len(x)))
     if not np.isfinite(logits).all():
         bad = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
-        raise ValueError(f"the logits of example {bad} are not finite: no bound can be given")
+        raise InputError(f"the logits of example {bad} are not finite: no bound can be given")
     predicted = logits.argmax(axis=1).astype(np.int32)
     margins = _differences(logits, predicted)
     least = _without_own(margins, predicted).min(axis=1)
@@ -107,7 +108,7 @@ def _network(model: keras.Model, x: np.ndarray) -> Network:
         tf.config.list_logical_devices("GPU")
         and tf.config.experimental.tensor_float_32_execution_enabled()
     ):
-        raise ValueError(
+        raise InputError(
             "TensorFloat-32 is on: products on this GPU have 10 bits, and certified bounds account "
             "for single precision only. Call "
             "tf.config.experimental.enable_tensor_float_32_execution(False) first."
@@ -121,7 +122,7 @@ def _network(model: keras.Model, x: np.ndarray) -> Network:
             )
         dtype = getattr(step.layer, "compute_dtype", "float32")
         if dtype != "float32":
-            raise ValueError(
+            raise InputError(
                 f"layer {step.name!r} computes in {dtype}: certified bounds account for single "
                 "precision only. Build the model under the policy float32, with the same weights."
             )

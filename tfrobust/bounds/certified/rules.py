@@ -36,6 +36,7 @@ from tfrobust.bounds.operator_norms import (
     zeros_around,
 )
 from tfrobust.bounds.registry import built_in_rule, find_rule, registered, unsupported
+from tfrobust.errors import InputError
 from tfrobust.layers import FrozenBatchNormalization, LocalResponseNormalization, LpPooling2D
 
 __all__ = ["operation_of"]
@@ -68,7 +69,7 @@ def operation_of(step: Step) -> Operation:
     except (TypeError, ValueError):
         constant = math.nan
     if not 0 <= constant < math.inf:
-        raise ValueError(
+        raise InputError(
             f"the rule of layer {step.name!r} ({step.kind}) gave {found!r:.200}; a Lipschitz "
             "constant, a number finite and not negative, is needed"
         )

@@ -18,6 +18,7 @@ from tfrobust.bounds.operator_norms.convolution import (
     convolution_norm,
     largest_singular_value,
 )
+from tfrobust.errors import InputError
 from tfrobust.layers import FrozenBatchNormalization
 
 __all__ = [
@@ -83,11 +84,11 @@ def operator_norm_upper_bound(
     try:
         shape = tuple(input_shape)
     except TypeError:
-        raise ValueError(f"input_shape must be a sequence of sizes, got {input_shape!r}") from None
+        raise InputError(f"input_shape must be a sequence of sizes, got {input_shape!r}") from None
     if shape and shape[0] is None:
         shape = shape[1:]
     if any(size is None or size < 1 for size in shape):
-        raise ValueError(f"input_shape must hold positive sizes, got {tuple(input_shape)}")
+        raise InputError(f"input_shape must hold positive sizes, got {tuple(input_shape)}")
     shape = tuple(int(size) for size in shape)
     if getattr(layer, "quantization_mode", None):
         raise UnsupportedLayerError(f"layer {layer.name!r} is quantized, and not linear")
@@ -148,7 +149,7 @@ def batch_normalisation_scale(layer: Any) -> np.ndarray:
     """gamma / sqrt(moving variance + epsilon) of each channel, float64."""
     variance = _weights(layer, "moving_variance")
     if (variance + layer.epsilon <= 0).any():
-        raise ValueError(f"the moving variance of layer {layer.name!r} is negative")
+        raise InputError(f"the moving variance of layer {layer.name!r} is negative")
     scale = 1 / np.sqrt(variance + layer.epsilon)
     return scale * _weights(layer, "gamma") if layer.scale else scale
 
@@ -159,7 +160,7 @@ def _convolution(layer: Any, shape: tuple[int, ...], kernel: np.ndarray) -> floa
     groups = layer.groups if isinstance(layer, layers.Conv1D | layers.Conv2D) else 1
     channels = kernel.shape[-2] * groups
     if len(shape) != rank + 1 or shape[-1] != channels:
-        raise ValueError(
+        raise InputError(
             f"layer {layer.name!r} takes {rank} sizes and {channels} channels, got {shape}"
         )
     strides, dilation = _pair(layer.strides, rank), _pair(layer.dilation_rate, rank)
@@ -206,12 +207,12 @@ def check_channels_last(layer: Any) -> None:
 def _check_images(layer: Any, shape: tuple[int, ...], rank: int) -> None:
     check_channels_last(layer)
     if len(shape) != rank + 1:
-        raise ValueError(f"layer {layer.name!r} takes {rank} sizes and channels, got {shape}")
+        raise InputError(f"layer {layer.name!r} takes {rank} sizes and channels, got {shape}")
 
 
 def _check_size(layer: Any, shape: tuple[int, ...], axis: int, size: int) -> None:
     if not -len(shape) <= axis < len(shape) or shape[axis] != size:
-        raise ValueError(f"layer {layer.name!r} takes {size} features or channels, got {shape}")
+        raise InputError(f"layer {layer.name!r} takes {size} features or channels, got {shape}")
 
 
 def windows_over(size: int, pool: int, stride: int, padding: tuple[int, int]) -> np.ndarray:
@@ -230,7 +231,7 @@ def zeros_around(
     reach = (taps - 1) * dilation + 1
     if padding == "valid":
         if reach > size:
-            raise ValueError(f"a window of {reach} does not fit into {size}")
+            raise InputError(f"a window of {reach} does not fit into {size}")
         return 0, 0
     if padding == "causal":
         return reach - 1, 0
@@ -245,10 +246,10 @@ def _pair(value: Any, rank: int) -> tuple[int, int]:
 
 def _weights(layer: Any, name: str) -> np.ndarray:
     if not layer.built:
-        raise ValueError(f"layer {layer.name!r} has no weights yet: build it, or call it once")
+        raise InputError(f"layer {layer.name!r} has no weights yet: build it, or call it once")
     values = np.asarray(getattr(layer, name), np.float64)
     if not np.isfinite(values).all():
-        raise ValueError(f"the {name} of layer {layer.name!r} holds NaN or infinite values")
+        raise InputError(f"the {name} of layer {layer.name!r} holds NaN or infinite values")
     return values
 
 

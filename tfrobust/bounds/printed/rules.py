@@ -19,6 +19,7 @@ from tfrobust.bounds.printed import formulas as printed
 from tfrobust.bounds.registry import built_in_rule, changes, find_rule, registered, unsupported
 from tfrobust.bounds.result import LayerKappa, RobustnessBound
 from tfrobust.classifier import compiled, in_batches
+from tfrobust.errors import InputError
 from tfrobust.layers import FrozenBatchNormalization, LocalResponseNormalization, LpPooling2D
 
 __all__ = ["thesis"]
@@ -69,7 +70,7 @@ def thesis(model: keras.Model, x: np.ndarray, batch_size: int) -> RobustnessBoun
     def kappas(rows: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
         values = [np.asarray(value, np.float64) for value in evaluate(rows)]
         if not np.isfinite(values[-1]).all():
-            raise ValueError("the logits of an example are not finite: no bound can be given")
+            raise InputError("the logits of an example are not finite: no bound can be given")
         found = [np.empty(0)] * len(steps)
         kappa = np.empty(0)
         for stage in reversed(stages):
@@ -241,7 +242,7 @@ def _registered_stage(at: int, step: Step, own: Callable[..., Any]) -> _Stage:
     def rule(kappa: np.ndarray, _: list[np.ndarray]) -> np.ndarray:
         found = np.asarray(own(step.layer, step.input_shape, kappa))
         if found.shape != kappa.shape or found.dtype.kind not in "fi" or not (found >= 0).all():
-            raise ValueError(
+            raise InputError(
                 f"the thesis rule of layer {step.name!r} ({step.kind}) must return numbers of "
                 f"shape {kappa.shape}, not negative, got {found!r:.200}"
             )

@@ -26,6 +26,7 @@ from tfrobust.data.imagenet.tfrecords import (
 )
 from tfrobust.data.images import SUFFIXES
 from tfrobust.data.tabular import DataNotFoundError
+from tfrobust.errors import InputError
 
 __all__ = ["Source", "Tree", "find"]
 
@@ -101,7 +102,7 @@ def find(split: str, folder: Path, classes: int, kind: str | None = None) -> Sou
         ValueError: what was found has another number of classes, an empty one, or is ambiguous.
     """
     if kind is not None and kind not in _KINDS:
-        raise ValueError(f"unknown source {kind!r}; there are {', '.join(_KINDS)}")
+        raise InputError(f"unknown source {kind!r}; there are {', '.join(_KINDS)}")
     seen = []
     for one in _KINDS if kind is None else [kind]:
         splits_in, inside = _KINDS[one]
@@ -145,7 +146,7 @@ def _tree_folders(root: Path) -> dict[str, Path]:
         if not folder.is_dir() or not any(map(_holds_images, os.scandir(folder))):
             continue
         if split in folders:
-            raise ValueError(f"{root} holds both val and validation: remove or rename one")
+            raise InputError(f"{root} holds both val and validation: remove or rename one")
         folders[split] = folder
     return folders
 
@@ -159,12 +160,12 @@ def _tree(folder: Path, classes: int) -> Tree:
         entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."
     )
     if not wnids:
-        raise ValueError(
+        raise InputError(
             f"{folder} holds images but no class folders: move each image into a folder named "
             "after its class's wnid"
         )
     if len(wnids) != classes:
-        raise ValueError(
+        raise InputError(
             f"{folder} holds {len(wnids)} class folders ({wnids[0]} .. {wnids[-1]}), but "
             f"{classes} classes are expected: complete it, or say classes={len(wnids)}"
         )
@@ -181,7 +182,7 @@ def _tree(folder: Path, classes: int) -> Tree:
     empty = [wnid for wnid, found in zip(wnids, listed, strict=True) if not found]
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        raise ValueError(
+        raise InputError(
             f"no images in class folder {', '.join(empty[:5])}{more} of {folder}: fill or remove it"
         )
     return Tree(
@@ -205,7 +206,7 @@ def _tfrecords(root: Path, classes: int) -> Splits:
     def whole(split: str) -> Source:
         if len(counts[split]) > 1:
             found = " and ".join(f"-of-{count:05}" for count in sorted(counts[split]))
-            raise ValueError(f"{root} mixes {split} shards {found}: keep one set of them")
+            raise InputError(f"{root} mixes {split} shards {found}: keep one set of them")
         (count,) = counts[split]
         files = [
             shards[split].get(index, root / f"{split}-{index:05}-of-{count:05}")
@@ -230,13 +231,13 @@ def _tfds(root: Path, classes: int) -> Splits:
     def records_of(split: str) -> Source:
         info = builder.info
         if info.file_format != tfds.core.FileFormat.TFRECORD:
-            raise ValueError(
+            raise InputError(
                 f"{newest} is prepared as {info.file_format.value}; prepare it as tfrecord, "
                 "tensorflow-datasets' default"
             )
         wnids = info.features["label"].names
         if len(wnids) != classes or wnids != sorted(wnids):
-            raise ValueError(
+            raise InputError(
                 f"{newest} has {len(wnids)} classes ({wnids[0]} .. {wnids[-1]}), but {classes}, "
                 "sorted, are expected: prepare it anew, or say how many classes there are"
             )
@@ -244,7 +245,7 @@ def _tfds(root: Path, classes: int) -> Splits:
         location = f"tensorflow-datasets imagenet2012 in {newest.parent.parent}"
         records = open_records(files, TFDS, classes, location, str(builder.version))
         if len(records) != info.splits[split].num_examples:
-            raise ValueError(
+            raise InputError(
                 f"{newest} holds {len(records)} {split} examples, but its dataset_info.json says "
                 f"{info.splits[split].num_examples}: copy or prepare it anew"
             )

@@ -25,6 +25,7 @@ from tfrobust.data.imagenet.sources import Source, find
 from tfrobust.data.imagenet.tfrecords import Example
 from tfrobust.data.images import CorruptImagesError, Skipping, decode
 from tfrobust.data.stream import Share
+from tfrobust.errors import InputError
 
 __all__ = ["Examples", "ImageStream", "load"]
 
@@ -97,7 +98,7 @@ def load(
             is and what to do.
     """
     if split not in _SPLITS:
-        raise ValueError(f"unknown split {split!r}; there are {', '.join(_SPLITS)}")
+        raise InputError(f"unknown split {split!r}; there are {', '.join(_SPLITS)}")
     views = Views(size, shorter_side, validation_side, augment, preprocess, value_range)
     found = find(split, _folder(data_dir), classes, source)
     return ImageStream(found, split, classes, views, limit=limit, max_corrupt=max_corrupt)
@@ -205,7 +206,7 @@ class ImageStream:
             CorruptImagesError: too many corrupt images, or no other.
         """
         if not 1 <= count <= self.examples:
-            raise ValueError(f"count must lie in 1..{self.examples}, got {count}")
+            raise InputError(f"count must lie in 1..{self.examples}, got {count}")
         rows = self._rows
         if seed is not None:
             rows = rows[np.random.default_rng(seed).permutation(self.examples)]
@@ -285,5 +286,5 @@ def _choice(examples: int, limit: int | None) -> np.ndarray:
     if limit is None:
         return np.arange(examples)
     if not 1 <= limit <= examples:
-        raise ValueError(f"limit must lie in 1..{examples}, got {limit}")
+        raise InputError(f"limit must lie in 1..{examples}, got {limit}")
     return np.sort(np.random.default_rng(0).permutation(examples)[:limit])

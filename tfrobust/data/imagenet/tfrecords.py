@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from tfrobust.data.images import CorruptImageError
 from tfrobust.data.tabular import DataNotFoundError
+from tfrobust.errors import InputError
 
 __all__ = ["BUILD_IMAGENET_DATA", "TFDS", "Example", "Layout", "Records", "digest", "open_records"]
 
@@ -94,7 +95,7 @@ class Records:
         label = labels[0] - layout.first_label
         if not 0 <= label < self.classes:
             first, last = layout.first_label, self.classes - 1 + layout.first_label
-            raise ValueError(
+            raise InputError(
                 f"{self._place(index)} has label {label + first}, but labels lie in "
                 f"{first}..{last} in this layout: make the shards without a background class, "
                 "or say how many classes there are (classes=)"
@@ -160,7 +161,7 @@ def open_records(
     try:
         records.read(0)  # another layout is told now, not in the middle of an epoch
     except CorruptImageError as error:
-        raise ValueError(
+        raise InputError(
             f"{records.name(0)} in {files[0].parent} is not what {location} should hold: {error}"
         ) from error
     return records
@@ -179,7 +180,7 @@ def _index(file: Path) -> tuple[np.ndarray, np.ndarray]:
             lengths.append(length)
             start += _HEADER + length + _FOOTER
             if start > size:
-                raise ValueError(
+                raise InputError(
                     f"{file} is cut off in record {len(offsets) - 1}, or is not an uncompressed "
                     "TFRecord file: copy or make it anew"
                 )

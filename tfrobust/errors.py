@@ -1,0 +1,53 @@
+"""The one base of errors that a user can mend, and the classes of our warnings.
+
+Every error also derives from the built-in class that fits (`ValueError`, `OSError`, ...). An error
+that is about one concept is defined in that concept's module, on this base.
+"""
+
+__all__ = [
+    "CorruptImageWarning",
+    "InexactDecompositionWarning",
+    "InputError",
+    "InputTypeError",
+    "MissingFileError",
+    "PrintedRulesWarning",
+    "StorageError",
+    "TfrobustError",
+    "TfrobustWarning",
+]
+
+
+class TfrobustError(Exception):
+    """Data, a model, a setting or the environment is not as needed; the message says what to do."""
+
+
+class InputError(TfrobustError, ValueError):
+    """An argument has a wrong shape or value."""
+
+
+class InputTypeError(TfrobustError, TypeError):
+    """An argument is of a wrong type."""
+
+
+class MissingFileError(TfrobustError, FileNotFoundError):
+    """A file or folder is not there."""
+
+
+class StorageError(TfrobustError, OSError):
+    """A folder or disk cannot be written; what was there before is unchanged."""
+
+
+class TfrobustWarning(UserWarning):
+    """Base of our warnings."""
+
+
+class CorruptImageWarning(TfrobustWarning):
+    """An image file is corrupt and was skipped."""
+
+
+class InexactDecompositionWarning(TfrobustWarning):
+    """A network is outside the class of Etmann 2019, Theorem 1."""
+
+
+class PrintedRulesWarning(TfrobustWarning):
+    """The thesis's printed rules are not always lower bounds (Peck 2017; see the errata)."""
