@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
-import webbrowser
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from tfrobust.errors import TfrobustError
+from tfrobust.commands import run, show
+
+__all__ = ["Command", "parse", "run", "show"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,25 +77,3 @@ def parse(presets: Mapping[str, Any], name: str, arguments: Sequence[str] | None
 
 
 _STRATEGIES = ("auto", "one", "mirrored", "multi_worker")
-
-
-def run(main: Callable[[], None]) -> None:
-    """Run an experiment; an error that the user can mend is one line and status 1.
-
-    Raises:
-        SystemExit: after such an error.
-    """
-    try:
-        main()
-    except (TfrobustError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted; the same command goes on where it stopped")
-
-
-def show(page: Path, *, open_it: bool) -> None:
-    """Say where the page is; open it where there is a screen and the user asked for it."""
-    print(f"\nreport: {page.resolve().as_uri()}")
-    has_screen = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY")
-    if open_it and has_screen:
-        webbrowser.open(page.resolve().as_uri())
