@@ -11,11 +11,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
 import keras
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
-settings.register_profile(
-    "tfrobust", deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
-)
+# the first example of a network is traced, which takes longer than the others
+settings.register_profile("tfrobust", deadline=None, print_blob=True)
 settings.load_profile("tfrobust")
 
 
