@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfrobust import imagenet
-from tfrobust.data import images as decoding
 from tfrobust.data.arrays import DataNotFoundError
 from tfrobust.data.crops import centre_crop, random_crop
+from tfrobust.data.imagenet import stream as stream_module
 from tfrobust.data.images import CorruptImagesError, decode
 from tfrobust.data.stream import Share
 
@@ -183,7 +183,7 @@ def test_shares_partition_the_order(tree, hosts, each, examples, seed):
 
 
 def test_records_are_shuffled_within_groups_of_shards(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(imagenet, "_SHARDS_AT_ONCE", 2)
+    monkeypatch.setattr(stream_module, "_SHARDS_AT_ONCE", 2)
     small_imagenet.write_tfrecords(tmp_path, made, shards=6)
     stream = load(tmp_path)
     shard_of = np.repeat(np.arange(6), [len(part) for part in np.array_split(range(COUNT), 6)])
@@ -448,9 +448,9 @@ def test_little_is_decoded_ahead(tmp_path, monkeypatch):
     def counted(encoded):
         with lock:
             count[0] += 1
-        return decoding.decode(encoded)
+        return decode(encoded)
 
-    monkeypatch.setattr(imagenet, "decode", counted)
+    monkeypatch.setattr(stream_module, "decode", counted)
     batches = iter(load(tmp_path).training_batches(2, Share.of(2), seed=0, epoch=0))
     next(batches)
     settled = 0

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from helpers.cohort_member import exit_hard, fail, train
 
+from tfrobust.distribution import SchedulerError, map_cohort
 from tfrobust.distribution import dask as cohorts
-from tfrobust.distribution.strategy import SchedulerError, map_cohort
 
 HERE = Path(__file__).parents[1]
 

@@ -15,7 +15,8 @@ import pytest
 import tensorflow as tf
 
 from tfrobust import distribution
-from tfrobust.distribution.strategy import WorkerTimeoutError
+from tfrobust.distribution import WorkerTimeoutError
+from tfrobust.distribution.strategy import _cluster
 from tfrobust.training import checkpoints
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "train_together.py"
@@ -185,7 +186,7 @@ def test_chief_and_workers_in_one_order(monkeypatch):
     jobs = {"worker": ["w0:1", "w1:1"], "chief": ["c:1"]}
     task = {"type": "worker", "index": 1}
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": jobs, "task": task}))
-    found = distribution._cluster()
+    found = _cluster()
     assert found.addresses == ("c:1", "w0:1", "w1:1")
     assert found.index == 2
 
@@ -201,7 +202,7 @@ def test_the_hosts_of_a_slurm_step(monkeypatch):
     }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found = distribution._cluster()
+    found = _cluster()
     assert found.addresses == ("gpu07:8888", "gpu08:8888", "gpu09:8888")
     assert found.index == 2
 

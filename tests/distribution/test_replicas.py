@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.distribution import replicas
+from tfrobust import distribution
 
 SCRIPT = """
 import keras
@@ -16,7 +16,7 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 3)
 from tfrobust.classifier import derivatives as differentiate
-from tfrobust.distribution import replicas
+from tfrobust import distribution
 
 devices = [device.name for device in tf.config.list_logical_devices("CPU")]
 x = np.random.default_rng(0).normal(size=(20, 4)).astype("float32")
@@ -29,15 +29,15 @@ for count in (1, 3):
 
     with tf.distribute.MirroredStrategy(devices[:count]).scope():
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
-        assert replicas.is_spread()
-        run = replicas.spread(function, None)
+        assert distribution.is_spread()
+        run = distribution.spread(function, None)
         for rows in (1, 2, 3, 5, 7, 20):
             some = x[:rows]
             product, total = run(tf.constant(some), tf.constant(2 * some), tf.constant(3.0))
             np.testing.assert_allclose(product, 2 * some**2, rtol=1e-6)
             np.testing.assert_allclose(total, some.sum(1) + 3, rtol=1e-5, atol=1e-6)
         assert len(traced) == count, "traced again for another batch size"
-        whole = replicas.spread(lambda a, b: a + tf.reduce_sum(b), 1)
+        whole = distribution.spread(lambda a, b: a + tf.reduce_sum(b), 1)
         table = tf.range(7.0)  # not cut, though it has an axis
         np.testing.assert_allclose(whole(tf.constant(x), table), x + 21, rtol=1e-6)
 
@@ -54,7 +54,7 @@ for count in (1, 3):
                 statistic.value.assign(tf.stack([tf.cast(own, "float32"), 3.0]))
 
             tf.distribute.get_strategy().run(different)
-            replicas.average([statistic, counter])
+            distribution.average([statistic, counter])
             for local in tf.distribute.get_strategy().experimental_local_results(statistic.value):
                 np.testing.assert_allclose(local, [1.0, 3.0])
             assert int(keras.ops.convert_to_numpy(counter)) == 4
@@ -68,11 +68,11 @@ def test_virtual_devices():
 
 
 def test_one_process_is_alone():
-    assert (replicas.replicas(), replicas.hosts(), replicas.host()) == (1, 1, 0)
-    assert replicas.is_chief()
-    assert not replicas.is_spread()
+    assert (distribution.replicas(), distribution.hosts(), distribution.host()) == (1, 1, 0)
+    assert distribution.is_chief()
+    assert not distribution.is_spread()
     with tf.distribute.OneDeviceStrategy("CPU:0").scope():
-        assert not replicas.is_spread()
+        assert not distribution.is_spread()
     rows = np.arange(6).reshape(3, 2)
-    assert replicas.gather_rows(rows) is rows
-    assert replicas.chief_says(1.5) == 1.5
+    assert distribution.gather_rows(rows) is rows
+    assert distribution.chief_says(1.5) == 1.5
