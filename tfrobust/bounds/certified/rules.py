@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfrobust.bounds.graph import Step, UnsupportedLayerError, is_plain, operation_class
 from tfrobust.bounds.operations import (
     Addition,
+    AveragePooling,
     Concatenation,
     Convolutional,
     Dense,
@@ -18,7 +19,6 @@ from tfrobust.bounds.operations import (
     Lipschitz,
     MaxPooling,
     Operation,
-    Pooling,
     ResponseNormalisation,
     Scaling,
     Separable,
@@ -140,7 +140,7 @@ def _average_pooling(layer: Any, shape: Any) -> Operation:
     for size, pool, stride in zip(shape[:-1], layer.pool_size, layer.strides, strict=True):
         reads = windows_over(size, pool, stride, zeros_around(layer.padding, size, pool, stride))
         fewest *= int(reads.sum(axis=1).min())
-    return Pooling(
+    return AveragePooling(
         layer,
         lambda: operator_norm_upper_bound(layer, shape),
         "operator norm of the average",
@@ -154,7 +154,7 @@ def _average_pooling(layer: Any, shape: Any) -> Operation:
 def _global_average(layer: Any, shape: Any) -> Operation:
     check_channels_last(layer)
     count = math.prod(shape[:-1])
-    return Pooling(
+    return AveragePooling(
         layer,
         lambda: operator_norm_upper_bound(layer, shape),
         "1 / root of the positions",

@@ -1,16 +1,10 @@
 """What the certified bound knows of each kind of layer."""
 
-from tfrobust.bounds.operations.activations import (
-    Elementwise,
-    MaxPooling,
-    activation_of,
-    sliding_windows,
-)
+from tfrobust.bounds.operations.activations import Elementwise, activation_of
 from tfrobust.bounds.operations.affine import (
     Affine,
     Convolutional,
     Dense,
-    Pooling,
     Scaling,
     Separable,
     Shuffle,
@@ -26,12 +20,14 @@ from tfrobust.bounds.operations.base import (
     Rows,
     over_margins,
 )
+from tfrobust.bounds.operations.pooling import AveragePooling, MaxPooling, sliding_windows
 from tfrobust.bounds.operations.response_normalization import ResponseNormalisation
 
 __all__ = [
     "UNIT_ROUNDOFF",
     "Addition",
     "Affine",
+    "AveragePooling",
     "Concatenation",
     "Convolutional",
     "Dense",
@@ -39,7 +35,6 @@ __all__ = [
     "Lipschitz",
     "MaxPooling",
     "Operation",
-    "Pooling",
     "ResponseNormalisation",
     "Rows",
     "Scaling",

@@ -20,7 +20,6 @@ __all__ = [
     "Affine",
     "Convolutional",
     "Dense",
-    "Pooling",
     "Scaling",
     "Separable",
     "Shuffle",
@@ -205,26 +204,19 @@ class Scaling(Affine):
         return self.factors()[1]
 
 
-class Pooling(Affine):
-    """Average pooling and zero padding: no negative weights, no bias."""
+class Shuffle(Affine):
+    """Elements in another order or left out, none changed: flatten, reshape, crop, dropout."""
 
-    def __init__(self, layer, norm, rule, terms: int, row: float):
-        super().__init__(layer, norm, rule)
-        self.terms, self.row = terms, row
-        self.adjoint_terms = terms  # an input lies in no more windows than a window has inputs
+    terms = adjoint_terms = 0
+
+    def __init__(self, layer, rule: str):
+        super().__init__(layer, lambda: 1.0, rule)
 
     def magnitude(self, x):
         return self.apply([x])
 
     def rows(self):
-        return tf.constant(self.row, tf.float32)
-
-
-class Shuffle(Pooling):
-    """Elements in another order or left out, none changed: flatten, reshape, crop, dropout."""
-
-    def __init__(self, layer, rule: str):
-        super().__init__(layer, lambda: 1.0, rule, terms=0, row=1.0)
+        return tf.constant(1.0, tf.float32)
 
     def spread(self, values, changes, reaches, constant):
         return self.apply([changes[0] * tf.ones_like(values[0])])
