@@ -158,7 +158,7 @@ def _check(name: str, model: keras.Model, test: data.Dataset, attack: str) -> No
         )
     try:
         bounds.robustness(model, rows, tighten=False)
-        prepare(attack, model, rows, test.value_range, 2, {})
+        prepare(attack, model, rows, value_range=test.value_range, norm=2, settings={})
     except (ValueError, TypeError) as error:  # a layer without a rule, an unknown attack
         raise InputError(f"model {name}: {error}") from error
 

@@ -65,7 +65,7 @@ def compare(
     columns: dict[str, np.ndarray] = {
         "predicted": certified.predicted,
         "printed": printed.bound.astype(np.float64),
-        "certified": certified.layers[0].kappa.astype(np.float64),
+        "certified": certified.untightened.astype(np.float64),
     }
     if tighten:
         columns["tightened"] = certified.bound.astype(np.float64)

@@ -236,7 +236,7 @@ def test_a_norm_is_computed_once_for_the_same_weights(monkeypatch):
     calls = []
     original = convolution_norms.convolution_norm
     monkeypatch.setattr(
-        "tfrobust.bounds.operator_norms.convolution_norm",
+        "tfrobust.bounds.operator_norms.layers.convolution_norm",
         lambda convolution: calls.append(1) or original(convolution),
     )
     layer = layers.Conv2D(2, 3)

@@ -204,7 +204,7 @@ def test_softmax_and_batches_change_nothing():
     )
     randomise(model, 0)
     x = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
-    whole, parts = (robustness(model, x, "thesis", batch_size=n).bound for n in (100, 2))
+    whole, parts = (robustness(model, x, rules="thesis", batch_size=n).bound for n in (100, 2))
     np.testing.assert_allclose(whole, parts, rtol=1e-5)
     assert kappas(model, x)[0].rule == "Theorem 4.2, Algorithm 4.1"
 
@@ -214,10 +214,10 @@ def test_what_the_thesis_has_no_rule_for():
     branch = layers.Dense(4)(inputs)
     residual = keras.Model(inputs, layers.Dense(2)(layers.Add()([inputs, branch])))
     with pytest.raises(UnsupportedLayerError, match="chain"):
-        robustness(residual, np.ones((1, 4), np.float32), "thesis")
+        robustness(residual, np.ones((1, 4), np.float32), rules="thesis")
     odd = keras.Sequential([keras.Input((4,)), layers.ELU(name="odd"), layers.Dense(2)])
     with pytest.raises(UnsupportedLayerError, match=r"'odd'.*Conv2D.*register_rule"):
-        robustness(odd, np.ones((1, 4), np.float32), "thesis")
+        robustness(odd, np.ones((1, 4), np.float32), rules="thesis")
 
     class Half(layers.Layer):
         def call(self, x):
@@ -229,7 +229,7 @@ def test_what_the_thesis_has_no_rule_for():
     plain.set_weights([halved.get_weights()[0], halved.get_weights()[1]])
     x = np.ones((1, 4), np.float32)
     np.testing.assert_allclose(
-        robustness(halved, x, "thesis").bound,
-        2 * robustness(plain, x / 2, "thesis").bound,
+        robustness(halved, x, rules="thesis").bound,
+        2 * robustness(plain, x / 2, rules="thesis").bound,
         rtol=1e-5,
     )

@@ -76,7 +76,7 @@ def minimal(
     if labels is not None:
         labels = as_labels(labels, len(x), classes)
     original = compiled(model, ("attack", "original"), _original(model), x)
-    run = prepare(attack, model, x, value_range, norm, settings)
+    run = prepare(attack, model, x, value_range=value_range, norm=norm, settings=settings)
     if labels is None:
         labels = predictions(model, x, batch_size)
 

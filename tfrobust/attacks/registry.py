@@ -39,6 +39,7 @@ def prepare(
     attack: str,
     model: Any,
     x: np.ndarray,
+    *,
     value_range: tuple[float, float],
     norm: float,
     settings: dict[str, Any],

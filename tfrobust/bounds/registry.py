@@ -52,7 +52,7 @@ _ACTIVATION_LAYERS = (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.EL
 _changes = 0
 
 
-def register_rule(layer_type: type, rules: Rules = "certified") -> Callable[[Rule], Rule]:
+def register_rule(layer_type: type, *, rules: Rules = "certified") -> Callable[[Rule], Rule]:
     """A decorator that makes a function the rule of a layer type, and of its subclasses.
 
     A later rule replaces an earlier one, the library's own included; the nearest class in the
@@ -85,7 +85,7 @@ def register_rule(layer_type: type, rules: Rules = "certified") -> Callable[[Rul
     return _adder(layer_type, rules, built_in=False)
 
 
-def built_in_rule(layer_type: type, rules: Rules = "certified") -> Callable[[Rule], Rule]:
+def built_in_rule(layer_type: type, *, rules: Rules = "certified") -> Callable[[Rule], Rule]:
     """The same for the library's own rules, which hold for what a class computes itself."""
     return _adder(layer_type, rules, built_in=True)
 

@@ -33,8 +33,9 @@ class RobustnessBound:
             the class. Under the thesis's rules not a bound in the strict sense.
         predicted: (batch,) int32, the class that is not changed.
         margin: (batch,) float32, logit of that class less the largest other.
-        layers: kappa of each layer in the network's order; the first layer's is the bound before
-            it is tightened.
+        untightened: (batch,) float32, the bound of the global rules alone, which
+            `robustness(..., tighten=False)` gives; never above `bound`.
+        layers: kappa of each layer in the network's order.
         rounding: (batch,) float32, what is taken off each margin for single precision, at x and
             where an attacker's image is evaluated, before tightening.
         proved_in_float32: (batch,) bool, whether `rounding` is a proven bound of the rounding
@@ -51,6 +52,7 @@ class RobustnessBound:
     bound: np.ndarray
     predicted: np.ndarray
     margin: np.ndarray
+    untightened: np.ndarray
     layers: tuple[LayerKappa, ...]
     rounding: np.ndarray
     proved_in_float32: np.ndarray
@@ -67,6 +69,7 @@ class RobustnessBound:
             "predicted": self.predicted,
             "margin": self.margin,
             "bound": self.bound,
+            "untightened": self.untightened,
             "rounding": self.rounding,
             "proved_in_float32": self.proved_in_float32,
         }

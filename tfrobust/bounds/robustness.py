@@ -19,8 +19,8 @@ __all__ = ["robustness"]
 def robustness(
     model: keras.Model,
     x: Any,
-    rules: Literal["thesis", "certified"] = "certified",
     *,
+    rules: Literal["thesis", "certified"] = "certified",
     tighten: bool | None = None,
     batch_size: int = 100,
 ) -> RobustnessBound:

@@ -86,14 +86,15 @@ def certified(
     kinks = sum(not operation.linear for operation in network.operations)
     if tighten is None:
         tighten = logits.shape[1] <= FEW_CLASSES and kinks <= FEW_KINKS
-    bound = radius.astype(np.float32)
+    bound = untightened = radius.astype(np.float32)
     if tighten and kinks:
         given = (bound, errors, proved, predicted)
         bound = _tightened(model, network, constants, x, *given, batch_size)
     return RobustnessBound(
-        bound=np.where(np.isinf(bound), bound, np.nextafter(bound, np.float32(0))),
+        bound=_rounded_down(bound),
         predicted=predicted,
         margin=least.astype(np.float32),
+        untightened=_rounded_down(untightened),
         layers=kappas,
         rounding=_without_own(doubt, predicted).max(axis=1).astype(np.float32),
         proved_in_float32=proved,
@@ -254,6 +255,10 @@ def _tightened(
         )
         best = np.minimum(best, found)
     return np.where(np.isinf(radius), radius, np.maximum(best, start))
+
+
+def _rounded_down(values: np.ndarray) -> np.ndarray:
+    return np.where(np.isinf(values), values, np.nextafter(values, np.float32(0)))
 
 
 def _rounded_up(values: np.ndarray) -> np.ndarray:

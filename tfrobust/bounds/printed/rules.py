@@ -81,12 +81,13 @@ def thesis(model: keras.Model, x: np.ndarray, batch_size: int) -> RobustnessBoun
 
     found, logits = in_batches(kappas, x, batch_size=batch_size, description="printed bounds")
     ordered = np.sort(logits, axis=1)
-    count = len(x)
+    count, bound = len(x), found[:, 0].astype(np.float32)
     rules = {at: stage.words for stage in stages for at in range(stage.first, stage.last + 1)}
     return RobustnessBound(
-        bound=found[:, 0].astype(np.float32),
+        bound=bound,
         predicted=logits.argmax(axis=1).astype(np.int32),
         margin=(ordered[:, -1] - ordered[:, -2]).astype(np.float32),
+        untightened=bound,
         layers=tuple(
             LayerKappa(step.name, step.kind, rules[at], found[:, at].astype(np.float32))
             for at, step in enumerate(steps)
@@ -256,7 +257,7 @@ def _rule_of(*types: type) -> Callable[[Callable[..., _Stage]], Callable[..., _S
 
     def register(function: Callable[..., _Stage]) -> Callable[..., _Stage]:
         for each in types:
-            built_in_rule(each, "thesis")(function)
+            built_in_rule(each, rules="thesis")(function)
         return function
 
     return register
