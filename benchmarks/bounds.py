@@ -94,7 +94,7 @@ def main() -> None:
     x = test.take(settings.images).images
     kernels = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
     print(versions()["machine"], test.provenance.source, f"{len(x)} images")
-    print(f"test accuracy {evaluate(model, *test.arrays)['validation_accuracy']:.4f}")
+    print(f"test accuracy {evaluate(model, *test.arrays)['accuracy']:.4f}")
     for layer in kernels:
         norm = operator_norm_upper_bound(layer, layer.input.shape)
         print(f"{layer.name}: norm {norm:.3f}, ||W||_F {np.linalg.norm(layer.kernel):.3f}")

@@ -15,7 +15,7 @@ from tfrobust.layers import (
     LpPooling2D,
     exact_batch_statistics,
 )
-from tfrobust.objectives.base import CrossEntropy, DoubleBackprop
+from tfrobust.objectives import CrossEntropy, DoubleBackprop
 
 
 def second_derivative(model, x, direction, exact):
@@ -258,12 +258,15 @@ def test_double_backpropagation_through_the_new_layers(rng):
         x = layers.Conv2D(3, 2, activation="softplus")(x)
         x = LpPooling2D(2)(x)
         model = randomise(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))), 3)
-    images, labels = tf.constant(rng.normal(size=(4, 9, 9, 2))), tf.constant([0, 1, 2, 1])
+    tensors = {
+        "images": tf.constant(rng.normal(size=(4, 9, 9, 2))),
+        "labels": tf.constant([0, 1, 2, 1]),
+    }
     objective = CrossEntropy() + DoubleBackprop(2.0)
 
     def loss():
         return tf.add_n(
-            list(objective.parts(objective.forward(model, images, labels, training=True)).values())
+            list(objective.parts(objective.forward(model, tensors, training=True)).values())
         )
 
     with tf.GradientTape() as tape:

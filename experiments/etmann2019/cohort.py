@@ -211,8 +211,8 @@ def _summary(
     summary = {
         "lambda": weight,
         "classes": study.classes,
-        "test_accuracy": test["validation_accuracy"],
-        "test_loss": test["validation_loss"],
+        "test_accuracy": test["accuracy"],
+        "test_loss": test["loss"],
         "evaluated": len(table),
         "attacked": study.attacked,
         "undefined_rows": measures.undefined,

@@ -109,7 +109,7 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
         )
         accuracy = run.json_step(
             f"{name}/accuracy.json", lambda model=model, test=test: evaluate(model, *test.arrays)
-        )["validation_accuracy"]
+        )["accuracy"]
         rows.append(
             {
                 "network": words,

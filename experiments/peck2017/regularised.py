@@ -86,7 +86,7 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
             )
             accuracy = run.json_step(
                 f"{place}/accuracy.json", lambda model=model: evaluate(model, *test.arrays)
-            )["validation_accuracy"]
+            )["accuracy"]
             rows.append(
                 {
                     "weight": weight,

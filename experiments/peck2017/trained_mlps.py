@@ -87,7 +87,7 @@ def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Pa
             accuracy = run.json_step(
                 f"{name}/seed{seed}/accuracy.json",
                 lambda model=model, sets=sets: evaluate(model, *sets["test"].arrays),
-            )["validation_accuracy"]
+            )["accuracy"]
             frame.insert(0, "seed", seed)
             parts.append(frame)
             rows.append(

@@ -17,7 +17,7 @@ import reference_models
 from tfrobust import data, training
 from tfrobust.data import tabular
 from tfrobust.data.tabular import CorruptDataError, DataNotFoundError, Table
-from tfrobust.objectives.base import CrossEntropy
+from tfrobust.objectives import CrossEntropy
 
 SPLITS = ("train", "validation", "test")
 
@@ -303,6 +303,6 @@ def test_the_papers_mlps_learn_them(name, epochs, least, request):
         batch_size=32,
         progress=False,
     )
-    accuracy = training.evaluate(model, *test.arrays)["validation_accuracy"]
+    accuracy = training.evaluate(model, *test.arrays)["accuracy"]
     print(f"{name}: accuracy on the {len(test)} test rows {accuracy:.3f}")
     assert accuracy >= least

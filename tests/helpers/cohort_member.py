@@ -11,7 +11,7 @@ def train(member):
     import numpy as np
 
     from tfrobust import data, training
-    from tfrobust.objectives.base import CrossEntropy, DoubleBackprop
+    from tfrobust.objectives import CrossEntropy, DoubleBackprop
 
     folder = Path(member["folder"])
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from test_training import run_to, weights_of
+
+from helpers.small_training import run_to, weights_of
 
 folder = Path(sys.argv[1])
 model, _ = run_to(folder, 8)

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from helpers.nets import randomise
 from tfrobust import alignment, data, distribution, training
-from tfrobust.objectives.base import CrossEntropy, DoubleBackprop, WeightDecay
+from tfrobust.objectives import CrossEntropy, DoubleBackprop, WeightDecay
 from tfrobust.training import precision
 
 BATCH = 40

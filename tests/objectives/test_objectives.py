@@ -8,13 +8,14 @@ from helpers.nets import computing_in, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfrobust.objectives.base import (
+from tfrobust.objectives import (
     AlignmentPenalty,
     CrossEntropy,
     DoubleBackprop,
     ForwardPass,
     LastLayerRobustness,
     Objective,
+    Term,
     WeightDecay,
 )
 
@@ -49,7 +50,7 @@ def problem(seed=0, activation="softplus", count=6):
 
 def value(term, model, x, labels, training=False):
     objective = term if isinstance(term, Objective) else Objective((term,))
-    batch = objective.forward(model, x, labels, training=training)
+    batch = objective.forward(model, {"images": x, "labels": labels}, training=training)
     return tf.add_n(list(objective.parts(batch).values()))
 
 
@@ -169,7 +170,7 @@ def test_weight_gradients_against_finite_differences(term, activation, training)
 def test_terms_add_up_and_keep_their_names():
     model, x, labels = problem()
     objective = CrossEntropy() + DoubleBackprop(2.0) + WeightDecay(0.01)
-    batch = objective.forward(model, x, labels, training=False)
+    batch = objective.forward(model, {"images": x, "labels": labels}, training=False)
     parts = objective.parts(batch)
     assert list(parts) == ["cross_entropy", "double_backprop", "weight_decay"]
     alone = [float(value(term, model, x, labels)) for term in objective.terms]
@@ -179,7 +180,9 @@ def test_terms_add_up_and_keep_their_names():
 
 def test_gradients_are_computed_once_and_only_where_needed(monkeypatch):
     model, x, labels = problem()
-    plain = Objective((CrossEntropy(),)).forward(model, x, labels, training=False)
+    plain = Objective((CrossEntropy(),)).forward(
+        model, {"images": x, "labels": labels}, training=False
+    )
     with pytest.raises(RuntimeError, match="input_gradients=True"):
         _ = plain.loss_gradients
     calls = []
@@ -187,7 +190,9 @@ def test_gradients_are_computed_once_and_only_where_needed(monkeypatch):
     monkeypatch.setattr(
         ForwardPass, "_gradient", lambda self, v: calls.append(1) or original(self, v)
     )
-    batch = (CrossEntropy() + DoubleBackprop(1.0)).forward(model, x, labels, training=False)
+    batch = (CrossEntropy() + DoubleBackprop(1.0)).forward(
+        model, {"images": x, "labels": labels}, training=False
+    )
     first, second = DoubleBackprop(1.0)(batch), DoubleBackprop(2.0)(batch)
     assert float(second) == pytest.approx(2 * float(first))
     assert len(calls) == 1
@@ -200,13 +205,49 @@ def test_weights_must_be_finite_and_not_negative(term, weight):
         term(weight)
 
 
-def test_unknown_scale_and_repeated_terms():
+def test_unknown_scale():
     with pytest.raises(ValueError, match=r"per_example.*batch_mean.*'mean'"):
         DoubleBackprop(1.0, penalty_scale="mean")
-    with pytest.raises(ValueError, match="each kind of term once"):
+
+
+def test_two_terms_of_a_kind_need_names():
+    with pytest.raises(ValueError, match=r"two terms named 'cross_entropy'.*named\("):
         CrossEntropy() + CrossEntropy(2.0)
-    with pytest.raises(TypeError):
-        CrossEntropy() + 1.0
+    with pytest.raises(ValueError, match="two terms named 'same'"):
+        CrossEntropy().named("same") + WeightDecay(1.0).named("same")
+    with pytest.raises(ValueError, match="letters, digits and underscores, got 'a term'"):
+        CrossEntropy().named("a term")
+    model, x, labels = problem()
+    objective = CrossEntropy(0.5) + CrossEntropy(2.0).named("second") + DoubleBackprop(1.0)
+    batch = objective.forward(model, {"images": x, "labels": labels}, training=False)
+    parts = objective.parts(batch)
+    assert list(parts) == ["cross_entropy", "second", "double_backprop"]
+    assert float(parts["second"]) == pytest.approx(4 * float(parts["cross_entropy"]))
+    assert objective.describe()[1] == {"term": "second", "kind": "cross_entropy", "weight": 2.0}
+    assert CrossEntropy().named("a") == CrossEntropy().named("a") != CrossEntropy().named("b")
+    assert DoubleBackprop(1.0).named("a").needs_input_gradients
+    assert not CrossEntropy().named("a").needs_input_gradients
+
+
+def test_only_terms_with_recordable_settings_add_up():
+    class Bare(Term):
+        def __call__(self, batch):
+            return 0.0
+
+    for other in (1.0, "cross_entropy", Bare()):
+        with pytest.raises(TypeError):
+            CrossEntropy() + other
+    with pytest.raises(TypeError, match="Bare is not a term: derive it from Term and make it a"):
+        Objective((Bare(),))
+
+
+def test_a_missing_tensor_is_named():
+    model, x, labels = problem()
+    batch = Objective((CrossEntropy(),)).forward(
+        model, {"images": x, "labels": labels}, training=False
+    )
+    with pytest.raises(ValueError, match="the tensor 'targets', but the data has only images, lab"):
+        _ = batch.tensors["targets"]
 
 
 def test_description_is_plain_json():
@@ -231,7 +272,8 @@ def test_last_layer_robustness_is_theorem_3_6_signed():
     x = rng.normal(size=(6, 3)).astype(np.float32)
     labels = rng.integers(0, 3, 6).astype(np.int32)
     term = LastLayerRobustness(0.7)
-    batch = Objective((term,)).forward(model, tf.constant(x), tf.constant(labels), training=True)
+    tensors = {"images": tf.constant(x), "labels": tf.constant(labels)}
+    batch = Objective((term,)).forward(model, tensors, training=True)
     kernel, bias = (np.asarray(w, np.float64) for w in model.layers[-1].get_weights())
     h = np.asarray(hidden(x), np.float64)
     z = h @ kernel + bias
@@ -246,9 +288,7 @@ def test_last_layer_robustness_is_theorem_3_6_signed():
     assert float(term(batch)) == pytest.approx(-0.7 * np.mean(expected), rel=1e-5)
 
     def value():
-        return term(
-            Objective((term,)).forward(model, tf.constant(x), tf.constant(labels), training=True)
-        )
+        return term(Objective((term,)).forward(model, tensors, training=True))
 
     with tf.GradientTape() as tape:
         loss = value()
@@ -267,4 +307,4 @@ def test_last_layer_robustness_is_theorem_3_6_signed():
         )
     with pytest.raises(ValueError, match="dense layer"):
         bare = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), keras.layers.Identity()])
-        term(Objective((term,)).forward(bare, tf.constant(x), tf.constant(labels), training=True))
+        term(Objective((term,)).forward(bare, tensors, training=True))

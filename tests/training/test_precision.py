@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tfrobust import data, training
-from tfrobust.objectives.base import CrossEntropy, DoubleBackprop, ForwardPass, WeightDecay
+from tfrobust.objectives import CrossEntropy, DoubleBackprop, ForwardPass, WeightDecay
 from tfrobust.training import checkpoints, precision
 from tfrobust.training.precision import LossScale, computing_in
 
@@ -83,10 +83,10 @@ def test_a_scale_changes_no_gradient_but_saves_small_ones(rng):
     x = tf.constant(rng.normal(size=(5, 14, 14, 1)).astype("float32"))
     labels = tf.constant([0, 1, 2, 3, 4])
     model = net()
-    plain = ForwardPass(model, x, labels, training=False, input_gradients=True)
-    scaled = ForwardPass(
-        model, x, labels, training=False, input_gradients=True, gradient_scale=tf.constant(512.0)
-    )
+    tensors = {"images": x, "labels": labels}
+    options = {"training": False, "input_gradients": True}
+    plain = ForwardPass(model, tensors, **options)
+    scaled = ForwardPass(model, tensors, **options, gradient_scale=tf.constant(512.0))
     np.testing.assert_allclose(scaled.loss_gradients, plain.loss_gradients, rtol=1e-5, atol=1e-9)
     np.testing.assert_allclose(scaled.logit_gradients, plain.logit_gradients, rtol=1e-5, atol=1e-9)
 
@@ -94,12 +94,13 @@ def test_a_scale_changes_no_gradient_but_saves_small_ones(rng):
         tiny = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, use_bias=False)])
     weight = (rng.normal(size=(4, 3)) * 1e-7).astype("float32")
     tiny.set_weights([weight])
-    x, labels = tf.constant(rng.normal(size=(2, 4)).astype("float32")), tf.constant([0, 2])
+    x = tf.constant(rng.normal(size=(2, 4)).astype("float32"))
+    tensors = {"images": x, "labels": tf.constant([0, 2])}
     exact = (np.full((2, 3), 1 / 3) - np.eye(3)[[0, 2]]) @ weight.T.astype(float)
 
     def gradients(scale):
         batch = ForwardPass(
-            tiny, x, labels, training=True, input_gradients=True, gradient_scale=scale
+            tiny, tensors, training=True, input_gradients=True, gradient_scale=scale
         )
         return batch.loss_gradients
 

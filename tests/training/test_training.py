@@ -11,44 +11,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.small_training import run_to, sgd, small_data, small_model, weights_of
 
 from tfrobust import training
-from tfrobust.objectives.base import CrossEntropy, DoubleBackprop, WeightDecay
+from tfrobust.objectives import CrossEntropy, DoubleBackprop, WeightDecay
 from tfrobust.training import checkpoints
 from tfrobust.training.fit import NonFiniteLossError, SettingsChangedError, evaluate, fit
 from tfrobust.training.schedules import Cosine, Plateau, StepDecay
 
 layers = keras.layers
 SCRIPT = Path(__file__).parents[1] / "helpers" / "train_and_be_killed.py"
-
-
-def small_model(seed=0, dropout=0.5):
-    keras.utils.set_random_seed(seed)
-    return keras.Sequential(
-        [
-            keras.Input((6, 6, 1)),
-            layers.Conv2D(4, 3, activation="relu"),
-            layers.BatchNormalization(),
-            layers.Flatten(),
-            layers.Dropout(dropout),
-            layers.Dense(3),
-        ]
-    )
-
-
-def small_data(count=90, seed=0):
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 3, count)
-    images = rng.normal(size=(count, 6, 6, 1)) + 1.5 * (labels[:, None, None, None] - 1)
-    return images.astype("float32"), labels
-
-
-def sgd(rate=0.05):
-    return keras.optimizers.SGD(rate, momentum=0.9)
-
-
-def weights_of(model):
-    return [np.asarray(variable.value) for variable in model.variables]
 
 
 def assert_same_weights(one, other):
@@ -108,8 +80,25 @@ def test_it_learns_and_reports():
     assert parts <= set(frame)
     assert frame["accuracy"].iloc[-1] > 0.9
     assert frame["cross_entropy"].iloc[-1] < frame["cross_entropy"].iloc[0] / 2
-    last = {k: frame[k].iloc[-1] for k in ("validation_loss", "validation_accuracy")}
+    last = {k: frame[f"validation_{k}"].iloc[-1] for k in ("loss", "accuracy")}
     assert evaluate(model, *data) == pytest.approx(last)
+
+
+def test_named_terms_have_columns_of_their_own():
+    halves = CrossEntropy(0.5) + CrossEntropy(0.5).named("other_half")
+    histories, models = [], []
+    for objective in (CrossEntropy(), halves):
+        models.append(small_model(dropout=0))
+        options = {"optimizer": sgd(), "epochs": 1, "batch_size": 30}
+        histories.append(fit(models[-1], small_data(), objective, **options).to_frame())
+    columns = histories[1][["cross_entropy", "other_half"]]
+    half = histories[0]["cross_entropy"].iloc[0] / 2
+    np.testing.assert_allclose(columns, [[half, half]], rtol=1e-5)
+    for one, other in zip(*map(weights_of, models), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    for name in ("accuracy", "validation_loss"):
+        with pytest.raises(ValueError, match=f"cannot be named '{name}'"):
+            fit(models[0], small_data(), CrossEntropy().named(name), **options)
 
 
 def test_evaluate_against_numpy():
@@ -118,8 +107,8 @@ def test_evaluate_against_numpy():
     p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
     found = evaluate(model, x, labels, batch_size=7)
     expected = -np.log(p[np.arange(len(x)), labels]).mean()
-    assert found["validation_loss"] == pytest.approx(expected, rel=1e-4)
-    assert found["validation_accuracy"] == pytest.approx((z.argmax(1) == labels).mean())
+    assert found["loss"] == pytest.approx(expected, rel=1e-4)
+    assert found["accuracy"] == pytest.approx((z.argmax(1) == labels).mean())
 
 
 def test_a_softmax_head_is_trained_at_its_logits():
@@ -131,22 +120,6 @@ def test_a_softmax_head_is_trained_at_its_logits():
         results.append(model)
     for a, b in zip(weights_of(results[0]), weights_of(results[1]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
-def run_to(folder, epochs, **changes):
-    model = small_model(dropout=0.5)
-    options = {"schedule": StepDecay(0.05, every=2), "seed": 1, "batch_size": 30, **changes}
-    history = fit(
-        model,
-        small_data(),
-        CrossEntropy() + DoubleBackprop(0.1),
-        optimizer=sgd(),
-        epochs=epochs,
-        validation=small_data(30, seed=9),
-        folder=folder,
-        **options,
-    )
-    return model, history
 
 
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
@@ -212,7 +185,7 @@ def test_what_the_folder_holds(tmp_path):
     np.testing.assert_array_equal(np.asarray(last(x)), np.asarray(model(x)))
     best = keras.saving.load_model(tmp_path / "best.keras", safe_mode=True)
     losses = [record["validation_loss"] for record in history.records]
-    found = evaluate(best, *small_data(30, seed=9))["validation_loss"]
+    found = evaluate(best, *small_data(30, seed=9))["loss"]
     assert found == pytest.approx(min(losses), rel=1e-6)
 
 
@@ -391,9 +364,9 @@ import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
-from tfrobust.objectives.base import CrossEntropy, DoubleBackprop, WeightDecay
+from tfrobust.objectives import CrossEntropy, DoubleBackprop, WeightDecay
 from tfrobust.training.fit import fit
-from test_training import small_data, sgd
+from helpers.small_training import small_data, sgd
 def run(strategy):
     with strategy.scope():
         keras.utils.set_random_seed(0)

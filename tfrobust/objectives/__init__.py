@@ -1,15 +1,9 @@
 """Training objectives: sums of terms."""
 
-from tfrobust.objectives.base import (
-    AlignmentPenalty,
-    CrossEntropy,
-    DoubleBackprop,
-    ForwardPass,
-    LastLayerRobustness,
-    Objective,
-    WeightDecay,
-    _Term,
-)
+from tfrobust.objectives.base import ForwardPass, Objective, Term
+from tfrobust.objectives.cross_entropy import CrossEntropy, WeightDecay
+from tfrobust.objectives.input_gradients import AlignmentPenalty, DoubleBackprop
+from tfrobust.objectives.last_layer import LastLayerRobustness
 
 __all__ = [
     "AlignmentPenalty",
@@ -18,6 +12,6 @@ __all__ = [
     "ForwardPass",
     "LastLayerRobustness",
     "Objective",
+    "Term",
     "WeightDecay",
-    "_Term",
 ]

@@ -1,35 +1,35 @@
-"""What training minimises: the cross-entropy plus weighted penalties, added with `+`.
+"""What training minimises: a sum of terms, each a scalar function of one batch.
 
     objective = CrossEntropy() + DoubleBackprop(1e4, penalty_scale="batch_mean") + WeightDecay(1e-6)
 
-A term is a scalar function of one batch's `ForwardPass`, which holds what terms share: logits,
-losses and input gradients are computed once a batch however many terms ask for them.
+All terms of an objective read the same `ForwardPass`: logits, losses and input gradients are
+computed once per batch however many terms ask for them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfrobust.distribution import replicas
 from tfrobust.errors import InputError, InputTypeError
 from tfrobust.layers import exact_batch_statistics
-from tfrobust.norms import flatten, inner
 
-__all__ = [
-    "AlignmentPenalty",
-    "CrossEntropy",
-    "DoubleBackprop",
-    "ForwardPass",
-    "LastLayerRobustness",
-    "Objective",
-    "WeightDecay",
-]
+__all__ = ["ForwardPass", "Objective", "Term"]
+
+
+class _Tensors(dict[str, tf.Tensor]):
+    """Tensors by name; a missing one is an error that says which there are."""
+
+    def __missing__(self, name: str) -> tf.Tensor:
+        raise InputError(
+            f"a term of the objective reads the tensor {name!r}, but the data has only "
+            f"{', '.join(self)}: give it to fit by that name"
+        )
 
 
 class ForwardPass:
@@ -37,29 +37,36 @@ class ForwardPass:
 
     Args:
         logits_model: returns logits (batch, classes).
-        x: (batch, *input) float32.
-        labels: (batch,) int32.
+        tensors: "images" (batch, *input) float32, "labels" (batch,) int32, and any others that
+            the data has, one row per example.
         training: dropout and batch statistics on.
-        input_gradients: watch x; without it no term may ask for a gradient.
+        input_gradients: watch the images; without it no term may ask for a gradient.
         gradient_scale: input gradients are computed this many times as large and divided again, so
             that they do not underflow in half precision.
+
+    Attributes:
+        model: the logits model.
+        tensors: all tensors of the batch by name.
+        x: the images.
+        labels: the labels.
+        logits: (batch, classes), in the images' precision.
+        losses: cross-entropy of each example, (batch,).
     """
 
     def __init__(
         self,
         logits_model: keras.Model,
-        x: tf.Tensor,
-        labels: tf.Tensor,
+        tensors: Mapping[str, tf.Tensor],
         *,
         training: bool,
         input_gradients: bool,
         gradient_scale: tf.Tensor | None = None,
     ):
         self.model = logits_model
+        self.tensors = _Tensors(tensors)
+        self.x, self.labels = self.tensors["images"], self.tensors["labels"]
         self._scale = gradient_scale
-        self._made: dict[str, tf.Tensor] = {}
-        self.x = x
-        self.labels = labels
+        self._computed: dict[str, tf.Tensor] = {}
         self._tape = tf.GradientTape(persistent=True) if input_gradients else None
         if self._tape is None:
             self.logits = self._logits(training)
@@ -67,17 +74,16 @@ class ForwardPass:
         else:
             statistics = exact_batch_statistics(logits_model) if training else nullcontext()
             with statistics, self._tape:
-                self._tape.watch(x)
+                self._tape.watch(self.x)
                 self.logits = self._logits(training)
                 self.losses = self._cross_entropy()
-                self._label_logits = tf.gather(self.logits, labels, batch_dims=1)
+                self._label_logits = tf.gather(self.logits, self.labels, batch_dims=1)
 
     def _logits(self, training: bool) -> tf.Tensor:
         # losses and penalties need the input's precision, whatever the model computes in
         return tf.cast(self.model(self.x, training=training), self.x.dtype)
 
     def _cross_entropy(self) -> tf.Tensor:
-        """Cross-entropy of each example, (batch,)."""
         return tf.nn.sparse_softmax_cross_entropy_with_logits(self.labels, self.logits)
 
     @property
@@ -90,12 +96,12 @@ class ForwardPass:
         """Gradient of the label's logit with respect to the example, like x."""
         return self._once("logit", lambda: self._gradient(self._label_logits))
 
-    def _once(self, name: str, make: Callable[[], tf.Tensor]) -> tf.Tensor:
+    def _once(self, name: str, compute: Callable[[], tf.Tensor]) -> tf.Tensor:
         # not functools.cached_property: Python 3.11's holds a lock that all replicas share, and
         # they wait for one another inside
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
+        if name not in self._computed:
+            self._computed[name] = compute()
+        return self._computed[name]
 
     def _gradient(self, values: tf.Tensor) -> tf.Tensor:
         if self._tape is None:
@@ -106,40 +112,121 @@ class ForwardPass:
         return self._tape.gradient(values, self.x, scaled) / self._scale
 
 
-class _Term:
-    """Base of all terms: makes them add up to an `Objective`."""
+class Term:
+    """Base of all terms of an objective; terms are added with `+`.
+
+    A term is a frozen dataclass whose fields are its settings, plain data that is written beside
+    checkpoints. Called with a `ForwardPass` it returns its weighted value, a scalar: a mean over
+    the batch, which on several devices is each device's own part of it. It reads the logits,
+    losses and input gradients of the pass, and any tensor of the data by its name; one that reads
+    input gradients sets `needs_input_gradients = True`.
+
+    A term of your own, which takes stored class probabilities as targets beside the labels:
+
+        @dataclasses.dataclass(frozen=True)
+        class Distillation(Term):
+            weight: float = 1.0
+
+            def __call__(self, batch):
+                targets = batch.tensors["targets"]
+                losses = tf.nn.softmax_cross_entropy_with_logits(targets, batch.logits)
+                return self.weight * tf.reduce_mean(losses)
+
+        data = {"images": images, "labels": labels, "targets": probabilities}
+        objective = CrossEntropy(0.5) + Distillation(0.5)
+        fit(model, data, objective, optimizer=keras.optimizers.SGD(0.1), epochs=1)
+    """
 
     needs_input_gradients = False
-    weight: float
 
     @property
     def name(self) -> str:
-        """Label of the term in progress bars, TensorBoard and results."""
+        """Name of the term in records, progress bars and TensorBoard: the class in snake case."""
         words = type(self).__name__
         return "".join(f"_{c.lower()}" if c.isupper() else c for c in words).lstrip("_")
+
+    def named(self, name: str) -> Term:
+        """The same term under another name, so that an objective can have two of a kind.
+
+        Raises:
+            ValueError: the name is not a Python identifier.
+        """
+        return _Named(self, name)
+
+    def describe(self) -> dict[str, Any]:
+        """Its name and settings, for run folders and error messages."""
+        return {"term": self.name, **dataclasses.asdict(self)}
 
     def __call__(self, batch: ForwardPass) -> tf.Tensor:
         raise InputTypeError(f"{type(self).__name__} must define its value")
 
-    def __add__(self, other: _Term | Objective) -> Objective:
+    def __add__(self, other: Term | Objective) -> Objective:
         return Objective((self,)) + other
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
-    """A sum of terms. `Objective.parts(batch)` gives each term's weighted value by name."""
+class _Named(Term):
+    """A term under a name of the user's choice."""
 
-    terms: tuple[_Term, ...]
+    term: Term
+    label: str
 
     def __post_init__(self) -> None:
-        names = [term.name for term in self.terms]
-        if len(set(names)) != len(names):
-            raise InputError(f"an objective takes each kind of term once, got {names}")
+        if not self.label.isidentifier():
+            raise InputError(
+                f"a term's name must be letters, digits and underscores, got {self.label!r}"
+            )
 
-    def __add__(self, other: _Term | Objective) -> Objective:
+    @property
+    def name(self) -> str:
+        return self.label
+
+    @property
+    def needs_input_gradients(self) -> bool:
+        return self.term.needs_input_gradients
+
+    def describe(self) -> dict[str, Any]:
+        settings = self.term.describe()
+        return {"term": self.label, "kind": settings.pop("term"), **settings}
+
+    def __call__(self, batch: ForwardPass) -> tf.Tensor:
+        return self.term(batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A sum of terms with different names.
+
+    Args:
+        terms: two of a kind need names: `CrossEntropy() + CrossEntropy().named("second")`.
+
+    Raises:
+        TypeError: a term is not a `Term` or not a dataclass.
+        ValueError: two terms have the same name.
+    """
+
+    terms: tuple[Term, ...]
+
+    def __post_init__(self) -> None:
+        for term in self.terms:
+            if not (isinstance(term, Term) and dataclasses.is_dataclass(term)):
+                raise InputTypeError(
+                    f"{type(term).__name__} is not a term: derive it from Term and make it a "
+                    "dataclass, so that its settings can be written down"
+                )
+        names = set()
+        for term in self.terms:
+            if term.name in names:
+                raise InputError(
+                    f"an objective has two terms named {term.name!r}: name one of them, as in "
+                    f'{type(term).__name__}(...).named("second")'
+                )
+            names.add(term.name)
+
+    def __add__(self, other: Term | Objective) -> Objective:
         if isinstance(other, Objective):
             return Objective(self.terms + other.terms)
-        if isinstance(other, _Term):
+        if isinstance(other, Term):
             return Objective((*self.terms, other))
         return NotImplemented
 
@@ -151,156 +238,30 @@ class Objective:
     def forward(
         self,
         logits_model: keras.Model,
-        x: tf.Tensor,
-        labels: tf.Tensor,
+        tensors: Mapping[str, tf.Tensor],
         *,
         training: bool,
         gradient_scale: tf.Tensor | None = None,
     ) -> ForwardPass:
-        """The pass that this objective's terms need: x (batch, *input), labels (batch,)."""
+        """The pass that this objective's terms need; arguments are those of `ForwardPass`."""
         return ForwardPass(
             logits_model,
-            x,
-            labels,
+            tensors,
             training=training,
             input_gradients=self.needs_input_gradients,
             gradient_scale=gradient_scale,
         )
 
     def parts(self, batch: ForwardPass) -> dict[str, tf.Tensor]:
-        """Weighted value of each term; their sum is what training minimises."""
+        """Weighted value of each term by name; their sum is what training minimises."""
         return {term.name: term(batch) for term in self.terms}
 
     def describe(self) -> list[dict[str, Any]]:
         """Plain settings of all terms, for run folders and error messages."""
-        return [{"term": term.name, **dataclasses.asdict(term)} for term in self.terms]
+        return [term.describe() for term in self.terms]
 
 
-def _check_weight(weight: float) -> None:
+def check_weight(weight: float) -> None:
+    """Refuse a weight that is negative or not finite."""
     if not 0 <= weight < float("inf"):
         raise InputError(f"weight must be finite and not negative, got {weight}")
-
-
-@dataclasses.dataclass(frozen=True)
-class CrossEntropy(_Term):
-    """weight * mean over the batch of the cross-entropy L_i of logits and labels."""
-
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_weight(self.weight)
-
-    def __call__(self, batch: ForwardPass) -> tf.Tensor:
-        return self.weight * tf.reduce_mean(batch.losses)
-
-
-@dataclasses.dataclass(frozen=True)
-class DoubleBackprop(_Term):
-    """Double backpropagation: the mean squared l2 norm of the cross-entropy's input gradient.
-
-    Args:
-        weight: lambda.
-        penalty_scale: "per_example" is lambda * mean_i ||grad_x L_i||^2, as Etmann 2019 prints it.
-            "batch_mean" is what the released code computes: it differentiates the batch
-            mean of the loss, which makes the penalty smaller by N^2 for a mean over N examples.
-            The lambdas that the paper quotes are the code's.
-        examples_per_mean: N. The global batch where None, so that the same settings mean the same
-            on any number of devices; the released code took the batch of one device (16 on
-            ImageNet, half the global batch).
-
-    Source: Drucker and LeCun 1992; Etmann 2019, section 5.
-    """
-
-    weight: float
-    penalty_scale: Literal["per_example", "batch_mean"] = "per_example"
-    examples_per_mean: int | None = None
-    needs_input_gradients = True
-
-    def __post_init__(self) -> None:
-        _check_weight(self.weight)
-        if self.penalty_scale not in ("per_example", "batch_mean"):
-            raise InputError(
-                f'penalty_scale must be "per_example" or "batch_mean", got {self.penalty_scale!r}'
-            )
-        if self.examples_per_mean is not None and self.examples_per_mean < 1:
-            raise InputError(f"examples_per_mean must be at least 1, got {self.examples_per_mean}")
-
-    def __call__(self, batch: ForwardPass) -> tf.Tensor:
-        squares = tf.reduce_sum(tf.square(flatten(batch.loss_gradients)), axis=1)
-        penalty = self.weight * tf.reduce_mean(squares)
-        if self.penalty_scale == "batch_mean":
-            count = self.examples_per_mean or tf.shape(batch.x)[0] * replicas()
-            penalty /= tf.square(tf.cast(count, penalty.dtype))
-        return penalty
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightDecay(_Term):
-    """weight * sum of squares of all trainable weights, biases included (Etmann 2019's code)."""
-
-    weight: float
-
-    def __post_init__(self) -> None:
-        _check_weight(self.weight)
-
-    def __call__(self, batch: ForwardPass) -> tf.Tensor:
-        squares = [tf.reduce_sum(tf.square(v.value)) for v in batch.model.trainable_variables]
-        return self.weight * tf.add_n(squares)
-
-
-@dataclasses.dataclass(frozen=True)
-class AlignmentPenalty(_Term):
-    """lambda * mean_i (||x||^2 ||grad Psi||^2 - <x, grad Psi>^2), Psi the label's logit.
-
-    Not negative by Cauchy-Schwarz, and zero where the saliency map is parallel to the input.
-
-    Source: Etmann 2019, outlook.
-    """
-
-    weight: float
-    needs_input_gradients = True
-
-    def __post_init__(self) -> None:
-        _check_weight(self.weight)
-
-    def __call__(self, batch: ForwardPass) -> tf.Tensor:
-        gradient = batch.logit_gradients
-        products = inner(batch.x, batch.x) * inner(gradient, gradient)
-        return self.weight * tf.reduce_mean(products - tf.square(inner(batch.x, gradient)))
-
-
-@dataclasses.dataclass(frozen=True)
-class LastLayerRobustness(_Term):
-    """-weight * mean_i delta(h_i), the distance of the last hidden layer's output to a boundary.
-
-    delta = min over j of (z_y - z_j) / ||w_y - w_j||, y the label and w the last layer's columns:
-    negative where the example is misclassified. To minimise the term is to push delta up.
-
-    Raises (when called):
-        ValueError: the model does not end in a dense layer.
-
-    Source: Peck 2017, Theorem 3.6 and section 4.5.
-    """
-
-    weight: float
-
-    def __post_init__(self) -> None:
-        _check_weight(self.weight)
-
-    def __call__(self, batch: ForwardPass) -> tf.Tensor:
-        last = batch.model.layers[-1] if getattr(batch.model, "layers", None) else None
-        last = getattr(last, "layer", last)  # a softmax was left out
-        if not isinstance(last, keras.layers.Dense):
-            raise InputError(
-                "the last layer's robustness needs a model that ends in a dense layer, got "
-                f"{type(last).__name__}"
-            )
-        kernel = tf.transpose(tf.convert_to_tensor(last.kernel))
-        squares = tf.reduce_sum(tf.square(kernel[:, None] - kernel[None]), axis=2)
-        # a class's distance to itself is not used; a root has no derivative at zero
-        distances = tf.sqrt(squares + tf.eye(kernel.shape[0], dtype=squares.dtype))
-        own = tf.gather(batch.logits, batch.labels, batch_dims=1)[:, None]
-        delta = (own - batch.logits) / tf.gather(distances, batch.labels)
-        others = tf.one_hot(batch.labels, kernel.shape[0], on_value=False, off_value=True)
-        delta = tf.where(others, delta, delta.dtype.max)
-        return -self.weight * tf.reduce_mean(tf.reduce_min(delta, axis=1))

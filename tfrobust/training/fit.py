@@ -32,7 +32,7 @@ from tfrobust.data import Arrays, Stream
 from tfrobust.distribution import average, gather_rows, host, hosts, is_chief, replicas
 from tfrobust.errors import InputError, TfrobustError
 from tfrobust.files import atomic_path, writable_folder
-from tfrobust.objectives import Objective, _Term
+from tfrobust.objectives import Objective, Term
 from tfrobust.training import checkpoints
 from tfrobust.training.loop import Loop, NonFiniteLossError, WorkerLostError, worker_losses
 from tfrobust.training.schedules import Cosine, Schedule
@@ -45,6 +45,9 @@ __all__ = [
     "evaluate",
     "fit",
 ]
+
+# of a record, beside the objective's terms and the validation's scores
+_COLUMNS = {"epoch", "learning_rate", "accuracy", "loss_scale", "skipped_steps", "seconds"}
 
 Pair = tuple[Any, Any]
 Callback = Callable[[dict[str, float], keras.Model], None]
@@ -68,7 +71,7 @@ class History:
 def fit(
     model: keras.Model,
     data: Pair | Stream,
-    objective: Objective | _Term,
+    objective: Objective | Term,
     *,
     optimizer: keras.optimizers.Optimizer,
     epochs: int,
@@ -130,6 +133,9 @@ def fit(
         OSError: the folder is not writable, or the disk is full.
     """
     objective = objective if isinstance(objective, Objective) else Objective((objective,))
+    taken = sorted(term.name for term in objective.terms if _is_column(term.name))
+    if taken:
+        raise InputError(f"a term cannot be named {taken[0]!r}: records have a column of that name")
     data = _stream(model, data, "data")
     if data.examples < batch_size:
         raise InputError(f"{data.examples} examples do not fill one batch of {batch_size}")
@@ -166,7 +172,8 @@ def fit(
             with worker_losses():
                 average(model.non_trainable_variables)
                 if validation is not None:
-                    record |= evaluate(model, validation, batch_size=batch_size)
+                    scores = evaluate(model, validation, batch_size=batch_size)
+                    record |= {f"validation_{name}": score for name, score in scores.items()}
             record["seconds"] = round(time.perf_counter() - started, 3)
             records.append(record)
             if path is not None and is_chief():
@@ -181,7 +188,7 @@ def fit(
 def evaluate(
     model: keras.Model, x: Any, labels: Any = None, *, batch_size: int = 100
 ) -> dict[str, float]:
-    """Mean cross-entropy and accuracy of a classifier: `validation_loss`, `validation_accuracy`.
+    """Mean cross-entropy and accuracy of a classifier: `loss`, `accuracy`.
 
     Runs on all devices and hosts of the `tf.distribute` strategy in scope.
 
@@ -211,7 +218,12 @@ def evaluate(
             losses, correct = run(rows, classes)
             sums += [np.sum(losses, dtype=np.float64), np.sum(correct), len(losses)]
     loss, hits, count = gather_rows(sums[None]).sum(axis=0)
-    return {"validation_loss": float(loss / count), "validation_accuracy": float(hits / count)}
+    return {"loss": float(loss / count), "accuracy": float(hits / count)}
+
+
+def _is_column(name: str) -> bool:
+    """Whether records have a column of this name beside the objective's terms."""
+    return name.startswith("validation_") or name in _COLUMNS
 
 
 def _rate(optimizer: keras.optimizers.Optimizer) -> float:

@@ -98,7 +98,9 @@ class Loop:
         ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
             scaled = None if self.loss_scale is None else scale
             with tf.GradientTape() as tape:
-                batch = objective.forward(logits, x, labels, training=True, gradient_scale=scaled)
+                batch = objective.forward(
+                    logits, {"images": x, "labels": labels}, training=True, gradient_scale=scaled
+                )
                 parts = objective.parts(batch)
                 total = tf.add_n(list(parts.values())) / count
                 if scaled is not None:
