@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +15,7 @@ import numpy as np
 
 from reference_models.storage import ModelFileError
 from reference_models.weights import finalize, load_weights, weight_file
+from tfrobust.classifier import all_layers, local_variable
 from tfrobust.errors import InputError
 from tfrobust.layers import FrozenBatchNormalization
 
@@ -130,12 +130,14 @@ def _pretrained(constructor: Constructor, input_shape: Any) -> keras.Model:
         model = constructor(weights="imagenet", classifier_activation=None, input_tensor=tensor)
     except Exception as error:  # a download raises whatever the network does
         name = constructor.__name__
-        target, loaded = _local(error, "download_target"), _local(error, "weights_path")
+        target = local_variable(error, "download_target")
+        loaded = local_variable(error, "weights_path")
         if target is not None:
             raise ModelFileError(
                 f"the ImageNet weights of {name} could not be downloaded ({error}). Put the file "
-                f"{Path(target).name} from {_local(error, 'origin')} into {Path(target).parent} "
-                f"(Keras's cache, ~/.keras/models unless moved), or give it as weights=path."
+                f"{Path(target).name} from {local_variable(error, 'origin')} into "
+                f"{Path(target).parent} (Keras's cache, ~/.keras/models unless moved), or give it "
+                "as weights=path."
             ) from error
         if loaded is not None and isinstance(error, OSError):
             raise ModelFileError(
@@ -152,13 +154,6 @@ def _pretrained(constructor: Constructor, input_shape: Any) -> keras.Model:
         return model
     # the constructor lists its one input, which makes input_shape a list
     return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-
-
-def _local(error: Exception, name: str) -> Any:
-    """A local variable of Keras where it failed, the one place that always has the file's name."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    values = [frame.f_locals[name] for frame in frames if name in frame.f_locals]
-    return values[-1] if values else None
 
 
 def _rescaled_twice(model: keras.Model, constructor: Constructor) -> keras.Model:
@@ -191,9 +186,7 @@ def _with_statistics(
     model: keras.Model, statistics: Statistics, momentum: float | None
 ) -> keras.Model:
     normalisations = [
-        layer
-        for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization)
+        layer for layer in all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)
     ]
     if momentum is not None and not normalisations:
         raise InputError(f"{model.name} has no batch normalisation: leave bn_momentum out")

@@ -22,6 +22,7 @@ import keras
 import numpy as np
 
 from reference_models.storage import ModelFileError
+from tfrobust.classifier import all_layers
 from tfrobust.layers import FrozenBatchNormalization
 
 __all__ = ["finalize", "load_weights", "weight_file"]
@@ -97,7 +98,7 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
 
 def finalize(model: keras.Model) -> None:
     """Let normalisation layers take over statistics assigned to their variables."""
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()
 

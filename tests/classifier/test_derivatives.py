@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfrobust.classifier import all_layers
 from tfrobust.classifier.derivatives import (
     NotLogitsError,
     classes_of,
@@ -54,7 +55,7 @@ def network(activation, pool, last=None):
 def give_moving_statistics(model, seed=0):
     """Batch normalization in inference mode that is not the identity."""
     rng = np.random.default_rng(seed)
-    for layer in model._flatten_layers(include_self=False):
+    for layer in all_layers(model):
         if isinstance(layer, layers.BatchNormalization):
             size = layer.gamma.shape
             layer.gamma.assign(rng.uniform(0.5, 2, size))

@@ -18,7 +18,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.classifier import as_images, compiled, in_batches, push_forward
+from tfrobust.classifier import (
+    all_layers,
+    as_images,
+    compiled,
+    in_batches,
+    push_forward,
+    replaced_method,
+    with_attributes,
+)
 from tfrobust.errors import InexactDecompositionWarning
 
 __all__ = ["Decomposition", "bias_part", "decompose", "warn_if_inexact"]
@@ -26,7 +34,8 @@ __all__ = ["Decomposition", "bias_part", "decompose", "warn_if_inexact"]
 # float32 rounding in a deep network stays well below this
 TOLERANCE = 1e-3
 _BIASES = ("bias", "beta", "moving_mean")
-_OFFSETS = {"Rescaling": "offset", "Normalization": "mean"}
+# affine preprocessing and its offset
+_OFFSETS = {keras.layers.Rescaling: "offset", keras.layers.Normalization: "mean"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,56 +112,56 @@ def warn_if_inexact(result: Decomposition) -> None:
 
 
 def _decompose(logits: keras.Model) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
-    layers = [logits, *logits._flatten_layers(include_self=False)]
+    layers = all_layers(logits)
     variables = _bias_variables(layers)
-    offsets = _offset_attributes(layers)
+    preprocessing = [layer for layer in layers if type(layer) in _OFFSETS]
 
     def run(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         def plain() -> tf.Tensor:
             return tf.cast(logits(x, training=False), x.dtype)
 
         values, homogeneous = push_forward(plain, x, x, [x])
-        constants = [tf.cast(getattr(layer, name), tf.float32) for layer, name in offsets]
-        sources = [*variables, *constants]
+        offsets = [
+            tf.cast(getattr(layer, _OFFSETS[type(layer)]), tf.float32) for layer in preprocessing
+        ]
+        sources = [*variables, *offsets]
         if not sources:
             return homogeneous, tf.zeros_like(values), values
 
-        def with_constants() -> tf.Tensor:
-            with _replaced(offsets, constants):
+        def with_offsets() -> tf.Tensor:
+            with _offsets_replaced(preprocessing, offsets):
                 return plain()
 
         tangents = [tf.convert_to_tensor(source) for source in sources]
-        _, bias = push_forward(with_constants, sources, tangents, sources)
+        _, bias = push_forward(with_offsets, sources, tangents, sources)
         return homogeneous, bias, values
 
     return run
 
 
 def _bias_variables(layers: list[keras.layers.Layer]) -> list[tf.Variable]:
-    found = {}
+    variables = {}
     for layer in layers:
         for variable in layer.weights:
             if variable.name in _BIASES:
-                found[id(variable)] = variable.value
-    return list(found.values())
-
-
-def _offset_attributes(layers: list[keras.layers.Layer]) -> list[tuple[Any, str]]:
-    """Affine preprocessing keeps its offset as a plain attribute, not as a variable."""
-    return [
-        (layer, _OFFSETS[type(layer).__name__])
-        for layer in layers
-        if type(layer).__name__ in _OFFSETS
-    ]
+                variables[id(variable)] = variable.value
+    return list(variables.values())
 
 
 @contextlib.contextmanager
-def _replaced(attributes: list[tuple[Any, str]], values: list[tf.Tensor]) -> Iterator[None]:
-    saved = [getattr(layer, name) for layer, name in attributes]
-    try:
-        for (layer, name), value in zip(attributes, values, strict=True):
-            setattr(layer, name, value)
+def _offsets_replaced(layers: list[keras.layers.Layer], offsets: list[tf.Tensor]) -> Iterator[None]:
+    """While in the block these preprocessing layers compute with the given offsets.
+
+    They keep their offset as a plain attribute, not as a variable that could be differentiated by.
+    """
+    replacements = {id(layer): each for layer, each in zip(layers, offsets, strict=True)}
+
+    def call(original: Callable[..., Any], layer: keras.layers.Layer, inputs: Any) -> Any:
+        if id(layer) in replacements:
+            layer = with_attributes(layer, **{_OFFSETS[type(layer)]: replacements[id(layer)]})
+        return original(layer, inputs)
+
+    with contextlib.ExitStack() as stack:
+        for cls in _OFFSETS:
+            stack.enter_context(replaced_method(cls, "call", call))
         yield
-    finally:
-        for (layer, name), value in zip(attributes, saved, strict=True):
-            setattr(layer, name, value)

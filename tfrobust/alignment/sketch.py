@@ -20,7 +20,14 @@ import numpy as np
 import tensorflow as tf
 from scipy import stats
 
-from tfrobust.classifier import as_images, compiled, gradients_at, in_batches, predict_logits
+from tfrobust.classifier import (
+    all_layers,
+    as_images,
+    compiled,
+    gradients_at,
+    in_batches,
+    predict_logits,
+)
 from tfrobust.errors import InputError
 
 __all__ = ["GradientGaps", "check_sketch", "gradient_gaps", "interval", "sums_of_squares"]
@@ -184,5 +191,4 @@ def _sketch(logits: keras.Model) -> Callable[..., Any]:
 
 def _precision(logits: keras.Model) -> float:
     """Unit in the last place of the coarsest layer."""
-    layers = [logits, *logits._flatten_layers(include_self=False)]
-    return max(_PRECISION.get(layer.compute_dtype, 2.0**-23) for layer in layers)
+    return max(_PRECISION.get(layer.compute_dtype, 2.0**-23) for layer in all_layers(logits))

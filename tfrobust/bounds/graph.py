@@ -9,7 +9,13 @@ from typing import Any
 
 import keras
 
-from tfrobust.classifier import WithoutActivation, is_graph, logits_model
+from tfrobust.classifier import (
+    WithoutActivation,
+    is_graph,
+    logits_model,
+    producer,
+    takes_training,
+)
 from tfrobust.errors import TfrobustError
 
 __all__ = ["INPUT", "Step", "UnsupportedLayerError", "is_plain", "operation_class", "walk"]
@@ -63,7 +69,7 @@ class Step:
         if not isinstance(self.layer, keras.layers.Layer):
             return self.layer
         layer = WithoutActivation(self.layer) if self.bare else self.layer
-        return functools.partial(layer, training=False) if layer._call_has_training_arg else layer
+        return functools.partial(layer, training=False) if takes_training(layer) else layer
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -94,8 +100,8 @@ def walk(model: keras.Model, x: Any = None) -> tuple[Step, ...]:
     def follow(tensor: Any, found: dict[int, int]) -> int:
         if id(tensor) in found:
             return found[id(tensor)]
-        operation, node, place = _origin(tensor)
-        inputs = [follow(each, found) for each in node.input_tensors]
+        operation, tensors, arguments, place = producer(tensor)
+        inputs = [follow(each, found) for each in tensors]
         if isinstance(operation, keras.Model):
             if not is_graph(operation):
                 raise UnsupportedLayerError(
@@ -106,8 +112,8 @@ def walk(model: keras.Model, x: Any = None) -> tuple[Step, ...]:
             inside = {id(t): at for t, at in zip(operation.inputs, inputs, strict=True)}
             result = follow(operation.outputs[place], inside)
         else:
-            _check_call(operation, node.arguments)
-            result = _append(steps, operation, tuple(inputs), node.input_tensors, tensor)
+            _check_call(operation, arguments)
+            result = _append(steps, operation, tuple(inputs), tensors, tensor)
         keep.append(tensor)
         found[id(tensor)] = result
         return result
@@ -133,16 +139,7 @@ def is_plain(layer: Any, *classes: type) -> bool:
 def operation_class(function: Callable[..., Any], tensors: int = 1) -> type:
     """The class that stands for a function of `keras.ops` in a Functional model."""
     result = function(*(keras.KerasTensor((1, 2)) for _ in range(tensors)))
-    return type(result._keras_history.operation)
-
-
-def _origin(tensor: Any) -> tuple[Any, Any, int]:
-    history = tensor._keras_history
-    return (
-        history.operation,
-        history.operation._inbound_nodes[history.node_index],
-        (history.tensor_index),
-    )
+    return type(producer(result).operation)
 
 
 def _append(

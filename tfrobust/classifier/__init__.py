@@ -14,26 +14,42 @@ from tfrobust.classifier.derivatives import (
     vjp,
 )
 from tfrobust.classifier.inputs import as_images, as_labels, in_batches, model_input_shape
+from tfrobust.classifier.keras_internals import (
+    all_layers,
+    exact_batch_statistics,
+    local_variable,
+    producer,
+    replaced_method,
+    takes_training,
+    with_attributes,
+)
 from tfrobust.classifier.logits import NotLogitsError, WithoutActivation, is_graph, logits_model
 
 __all__ = [
     "CHUNK",
     "NotLogitsError",
     "WithoutActivation",
+    "all_layers",
     "as_images",
     "as_labels",
     "class_gradients",
     "classes_of",
     "compiled",
+    "exact_batch_statistics",
     "gradients_at",
     "in_batches",
     "input_gradient",
     "is_graph",
     "jacobian",
     "jvp",
+    "local_variable",
     "logits_model",
     "model_input_shape",
     "predict_logits",
+    "producer",
     "push_forward",
+    "replaced_method",
+    "takes_training",
     "vjp",
+    "with_attributes",
 ]

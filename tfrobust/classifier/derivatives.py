@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.classifier.inputs import as_images, as_labels, in_batches
+from tfrobust.classifier.keras_internals import all_layers
 from tfrobust.classifier.logits import NotLogitsError, logits_model
 from tfrobust.distribution import is_spread, spread
 from tfrobust.errors import InputError
@@ -87,7 +88,7 @@ def _constants(model: keras.Model) -> list[Any]:
     names = ("activation", "lora_enabled", "quantization_mode")
     adapted = ("mean", "variance", "scale", "offset")
     found = []
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         takes = names + adapted if isinstance(layer, _ADAPTED) else names
         found += [getattr(layer, name, None) for name in takes]
     return [*found, *model.variables]

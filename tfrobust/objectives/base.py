@@ -16,8 +16,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfrobust.classifier import exact_batch_statistics
 from tfrobust.errors import InputError, InputTypeError
-from tfrobust.layers import exact_batch_statistics
 
 __all__ = ["ForwardPass", "Objective", "Term"]
 
@@ -72,7 +72,7 @@ class ForwardPass:
             self.logits = self._logits(training)
             self.losses = self._cross_entropy()
         else:
-            statistics = exact_batch_statistics(logits_model) if training else nullcontext()
+            statistics = exact_batch_statistics() if training else nullcontext()
             with statistics, self._tape:
                 self._tape.watch(self.x)
                 self.logits = self._logits(training)

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import keras
 import tensorflow as tf
 
+from tfrobust.classifier import all_layers
 from tfrobust.errors import InputError
 
 __all__ = ["LossScale", "Precision", "computing_in", "needs_loss_scale"]
@@ -41,7 +42,7 @@ def computing_in(precision: str) -> Iterator[None]:
 
 def needs_loss_scale(model: keras.Model) -> bool:
     """Whether some layer computes in float16, whose small gradients underflow."""
-    return any(layer.compute_dtype == "float16" for layer in model._flatten_layers())
+    return any(layer.compute_dtype == "float16" for layer in all_layers(model))
 
 
 class LossScale:

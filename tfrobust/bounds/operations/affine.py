@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfrobust import norms
 from tfrobust.bounds.operations.base import UNIT_ROUNDOFF, Operation, over_margins
-from tfrobust.classifier import WithoutActivation
+from tfrobust.classifier import WithoutActivation, takes_training
 
 __all__ = [
     "Affine",
@@ -43,7 +43,7 @@ class Affine(Operation):
     def __init__(self, layer: Any, norm: Callable[[], float], rule: str):
         self.layer, self.norm, self.rule = layer, norm, rule
         fused = getattr(layer, "activation", None) not in (None, keras.activations.linear)
-        trains = not fused and getattr(layer, "_call_has_training_arg", False)
+        trains = not fused and isinstance(layer, keras.layers.Layer) and takes_training(layer)
         bare = WithoutActivation(layer) if fused else layer
         self.function = functools.partial(bare, training=False) if trains else bare
 
