@@ -1,70 +1,36 @@
 """Cohorts one after another, and on a real Dask scheduler with worker processes."""
 
+import contextlib
 import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from helpers.cohort_member import exit_hard, fail, train
+from helpers.cohort_member import block, exit_hard, fail, train
+from helpers.dask_cluster import DaskCluster
+from helpers.ports import reserved_addresses
 
 from tfrobust.distribution import SchedulerError, map_cohort
 from tfrobust.distribution import dask as cohorts
 
-HERE = Path(__file__).parents[1]
 
-
-def members(folder, count=3, pause=0.0):
+def members(folder, count=2, pause=0.0):
     return [
         {"folder": str(folder / f"m{k}"), "weight": 10.0**k, "epochs": 4, "pause": pause}
         for k in range(count)
     ]
 
 
-class Cluster:
-    """A scheduler and workers as processes of their own, started as users start them."""
-
-    def __init__(self, workers):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        self.address = f"tcp://127.0.0.1:{port}"
-        environment = {**os.environ, "PYTHONPATH": str(HERE), "TF_CPP_MIN_LOG_LEVEL": "3"}
-
-        def launch(*words):
-            return subprocess.Popen(
-                [sys.executable, "-m", "dask", *words],
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-
-        self.scheduler = launch(
-            "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"
-        )
-        one = ("--nthreads", "1", "--no-nanny", "--no-dashboard")
-        self.workers = [launch("worker", self.address, *one) for _ in range(workers)]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for process in (*self.workers, self.scheduler):
-            process.kill()
-            process.wait()
-
-
 def test_what_other_threads_draw_changes_no_seeded_network():
     def weights(_):
         keras.utils.set_random_seed(3)
         seen = []
-        for _ in range(50):
+        for _ in range(15):
             layer = keras.layers.Dense(3)
             layer.build((None, 2))
             seen.append(keras.ops.convert_to_numpy(layer.kernel))
@@ -82,7 +48,7 @@ def test_what_other_threads_draw_changes_no_seeded_network():
     other.start()
     try:
         disturbed = weights(None)
-        kept = cohorts._alone(weights, None)
+        kept = cohorts._run_member(weights, None)
     finally:
         stop.set()
         other.join()
@@ -91,12 +57,12 @@ def test_what_other_threads_draw_changes_no_seeded_network():
     assert random.randint is before
     assert len(set(drawn)) > 1
     with pytest.raises(ValueError, match="has no data"):
-        cohorts._alone(fail, 1)
+        cohorts._run_member(fail, 1)
     assert random.randint is before
 
 
 def test_one_after_another(tmp_path):
-    results = map_cohort(train, members(tmp_path, 2))
+    results = map_cohort(train, members(tmp_path))
     assert [result["pid"] for result in results] == [os.getpid()] * 2
     assert map_cohort(len, []) == []
     with pytest.raises(ValueError, match="member 1 has no data"):
@@ -105,7 +71,7 @@ def test_one_after_another(tmp_path):
 
 def test_a_killed_worker_loses_its_unfinished_epoch_only(tmp_path):
     alone = map_cohort(train, members(tmp_path / "alone"))
-    with Cluster(2) as cluster:
+    with DaskCluster(2) as cluster:
         folder = tmp_path / "cluster"
         folder.mkdir()
         pids = {process.pid: process for process in cluster.workers}
@@ -126,7 +92,7 @@ def test_a_killed_worker_loses_its_unfinished_epoch_only(tmp_path):
         killed = []
         watcher = threading.Thread(target=lambda: killed.append(kill_one()))
         watcher.start()
-        results = map_cohort(train, members(folder, pause=0.7), scheduler=cluster.address)
+        results = map_cohort(train, members(folder, pause=0.4), scheduler=cluster.address)
         watcher.join()
         log, before = killed[0]
         assert sum(process.poll() is not None for process in pids.values()) == 1
@@ -141,24 +107,67 @@ def test_a_killed_worker_loses_its_unfinished_epoch_only(tmp_path):
     assert len(log.with_suffix(".log").read_text().split()) == 2
 
 
-def test_faults_of_a_member_and_of_its_workers(tmp_path):
-    with Cluster(2) as cluster:
+def test_faults_of_a_member_of_its_workers_and_of_the_scheduler(tmp_path):
+    with DaskCluster(2) as cluster:
+        address = cluster.address
         with pytest.raises(ValueError, match="member 2 has no data"):
-            map_cohort(fail, [2], scheduler=cluster.address)
-        with pytest.raises(SchedulerError, match="1 workers were lost with the same member"):
-            map_cohort(exit_hard, [0], scheduler=cluster.address, lost_workers=0)
+            map_cohort(fail, [2], scheduler=address)
+        with pytest.raises(SchedulerError, match="1 workers were lost with the same member, 'm'"):
+            map_cohort(exit_hard, ["m"], scheduler=address, lost_workers=0)
+        began = time.monotonic()
+        with pytest.raises(SchedulerError, match="all workers died, and no other has come within"):
+            map_cohort(exit_hard, [{"lambda": 10.0}], scheduler=address, timeout=2)
+        assert all(process.wait(10) is not None for process in cluster.workers)
+        with pytest.raises(SchedulerError, match=r"has no workers after 1 s.*one per GPU"):
+            map_cohort(train, [{}], scheduler=address, timeout=1)
+        assert time.monotonic() - began < 60
+
+        cluster.workers.append(cluster.add_worker())
+        begun = tmp_path / "begun"
+
+        def kill_scheduler():
+            deadline = time.monotonic() + 60
+            while not begun.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            cluster.scheduler.kill()
+
+        watcher = threading.Thread(target=kill_scheduler)
+        watcher.start()
+        with pytest.raises(SchedulerError, match="lost the connection to the scheduler at tcp"):
+            map_cohort(block, [str(begun)], scheduler=address, timeout=20)
+        watcher.join()
+        assert begun.exists()
 
 
 def test_a_scheduler_out_of_reach():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    address = f"tcp://127.0.0.1:{port}"
+    (address,) = (f"tcp://{place}" for place in reserved_addresses(1))
     with pytest.raises(SchedulerError, match=f"no Dask scheduler answers at {address} within 1 s"):
         map_cohort(train, [{}], scheduler=address, timeout=1)
     with pytest.raises(SchedulerError, match="no Dask scheduler answers at nonsense"):
         map_cohort(train, [{}], scheduler="nonsense", timeout=1)
 
 
-def test_a_scheduler_without_workers():
-    with Cluster(0) as cluster, pytest.raises(SchedulerError, match=r"has no workers after"):
-        map_cohort(train, [{}], scheduler=cluster.address, timeout=8)
+@pytest.mark.parametrize(
+    "answer", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x20" + bytes(7) + b"\xff" * 32]
+)
+def test_something_else_listens_at_the_address(answer):
+    """It never answers, hangs up, or answers in another protocol."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            held = []
+            with contextlib.suppress(OSError):  # the server was closed
+                while True:
+                    connection, _ = server.accept()
+                    held.append(connection)
+                    if answer is not None:
+                        connection.sendall(answer)
+                        connection.shutdown(socket.SHUT_WR)
+
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(SchedulerError, match=f"no Dask scheduler answers at {address} within"):
+            map_cohort(train, [{}], scheduler=address, timeout=0.5)
+        assert time.monotonic() - began < 10
+        server.shutdown(socket.SHUT_RDWR)

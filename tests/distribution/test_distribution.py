@@ -1,10 +1,8 @@
 """Several devices and hosts against one process on the same global batches."""
 
-import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.ports import reserved_addresses
 
 from tfrobust import distribution
 from tfrobust.distribution import WorkerTimeoutError
@@ -20,12 +19,6 @@ from tfrobust.distribution.strategy import _cluster
 from tfrobust.training import checkpoints
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "train_together.py"
-
-
-def cluster(count=2):
-    with contextlib.ExitStack() as stack:
-        free = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
-        return [f"127.0.0.1:{server.getsockname()[1]}" for server in free]
 
 
 def start(folder, *words, workers=None, index=0, epochs=3):
@@ -89,7 +82,7 @@ def test_two_devices_end_with_the_weights_of_one(alone, tmp_path):
 
 
 def test_two_hosts_end_with_the_weights_of_one(alone, tmp_path):
-    workers = cluster()
+    workers = reserved_addresses(2)
     finish(*(start(tmp_path, workers=workers, index=k) for k in range(2)))
     for index in range(2):
         compare(alone, final(tmp_path, index), f"host {index} of two")
@@ -105,7 +98,7 @@ def test_two_hosts_end_with_the_weights_of_one(alone, tmp_path):
 def test_xla_and_half_precision_on_two_devices_and_hosts(tmp_path, words, tolerance):
     finish(start(tmp_path / "one", *words))
     finish(start(tmp_path / "devices", *words, "devices=2"))
-    workers = cluster()
+    workers = reserved_addresses(2)
     finish(*(start(tmp_path / "hosts", *words, workers=workers, index=k) for k in range(2)))
     one = final(tmp_path / "one")
     for name in ("devices", "hosts"):
@@ -115,7 +108,7 @@ def test_xla_and_half_precision_on_two_devices_and_hosts(tmp_path, words, tolera
 
 
 def test_a_killed_worker_is_said_and_both_resume(alone, tmp_path):
-    workers = cluster()
+    workers = reserved_addresses(2)
     both = [start(tmp_path, "pause=1.5", workers=workers, index=k) for k in range(2)]
     try:
         deadline = time.monotonic() + 120
@@ -134,7 +127,7 @@ def test_a_killed_worker_is_said_and_both_resume(alone, tmp_path):
     assert not list(tmp_path.glob("final-*.npz"))
     begun = checkpoints.read(checkpoints.newest(tmp_path))[0]["records"]
     assert 1 <= len(begun) < 3
-    workers = cluster()
+    workers = reserved_addresses(2)
     finish(*(start(tmp_path, workers=workers, index=k) for k in range(2)))
     compare(alone, final(tmp_path), "two hosts, one killed, both restarted")
     after = checkpoints.read(checkpoints.newest(tmp_path))[0]["records"]
@@ -144,9 +137,13 @@ def test_a_killed_worker_is_said_and_both_resume(alone, tmp_path):
 @pytest.mark.slow
 def test_hosts_that_see_different_folders(tmp_path):
     finish(
-        *(start(tmp_path / "a", workers=w, index=k, epochs=1) for w in [cluster()] for k in (0, 1))
+        *(
+            start(tmp_path / "a", workers=w, index=k, epochs=1)
+            for w in [reserved_addresses(2)]
+            for k in (0, 1)
+        )
     )
-    workers = cluster()
+    workers = reserved_addresses(2)
     both = [
         start(tmp_path / name, workers=workers, index=k, epochs=2) for k, name in enumerate("ab")
     ]
@@ -158,7 +155,7 @@ def test_hosts_that_see_different_folders(tmp_path):
 
 
 def test_a_worker_that_never_comes(monkeypatch):
-    config = {"cluster": {"worker": cluster()}, "task": {"type": "worker", "index": 0}}
+    config = {"cluster": {"worker": reserved_addresses(2)}, "task": {"type": "worker", "index": 0}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(config))
     began = time.monotonic()
     with pytest.raises(WorkerTimeoutError, match=r"worker 1 at 127.0.0.1:\d+ of 2 has not come"):

@@ -5,14 +5,13 @@ import threading
 import time
 
 import pytest
+from helpers.ports import reserved_addresses
 
 from tfrobust.distribution.rendezvous import WorkerTimeoutError, meet
 
 
 def addresses(count):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        first = f"127.0.0.1:{free.getsockname()[1]}"
-    return (first, *(f"127.0.0.1:{k}" for k in range(1, count)))
+    return (*reserved_addresses(1), *(f"127.0.0.1:{k}" for k in range(1, count)))
 
 
 def start(cluster, index, timeout, results):

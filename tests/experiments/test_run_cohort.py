@@ -2,13 +2,14 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.dask_cluster import DaskCluster
+from helpers.ports import reserved_addresses
 
 import reference_models
 from experiments import cli
@@ -30,14 +31,6 @@ def launch(*words, **variables):
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def free_ports(count):
-    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in servers]
-    for server in servers:
-        server.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +72,7 @@ def test_two_hosts_write_one_run(tmp_path, monkeypatch):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     together = tmp_path / "together"
-    workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    workers = reserved_addresses(2)
 
     def config(index):
         task = {"type": "worker", "index": index}
@@ -99,27 +92,15 @@ def test_two_hosts_write_one_run(tmp_path, monkeypatch):
 
 
 def test_a_cluster_writes_one_run(alone, tmp_path):
-    (port,) = free_ports(1)
-    address = f"tcp://127.0.0.1:{port}"
-    scheduler = launch(
-        *("-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
-    )
-    workers = [
-        launch("-m", "dask", "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
-        for _ in range(2)
-    ]
-    try:
-        mnist.main([*ARGUMENTS, "--out", str(tmp_path), "--scheduler", address])
-    finally:
-        for process in (*workers, scheduler):
-            process.kill()
+    with DaskCluster(2) as cluster:
+        mnist.main([*ARGUMENTS, "--out", str(tmp_path), "--scheduler", cluster.address])
     same(alone, (tmp_path, read(tmp_path)))
     assert (tmp_path / "report.html").is_file()
 
 
 def test_errors_are_one_line(tmp_path, capsys):
-    (port,) = free_ports(1)
-    arguments = [*ARGUMENTS, "--out", str(tmp_path), "--scheduler", f"tcp://127.0.0.1:{port}"]
+    (address,) = reserved_addresses(1)
+    arguments = [*ARGUMENTS, "--out", str(tmp_path), "--scheduler", f"tcp://{address}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("experiments.etmann2019.run_cohort.TIMEOUT", 1.0)
         with pytest.raises(SystemExit) as stop:

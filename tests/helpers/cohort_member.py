@@ -52,3 +52,9 @@ def fail(member):
 def exit_hard(member):
     """A member that takes every worker down."""
     os._exit(1)
+
+
+def block(path):
+    """A member that runs until its worker is killed."""
+    Path(path).touch()
+    time.sleep(600)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
 import random
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from tfrobust.errors import TfrobustError
 
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
 __all__ = ["SchedulerError", "map_cohort"]
 
-# Keras's global state (seeds, policy, session) is one a process
-_ONE_AT_A_TIME = threading.Lock()
+# Keras's global state (seeds, policy, session) is shared by all threads of a process
+_ONE_MEMBER_PER_PROCESS = threading.Lock()
+_POLL_SECONDS = 2.0
 
 
 class SchedulerError(TfrobustError, RuntimeError):
@@ -34,41 +39,72 @@ def map_cohort(
 ) -> list[Any]:
     """`function(member)` for every member, in order.
 
-    Here, one after another, or on the workers of a running Dask scheduler. A worker that is lost
-    has its member given to another one; a function that keeps checkpoints on shared storage then
-    goes on after its last finished epoch.
+    Without a scheduler the members run in this process, one after another; otherwise on the workers
+    of a running Dask scheduler, one member per worker process at a time. When a worker dies, its
+    member is sent to another one; a function that writes checkpoints to shared storage then resumes
+    after its last finished epoch.
 
     Args:
-        function: importable on the workers, or small enough to travel; it returns plain data and
-            leaves models and tables on storage that all workers share.
-        members: plain data, one item a member.
+        function: importable on the workers, or small enough to be pickled; returns plain data and
+            writes models and tables to storage that all workers share.
+        members: one item of plain data per member, such as a dict of its settings.
         scheduler: address, "tcp://host:8786". Only connect to schedulers that you trust: Dask
             executes what it is sent.
-        timeout: seconds to wait for the scheduler, and for its first worker.
-        lost_workers: times a member is given to another worker before the cohort fails.
+        timeout: seconds to wait for the scheduler's answer, and for a worker, at the start and
+            when all workers have died. Whatever else listens at the address is given up after
+            the same time.
+        lost_workers: how often a member is sent to another worker before the cohort fails.
 
     Returns:
         the results, in the order of the members.
 
     Raises:
-        SchedulerError: no scheduler at that address, no worker, or a member whose workers died
-            again and again.
-        Exception: what `function` raised; results of other members that are on storage stay there.
+        SchedulerError: no scheduler at that address, or it died; no worker for `timeout` seconds;
+            or one member's workers died more than `lost_workers` times.
+        Exception: whatever `function` raised, once all members have ended; what other members
+            wrote to storage is kept.
     """
     members = list(members)
     if scheduler is None:
         return [function(member) for member in members]
-    from distributed import Client, as_completed
-    from distributed.comm import get_address_host_port
+    from distributed import CancelledError
     from distributed.scheduler import KilledWorker
 
+    with _connected(scheduler, timeout) as client:
+        client.run_on_scheduler(_set_allowed_failures, lost_workers)
+        futures = [client.submit(_run_member, function, member, pure=False) for member in members]
+        try:
+            _wait_for_all(client, futures, timeout)
+            return client.gather(futures)
+        except KilledWorker as error:
+            member = next(m for m, f in zip(members, futures, strict=True) if f.key == error.task)
+            raise SchedulerError(
+                f"{lost_workers + 1} workers were lost with the same member, {member!r} ({error}). "
+                "Look at the workers' logs: out of memory is the usual cause. Finished members are "
+                "kept."
+            ) from error
+        except CancelledError as error:  # Dask cancels all futures when the connection closes
+            raise SchedulerError(
+                f"lost the connection to the scheduler at {scheduler}. Finished members are kept: "
+                "start the scheduler and its workers again, then the same command."
+            ) from error
+        finally:
+            client.cancel(futures)
+
+
+@contextlib.contextmanager
+def _connected(address: str, timeout: float) -> Iterator[Client]:
+    """A client whose scheduler has answered and has a worker."""
+    from distributed import Client
+
     try:
-        # asked first: a client that did not connect can lock up the next one when it is collected
-        _knock(get_address_host_port(scheduler, strict=True), timeout)
-        client = Client(scheduler, timeout=timeout)
-    except (OSError, ValueError) as error:
+        # before there is a client: one whose connection failed can block the next when collected
+        _in_time(lambda: asyncio.run(_handshake(address, timeout)), timeout)
+        client = _in_time(lambda: Client(address, timeout=timeout), timeout)
+    except Exception as error:  # whatever Dask makes of the answer of another kind of server
+        reason = str(error) or type(error).__name__
         raise SchedulerError(
-            f"no Dask scheduler answers at {scheduler} within {timeout:g} s ({error}). Start one "
+            f"no Dask scheduler answers at {address} within {timeout:g} s ({reason}). Start one "
             "with `dask scheduler` and give its address, for instance tcp://host:8786."
         ) from error
     with client:
@@ -76,52 +112,94 @@ def map_cohort(
             client.wait_for_workers(1, timeout=timeout)
         except TimeoutError as error:
             raise SchedulerError(
-                f"the scheduler at {scheduler} has no workers after {timeout:g} s. Start some with "
-                f"`dask worker {scheduler} --nthreads 1`, one a GPU."
+                f"the scheduler at {address} has no workers after {timeout:g} s. Start some with "
+                f"`dask worker {address} --nthreads 1`, one per GPU."
             ) from error
-        client.run_on_scheduler(_allow, lost_workers)
-        futures = [client.submit(_alone, function, member, pure=False) for member in members]
+        yield client
+
+
+async def _handshake(address: str, timeout: float) -> None:
+    """Ask who listens at an address. Dask's own time-out ends once something accepts."""
+    from distributed import Security
+    from distributed.comm import connect
+
+    async with asyncio.timeout(timeout):
+        arguments = Security().get_connection_args("client")
+        comm = await connect(address, timeout=timeout, **arguments)
         try:
-            with tqdm(total=len(futures), desc="cohort", unit="model", disable=None) as bar:
-                for _ in as_completed(futures):
-                    bar.update()
-            return client.gather(futures)
-        except KilledWorker as error:
-            raise SchedulerError(
-                f"{lost_workers + 1} workers were lost with the same member ({error}). Look at the "
-                "workers' logs: out of memory is the usual cause. Finished members are kept."
-            ) from error
+            await comm.write({"op": "identity", "n_workers": 0, "reply": True})
+            kind = (await comm.read())["type"]
         finally:
-            client.cancel(futures)
+            comm.abort()
+    if kind != "Scheduler":
+        raise ConnectionError(f"a Dask {kind} answers there")
 
 
-def _knock(address: tuple[str, int], timeout: float) -> None:
-    """Return once something listens at an address; OSError if nothing does in time."""
-    deadline = time.monotonic() + timeout
-    while True:
+def _in_time(function: Callable[[], Any], timeout: float) -> Any:
+    """`function()`, run in a thread that is abandoned a second after `timeout`."""
+    result: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def run() -> None:
         try:
-            socket.create_connection(address, max(deadline - time.monotonic(), 0.1)).close()
-            return
-        except OSError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(0.2)
+            result.set_result(function())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result.result(timeout + 1)
 
 
-def _alone(function: Callable[[Any], Any], member: Any) -> Any:
-    with _ONE_AT_A_TIME, _own_random_numbers():
+def _wait_for_all(client: Client, futures: list[Future], timeout: float) -> None:
+    """Return once every member has a result or an error.
+
+    Raises:
+        SchedulerError: no worker, or no answer of the scheduler, for `timeout` seconds.
+    """
+    from distributed import wait
+
+    pending, last_worker_seen = set(futures), time.monotonic()
+    with tqdm(total=len(futures), desc="cohort", unit="model", disable=None) as bar:
+        while pending:
+            with contextlib.suppress(TimeoutError):
+                finished = wait(pending, timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED").done
+                pending -= finished
+                bar.update(len(finished))
+            if not pending or _has_workers(client, timeout):
+                last_worker_seen = time.monotonic()
+            elif time.monotonic() - last_worker_seen > timeout:
+                raise SchedulerError(
+                    f"all workers died, and no other has come within {timeout:g} s: {len(pending)} "
+                    "members are unfinished. Look at the workers' logs, start some again and then "
+                    "the same command. Finished members are kept."
+                )
+
+
+def _has_workers(client: Client, timeout: float) -> bool:
+    try:
+        identity = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=timeout)
+    except TimeoutError as error:
+        raise SchedulerError(
+            f"the scheduler has not answered for {timeout:g} s. Finished members are kept."
+        ) from error
+    except OSError:  # a closed connection, of which the futures will tell
+        return False
+    return bool(identity["workers"])
+
+
+def _run_member(function: Callable[[Any], Any], member: Any) -> Any:
+    with _ONE_MEMBER_PER_PROCESS, _private_random_generator():
         return function(member)
 
 
 @contextlib.contextmanager
-def _own_random_numbers() -> Iterator[None]:
-    """Give this thread a generator of its own behind Python's `random`.
+def _private_random_generator() -> Iterator[None]:
+    """Give this thread its own generator behind the functions of Python's `random`.
 
     Keras draws the seeds of initializers and dropout from the module's shared generator, and so do
-    Dask's threads when they time a new worker's disk and network: what they draw in between would
+    Dask's threads when they time a new worker's disk and network: their draws in between would
     change a seeded network.
     """
-    here, own = threading.get_ident(), random.Random()
+    thread, generator = threading.get_ident(), random.Random()
     shared = {
         name: function
         for name, function in vars(random).items()
@@ -130,8 +208,8 @@ def _own_random_numbers() -> Iterator[None]:
 
     def dispatch(name: str) -> Callable[..., Any]:
         def draw(*args: Any, **kwargs: Any) -> Any:
-            mine = threading.get_ident() == here
-            return (getattr(own, name) if mine else shared[name])(*args, **kwargs)
+            private = threading.get_ident() == thread
+            return (getattr(generator, name) if private else shared[name])(*args, **kwargs)
 
         return draw
 
@@ -142,5 +220,5 @@ def _own_random_numbers() -> Iterator[None]:
         vars(random).update(shared)
 
 
-def _allow(lost_workers: int, dask_scheduler: Any = None) -> None:
-    dask_scheduler.allowed_failures = lost_workers
+def _set_allowed_failures(count: int, dask_scheduler: Any = None) -> None:
+    dask_scheduler.allowed_failures = count
