@@ -97,9 +97,12 @@ def application(
         model = _pretrained(constructor, input_shape)
     else:
         path = None if weights is None else weight_file(weights)
-        model = constructor(
-            weights=None, input_shape=input_shape, classes=classes, classifier_activation=None
-        )
+        try:
+            model = constructor(
+                weights=None, input_shape=input_shape, classes=classes, classifier_activation=None
+            )
+        except ValueError as error:  # Keras's, of a shape that is too small for the network
+            raise InputError(f"{constructor.__name__} cannot be built: {error}") from error
         if path is not None:
             load_weights(model, path)
             model = _rescaled_twice(model, constructor)

@@ -14,7 +14,7 @@ CODE = [
 ]
 # from the ground up; a room imports from its own floor or from below
 FLOORS = (
-    ("arguments", "errors", "files", "norms"),
+    ("arguments", "errors", "files", "lazy", "norms"),
     ("layers",),
     ("distribution",),
     ("classifier", "data"),
@@ -23,6 +23,7 @@ FLOORS = (
     ("report", "retraining"),
     ("evaluation",),
     ("commands",),
+    ("__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # of a class's or module's public interface in spite of the underscore

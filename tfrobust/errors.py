@@ -42,7 +42,27 @@ class TfrobustWarning(UserWarning):
 
 
 class CorruptImageWarning(TfrobustWarning):
-    """An image file is corrupt and was skipped."""
+    """An image file is corrupt and was skipped.
+
+    Args:
+        file: its name.
+        reason: why it cannot be decoded.
+        count: files skipped so far.
+        limit: files that may be skipped.
+    """
+
+    def __init__(self, file: str, reason: str, count: int, limit: int):
+        super().__init__(file, reason, count, limit)  # so that it can be pickled
+        self.file = file
+        self.reason = reason
+        self.count = count
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"{self.file} is corrupt and skipped ({self.reason}); {self.count} so far, "
+            f"max_corrupt={self.limit}"
+        )
 
 
 class InexactDecompositionWarning(TfrobustWarning):

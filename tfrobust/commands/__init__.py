@@ -1,5 +1,7 @@
 """The command line: top floor of the library, imported by nothing in it."""
 
+from tfrobust.commands.dispatch import main
+from tfrobust.commands.quiet import import_tensorflow
 from tfrobust.commands.terminal import run, show
 
-__all__ = ["run", "show"]
+__all__ = ["import_tensorflow", "main", "run", "show"]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tfrobust.errors import TfrobustError
+from tfrobust.errors import InputError, MissingFileError, TfrobustError
 
-__all__ = ["run", "show"]
+__all__ = ["concerning", "existing_file", "existing_folder", "run", "show"]
+
+# 128 and the number of the signal, as in shells
+_INTERRUPTED, _CLOSED_PIPE = 130, 141
 
 
 def run(main: Callable[[], None]) -> None:
@@ -19,14 +23,43 @@ def run(main: Callable[[], None]) -> None:
     The only place where such errors are caught.
 
     Raises:
-        SystemExit: after such an error.
+        SystemExit: after such an error, or Ctrl-C.
     """
     try:
         main()
+    except BrokenPipeError:  # of `tfrobust list | head`, which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(_CLOSED_PIPE)
     except (TfrobustError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; the same command resumes where it stopped")
+        print("\ninterrupted; a run folder keeps the steps that are finished", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+
+
+@contextlib.contextmanager
+def concerning(subject: str) -> Iterator[None]:
+    """User errors in the block say which subject they are about, one of several models say."""
+    try:
+        yield
+    except TfrobustError as error:
+        raise InputError(f"{subject}: {error}") from error
+
+
+def existing_folder(path: str | Path) -> Path:
+    """Raises: MissingFileError where there is no such folder."""
+    path = Path(path)
+    if not path.is_dir():
+        raise MissingFileError(f"there is no folder {path}")
+    return path
+
+
+def existing_file(path: str | Path, kind: str) -> Path:
+    """Raises: MissingFileError where there is no such file; `kind` says of what."""
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"there is no {kind} file {path}")
+    return path
 
 
 def show(page: Path, *, open_it: bool) -> None:

@@ -2,7 +2,7 @@
 
 from tfrobust.data import imagenet
 from tfrobust.data.arrays import Dataset, Provenance, load
-from tfrobust.data.images import CorruptImageError, CorruptImagesError, read_images
+from tfrobust.data.images import CorruptImageError, CorruptImagesError, image_files, read_images
 from tfrobust.data.stream import Arrays, Share, Stream
 from tfrobust.data.tabular import CorruptDataError, DataNotFoundError
 
@@ -16,6 +16,7 @@ __all__ = [
     "Provenance",
     "Share",
     "Stream",
+    "image_files",
     "imagenet",
     "load",
     "read_images",

@@ -24,7 +24,14 @@ from tfrobust.errors import (
     TfrobustError,
 )
 
-__all__ = ["CorruptImageError", "CorruptImagesError", "Skipping", "decode", "read_images"]
+__all__ = [
+    "CorruptImageError",
+    "CorruptImagesError",
+    "Skipping",
+    "decode",
+    "image_files",
+    "read_images",
+]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"})
 _CHUNK = 64  # files decoded before the next are opened
@@ -117,12 +124,7 @@ class Skipping:
                 f"{_some(self.names)}. The last one: {reason}. "
                 "Replace or remove them, or allow for more."
             )
-        warnings.warn(
-            f"{name} is corrupt and skipped ({reason}); "
-            f"{count} so far, max_corrupt={self.max_corrupt}",
-            CorruptImageWarning,
-            stacklevel=2,
-        )
+        warnings.warn(CorruptImageWarning(name, reason, count, self.max_corrupt), stacklevel=2)
 
     def recording(self, function: Callable[..., T]) -> Callable[..., T]:
         """`function`, whose exceptions TensorFlow will hide, so that `errors` finds them."""
@@ -181,7 +183,7 @@ def read_images(
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}")
     skipping = Skipping(max_corrupt)
-    files = _files(images)
+    files = image_files(images)
     wanted = len(files) if limit is None else min(limit, len(files))
 
     def crop(index: int) -> np.ndarray | None:
@@ -209,8 +211,12 @@ def read_images(
     return np.stack(crops), tuple(names)
 
 
-def _files(images: str | Path | Sequence[str | Path]) -> list[tuple[Path, str]]:
-    """Paths and the names to show."""
+def image_files(images: str | Path | Sequence[str | Path]) -> list[tuple[Path, str]]:
+    """Paths of image files and their names, relative to the folder, in sorted order.
+
+    Raises:
+        MissingFileError: no such folder or file, or no image in the folder.
+    """
     if not isinstance(images, (str, Path)):
         files = [(Path(path), str(path)) for path in images]
         missing = [name for path, name in files if not path.is_file()]

@@ -1,4 +1,4 @@
-"""The page of `experiments.measure`: what was measured, medians, figures, and every image."""
+"""The page of `tfrobust measure`: what was measured, medians, figures, and every image."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.measure_figures import class_names, draw
-from experiments.measure_subject import Measured, Resolved, Subject
 from tfrobust import report
+from tfrobust.commands.measure.command import Resolved
+from tfrobust.commands.measure.figures import class_names, draw
+from tfrobust.commands.measure.subject import Measured, Subject
 from tfrobust.report import Run, Section
 
 __all__ = ["medians", "write_page"]

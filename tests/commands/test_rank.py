@@ -1,4 +1,6 @@
-"""`experiments.rank` end to end: three small models on digits, the ranking, and every error."""
+"""`tfrobust rank` end to end: three small models on digits, the ranking, and every error."""
+
+import re
 
 import keras
 import numpy as np
@@ -6,8 +8,9 @@ import pandas as pd
 import pytest
 from helpers.nets import randomise
 
-from experiments import rank
-from tfrobust import data
+from tfrobust import attacks, data
+from tfrobust.commands import main
+from tfrobust.commands.rank import ranking, steps
 
 layers = keras.layers
 
@@ -40,47 +43,58 @@ def files(tmp_path_factory):
     return folder
 
 
+def rank(*arguments):
+    main(["rank", *map(str, arguments)])
+
+
 def arguments(files, tmp_path, *names, images=20):
     paths = [str(files / f"{name}.keras") for name in names]
     out = ("--out", str(tmp_path / "run"))
     return [*paths, "--data", "digits", "--images", str(images), "--attack", "deepfool", *out]
 
 
+def verdict(page):
+    """Of the page's one claim."""
+    (shown,) = re.findall(r'<td class="verdict [a-z-]*">([a-z ]*)</td>', page)
+    return shown
+
+
 def test_three_models_are_ranked(files, tmp_path, capsys):
-    rank.main(arguments(files, tmp_path, "m0", "m1", "m2"))
+    rank(*arguments(files, tmp_path, "m0", "m1", "m2"))
     printed = capsys.readouterr().out
     table = pd.read_csv(tmp_path / "run" / "ranking.csv")
     assert list(table["rank by certified bound"]) == [1, 2, 3]
     assert (table["violations"] == 0).all() and set(table["model"]) == {"m0", "m1", "m2"}
-    for words in rank.MEASURES.values():
+    for words in ranking.MEASURES.values():
         by_value = table[words].rank(ascending=False)
         np.testing.assert_array_equal(by_value, table[f"rank by {words}"])
     assert (table["certified bound"] <= table["attack distance"]).all()
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "3 models ranked on digits" in page and "held" in page and "report:" in printed
+    assert "3 models ranked on digits" in page and "report:" in printed
+    assert verdict(page) == "held"
 
 
 def test_a_second_call_computes_nothing(files, tmp_path, monkeypatch):
-    rank.main(arguments(files, tmp_path, "m0", "m1", images=5))
+    rank(*arguments(files, tmp_path, "m0", "m1", images=5))
     run = tmp_path / "run"
     (run / "m1" / "attack.parquet").unlink()
     parts = ("bounds.robustness", "alignment.measure", "attacks.minimal")
     again = forbidden(monkeypatch, *parts)
     # the checks before the run bound one example
-    monkeypatch.setattr(rank, "_check", lambda *_: None)
+    monkeypatch.setattr(steps, "_check", lambda *_: None)
     with pytest.raises(pytest.fail.Exception):
-        rank.main(arguments(files, tmp_path, "m0", "m1", images=5))
+        rank(*arguments(files, tmp_path, "m0", "m1", images=5))
     assert again == ["attacks.minimal"]  # what was bounded before a failing attack is kept
     monkeypatch.undo()
-    rank.main(arguments(files, tmp_path, "m0", "m1", images=5))
+    rank(*arguments(files, tmp_path, "m0", "m1", images=5))
     again = forbidden(monkeypatch, *parts)
-    monkeypatch.setattr(rank, "_check", lambda *_: None)
-    rank.main(arguments(files, tmp_path, "m0", "m1", images=5))
+    monkeypatch.setattr(steps, "_check", lambda *_: None)
+    rank(*arguments(files, tmp_path, "m0", "m1", images=5))
     assert not again
 
 
 def forbidden(monkeypatch, *names):
-    """The calls of functions of `rank`'s modules, which fail."""
+    """The calls of functions of `steps`'s modules, which fail."""
     called = []
 
     def refuse(name):
@@ -90,7 +104,7 @@ def forbidden(monkeypatch, *names):
     for name in names:
         module, function = name.split(".")
         monkeypatch.setattr(
-            getattr(rank, module), function, lambda *_, name=name, **__: refuse(name)
+            getattr(steps, module), function, lambda *_, name=name, **__: refuse(name)
         )
     return called
 
@@ -114,14 +128,14 @@ def test_ties_failures_and_violations():
             certified_bound=[inf, inf], linearized_robustness=[nan, nan], attack_distance=[inf, inf]
         ),
     }
-    table = rank.ranking(tables, dict.fromkeys(tables, 0.5)).set_index("model")
+    table = ranking.ranking(tables, dict.fromkeys(tables, 0.5)).set_index("model")
     assert dict(table["rank by certified bound"]) == {"d": 1, "a": 2, "b": 2, "c": 4}
     assert dict(table["rank by linearized robustness ρ~"]) == {"a": 3, "b": 1, "c": 1, "d": 4}
     assert dict(table["rank by attack distance"]) == {"b": 1, "d": 1, "a": 3, "c": 4}
     assert table.loc["b", "attack success"] == "0.0%"
     assert np.isinf(table.loc["b", "attack distance"])
     assert dict(table["violations"]) == {"a": 0, "b": 0, "c": 1, "d": 0}
-    found = rank.correlations(table.reset_index())
+    found = ranking.correlations(table.reset_index())
     assert found["models"].tolist() == [3, 4, 3]
     assert found["Spearman"].notna().all()
 
@@ -134,21 +148,21 @@ def test_a_model_that_resists_the_attack_ranks_above():
         name: pd.DataFrame({"attack_distance": d, "linearized_robustness": 1.0, **common})
         for name, d in (("yields", yields), ("resists", resists))
     }
-    table = rank.ranking(frames, {"yields": 0.9, "resists": 0.9}).set_index("model")
+    table = ranking.ranking(frames, {"yields": 0.9, "resists": 0.9}).set_index("model")
     assert dict(table["rank by attack distance"]) == {"resists": 1, "yields": 2}
     assert table.loc["resists", "attack success"] == "10.0%"
 
 
 def test_the_page_counts_attacked_examples(files, tmp_path, monkeypatch, capsys):
-    minimal = rank.attacks.minimal
+    minimal = attacks.minimal
 
     def failing(*given, **settings):
         found = minimal(*given, **settings)
         found.distance[1:] = np.inf
         return found
 
-    monkeypatch.setattr(rank.attacks, "minimal", failing)
-    rank.main(arguments(files, tmp_path, "m0", "m1", images=4))
+    monkeypatch.setattr(attacks, "minimal", failing)
+    rank(*arguments(files, tmp_path, "m0", "m1", images=4))
     page = (tmp_path / "run" / "report.html").read_text()
     assert "0 violations in 2 attacked examples (of 8)" in page and "<td>inf</td>" in page
     assert " inf " in capsys.readouterr().out
@@ -157,17 +171,17 @@ def test_the_page_counts_attacked_examples(files, tmp_path, monkeypatch, capsys)
 
 
 def test_a_ranking_without_a_success_is_not_tested(files, tmp_path, monkeypatch):
-    minimal = rank.attacks.minimal
+    minimal = attacks.minimal
 
     def failing(*given, **settings):
         found = minimal(*given, **settings)
         found.distance[:] = np.inf
         return found
 
-    monkeypatch.setattr(rank.attacks, "minimal", failing)
-    rank.main(arguments(files, tmp_path, "m0", "m1", images=3))
+    monkeypatch.setattr(attacks, "minimal", failing)
+    rank(*arguments(files, tmp_path, "m0", "m1", images=3))
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "not tested" in page and "0 violations in 0 attacked examples (of 6)" in page
+    assert verdict(page) == "not tested" and "0 violations in 0 attacked examples (of 6)" in page
 
 
 def test_tables_are_attacked_by_deepfool_without_a_warning(tmp_path, recwarn):
@@ -177,7 +191,7 @@ def test_tables_are_attacked_by_deepfool_without_a_warning(tmp_path, recwarn):
         model = randomise(keras.Sequential([keras.Input((4,)), tanh, layers.Dense(3)]), seed)
         paths.append(str(tmp_path / f"m{seed}.keras"))
         model.save(paths[-1])
-    rank.main([*paths, "--data", "iris", "--out", str(tmp_path / "run")])
+    rank(*paths, "--data", "iris", "--out", str(tmp_path / "run"))
     page = (tmp_path / "run" / "report.html").read_text()
     assert "attack: deepfool (chosen for tables)" in page
     assert not [w for w in recwarn if "homogeneous decomposition" in str(w.message)]
@@ -190,16 +204,16 @@ def test_images_are_attacked_by_carlini_wagner_and_warned_of(tmp_path, monkeypat
         model = randomise(keras.Sequential([keras.Input((28, 28, 1)), *stack]), seed)
         paths.append(str(tmp_path / f"m{seed}.keras"))
         model.save(paths[-1])
-    minimal = rank.attacks.minimal
+    minimal = attacks.minimal
 
     def quick(model, x, attack, **settings):
         used.append(attack)
         return minimal(model, x, "deepfool", **settings)
 
-    monkeypatch.setattr(rank.attacks, "minimal", quick)
+    monkeypatch.setattr(attacks, "minimal", quick)
     given = [*paths, "--data", "digits", "--images", "2", "--out", str(tmp_path / "run")]
     with pytest.warns(UserWarning, match="homogeneous decomposition is not exact"):
-        rank.main(given)
+        rank(*given)
     assert set(used) == {"carlini_wagner"}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "attack: carlini_wagner (chosen for images)" in page
@@ -229,7 +243,7 @@ def test_what_would_fail_late_is_said_first(files, tmp_path, changed, message, m
     out = tmp_path / "run"
     given = [str(files / "m0.keras"), second, "--data", "digits", "--out", str(out), *changed]
     with pytest.raises(SystemExit, match=f"^error: {message}"):
-        rank.main(given)
+        rank(*given)
     assert not out.exists() and not called
 
 
@@ -237,36 +251,36 @@ def test_files_of_one_name(files, tmp_path):
     for folder in ("a/x", "b/x", "c"):
         (tmp_path / folder).mkdir(parents=True)
         digits_model(0.1).save(tmp_path / folder / "m0.keras")
-    names, _ = rank._models((str(tmp_path / "c" / "m0.keras"), str(tmp_path / "a/x/m0.keras")))
+    names, _ = steps._models((str(tmp_path / "c" / "m0.keras"), str(tmp_path / "a/x/m0.keras")))
     assert names == ["c-m0", "x-m0"]
     with pytest.raises(SystemExit, match="x-m0, which tell models apart: rename one of the files"):
-        rank.main([str(tmp_path / f"{each}/x/m0.keras") for each in "ab"] + ["--data", "digits"])
+        rank(*[tmp_path / f"{each}/x/m0.keras" for each in "ab"], "--data", "digits")
 
 
 def test_other_settings_in_the_folder(files, tmp_path):
-    rank.main(arguments(files, tmp_path, "m0", "m1", images=2))
+    rank(*arguments(files, tmp_path, "m0", "m1", images=2))
     with pytest.raises(SystemExit, match="holds a run with images = 2, now 3"):
-        rank.main(arguments(files, tmp_path, "m0", "m1", images=3))
+        rank(*arguments(files, tmp_path, "m0", "m1", images=3))
 
 
 def test_what_does_not_go_together_is_an_error(files, tmp_path):
     with pytest.raises(SystemExit, match="two or more"):
-        rank.main(arguments(files, tmp_path, "m0"))
+        rank(*arguments(files, tmp_path, "m0"))
     with pytest.raises(SystemExit, match="one name"):
-        rank.main(arguments(files, tmp_path, "m0", "m0"))
+        rank(*arguments(files, tmp_path, "m0", "m0"))
     wrong = randomise(keras.Sequential([keras.Input((5,)), layers.Dense(3)]), 0)
     wrong.save(tmp_path / "wrong.keras")
     bad = [str(files / "m0.keras"), str(tmp_path / "wrong.keras"), "--data", "digits"]
-    with pytest.raises(SystemExit, match=r"model wrong does not go with digits.*\(batch, 5\)"):
-        rank.main(bad)
+    with pytest.raises(SystemExit, match=r"model wrong: it does not go with digits: .*, 5\)"):
+        rank(*bad)
     few = randomise(
         keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), layers.Dense(3)]), 0
     )
     few.save(tmp_path / "few.keras")
-    with pytest.raises(SystemExit, match="3 classes, digits has 10"):
-        rank.main([str(files / "m0.keras"), str(tmp_path / "few.keras"), "--data", "digits"])
+    with pytest.raises(SystemExit, match="model few: it has 3 classes, digits has 10"):
+        rank(str(files / "m0.keras"), str(tmp_path / "few.keras"), "--data", "digits")
     with pytest.raises(SystemExit, match="unknown data set"):
-        rank.main([*bad[:1], str(files / "m1.keras"), "--data", "letters"])
+        rank(*bad[:1], str(files / "m1.keras"), "--data", "letters")
     (tmp_path / "broken.keras").write_bytes(b"PK")
     with pytest.raises(SystemExit, match="truncated"):
-        rank.main([*bad[:1], str(tmp_path / "broken.keras"), "--data", "digits"])
+        rank(*bad[:1], str(tmp_path / "broken.keras"), "--data", "digits")

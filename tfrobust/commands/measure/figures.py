@@ -1,4 +1,4 @@
-"""Figures of `experiments.measure`, each as a section of its page."""
+"""Figures of `tfrobust measure`, each as a section of its page."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.measure_subject import Measured, Resolved, Subject
 from tfrobust import figures
+from tfrobust.commands.measure.command import Resolved
+from tfrobust.commands.measure.subject import Measured, Subject
 from tfrobust.errors import StorageError
 from tfrobust.report import Section
 

@@ -1,4 +1,4 @@
-"""What `experiments.measure` measures, a checkpoint on images, and what it found."""
+"""What `tfrobust measure` measures, a model on images, and the results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,10 +17,11 @@ from reference_models.applications import PREFIX, find
 from tfrobust import alignment
 from tfrobust.alignment import check_sketch
 from tfrobust.classifier import classes_of
-from tfrobust.data import read_images
-from tfrobust.errors import InputError
+from tfrobust.commands.measure.command import Resolved, Settings
+from tfrobust.data import image_files, read_images
+from tfrobust.errors import CorruptImageWarning, InputError
 
-__all__ = ["Measured", "Resolved", "Settings", "Subject", "prepare"]
+__all__ = ["Measured", "Subject", "prepare"]
 
 # classes up to which the exact search is the cheaper one
 _EXACT_UP_TO = 16
@@ -30,58 +31,6 @@ _PREPROCESSINGS = (
     "tf (to -1..1), torch (0..1, then ImageNet's mean and deviation), caffe (BGR, ImageNet's mean "
     "subtracted), or the name of a Keras application"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is measured, and how."""
-
-    model: str
-    """A model of Keras Applications (keras_applications:MobileNetV2, or just resnet50), or a
-    .keras file."""
-    images: str
-    """A folder of images, searched with all folders in it, in sorted order."""
-    weights: str | None = None
-    """Of a model of Keras Applications: imagenet (the default), a weight file, or none for random
-    ones."""
-    classes: int | None = None
-    """Number of classes of a weight file other than ImageNet's 1,000."""
-    limit: int = 100
-    """Measure the first so many images."""
-    max_corrupt: int = 10
-    """Corrupt files that may be skipped."""
-    size: int | None = None
-    """Height and width in pixels that images are scaled and cropped to; default: the model's."""
-    preprocessing: str | None = None
-    """From RGB in 0..255 to the model's input: caffe, tf, torch, unit, none, or the name of a Keras
-    application. Default: the application's own; a .keras file does not tell, so it is needed."""
-    search: Literal["auto", "exact", "sketch"] = "auto"
-    """How the runner-up class is found: by every class's gradient (exact), or by random directions
-    that rule most classes out (sketch). auto: exact up to 16 classes, else sketch."""
-    directions: int = 64
-    """Random directions of the sketch."""
-    failure_probability: float = 1e-6
-    """Of the sketch, for each image, that its runner-up is wrong."""
-    pictured: int = 8
-    """How many images get a saliency map, spread evenly from the least to the most robust."""
-    attack: Literal["none", "gradient", "basic_iterative", "deepfool", "carlini_wagner"] = "none"
-    """Also attack images, to compare with linearized robustness."""
-    attacked: int = 20
-    """Attack the first so many images."""
-    batch_size: int = 16
-    """Images a call; bounds the memory."""
-    seed: int = 0
-    """Of the sketch's directions and of random weights."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Resolved(Settings):
-    """Settings with every default filled in, and what tells other weights or images."""
-
-    weights_sha256: str = ""
-    """Of the file's bytes; of the values where there is no file."""
-    images_sha256: str = ""
-    """Of file names and pixels, as cropped."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +48,7 @@ class Subject:
     files: tuple[str, ...]
     """Names relative to the folder."""
     skipped: tuple[str, ...]
-    """Which files were corrupt, and why, in words."""
+    """Corrupt files, each with the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,10 +82,13 @@ def prepare(command: Settings) -> tuple[Resolved, Subject]:
         FileNotFoundError: no such folder, or no image in it.
         CorruptImagesError: too many corrupt images.
     """
-    _check(command)
+    # whatever needs no model comes first: weights may have to be downloaded
+    check_sketch(command.directions, command.failure_probability, "failure_probability")
+    _check_model(command)
+    preprocessing = _preprocessing(command)
+    image_files(command.images)
     keras.utils.set_random_seed(command.seed)
     model, weights, file = _model(command)
-    preprocessing = _preprocessing(command)
     size, channels = _input_of(model, command)
     images, names, skipped = _images(command, size)
     if channels == 1:
@@ -156,41 +108,39 @@ def prepare(command: Settings) -> tuple[Resolved, Subject]:
     if search == "auto":
         search = "exact" if subject.classes <= _EXACT_UP_TO else "sketch"
     given = {field.name: getattr(command, field.name) for field in dataclasses.fields(Settings)}
-    found = {"weights": weights, "preprocessing": preprocessing.name, "search": search}
+    filled_in = {"weights": weights, "preprocessing": preprocessing.name, "search": search}
     settings = Resolved(
-        **given | found,
+        **given | filled_in,
         weights_sha256=_digest_of_weights(model, file),
         images_sha256=_digest(*(name.encode() for name in names), images),
     )
     return settings, subject
 
 
-def _check(command: Settings) -> None:
-    for name, least in (("pictured", 0), ("attacked", 1), ("batch_size", 1), ("size", 1)):
-        value = getattr(command, name)
-        if value is not None and value < least:
-            raise InputError(f"{name} must be at least {least}, got {value}")
-    check_sketch(command.directions, command.failure_probability, "failure_probability")
+def _check_model(command: Settings) -> None:
+    """Raises: InputError for a name or settings with which no model can be built or loaded."""
+    path = Path(command.model)
+    if path.suffix == ".keras":
+        if command.weights is not None or command.classes is not None:
+            raise InputError(f"{path} holds its weights and classes: leave these settings out")
+    elif find(command.model) is None:
+        if path.suffix or path.exists():
+            raise InputError(
+                f"{path} is no .keras file. A file of weights alone goes with its architecture: "
+                f"--model keras_applications:NAME --weights {path}"
+            )
+        reference_models.build(command.model)  # raises for an unknown name
+        raise InputError(
+            f"{command.model} has no weights of its own: train it, save it by "
+            "reference_models.save and give the .keras file"
+        )
 
 
 def _model(command: Settings) -> tuple[keras.Model, str | None, Path | None]:
     """The model, the `weights` setting filled in, and the file that the weights are in."""
     path = Path(command.model)
     if path.suffix == ".keras":
-        if command.weights is not None or command.classes is not None:
-            raise InputError(f"{path} holds its weights and classes: leave these settings out")
         return reference_models.load(path), None, path
-    if find(command.model) is None:
-        if path.suffix or path.exists():
-            raise InputError(
-                f"{path} is no .keras file. A file of weights alone goes with its architecture: "
-                f"--model keras_applications:NAME --weights {path}"
-            )
-        if command.model in reference_models.names():
-            raise InputError(
-                f"{command.model} has no weights of its own: train it, save it by "
-                "reference_models.save and give the .keras file"
-            )
     weights = command.weights or "imagenet"
     shape = None if command.size is None else (command.size, command.size, 3)
     settings = {} if command.classes is None else {"classes": command.classes}
@@ -229,28 +179,32 @@ def _input_of(model: keras.Model, command: Settings) -> tuple[tuple[int, int], i
         if application is None:
             raise InputError(f"{command.model} takes images of any size: give one by --size")
         asked = application.size
-    for own, given in zip(shape[1:3], asked, strict=True):
-        if None not in (own, given) and own != given:
+    for fixed, given in zip(shape[1:3], asked, strict=True):
+        if None not in (fixed, given) and fixed != given:
             raise InputError(
                 f"{command.model} takes images of {shape[1]}x{shape[2]} pixels, not {given}: leave "
                 "--size out"
             )
-    height, width = (own or given for own, given in zip(shape[1:3], asked, strict=True))
+    height, width = (fixed or given for fixed, given in zip(shape[1:3], asked, strict=True))
     return (height, width), shape[-1]
 
 
 def _images(
     command: Settings, size: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
-    """RGB in 0..255, file names, and in words what was skipped as corrupt."""
+    """RGB in 0..255, file names, and the corrupt files that were skipped."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.filterwarnings("always", ".* is corrupt and skipped")
-        warnings.filterwarnings("ignore", "(?!.* is corrupt and skipped)")
+        warnings.simplefilter("always", CorruptImageWarning)
         images, names = read_images(
             command.images, size=size, limit=command.limit, max_corrupt=command.max_corrupt
         )
-    # "NAME is corrupt and skipped (REASON); COUNT so far, ..."
-    skipped = sorted(str(warning.message).rpartition(";")[0] for warning in caught)
+    skipped = []
+    for warning in caught:
+        if isinstance(warning.message, CorruptImageWarning):
+            skipped.append(
+                f"{warning.message.file} is corrupt and skipped ({warning.message.reason})"
+            )
+    skipped.sort()
     for text in skipped:
         print(f"warning: {text}")
     return images, names, tuple(skipped)

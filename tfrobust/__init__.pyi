@@ -1,0 +1,82 @@
+"""Adversarial robustness and interpretable gradients in TensorFlow 2 / Keras 3."""
+
+from . import (
+    alignment,
+    attacks,
+    bounds,
+    classifier,
+    data,
+    distribution,
+    objectives,
+    report,
+    training,
+)
+from .alignment import (
+    Alignment,
+    Decomposition,
+    GradientGaps,
+    decompose,
+    gradient_gaps,
+    measure,
+)
+from .attacks import IteratedPerturbation, MinimalPerturbation, iterate, minimal
+from .bounds import RobustnessBound, robustness
+from .classifier import (
+    NotLogitsError,
+    input_gradient,
+    jacobian,
+    jvp,
+    logits_model,
+    predict_logits,
+    vjp,
+)
+from .data import imagenet
+from .objectives import (
+    AlignmentPenalty,
+    CrossEntropy,
+    DoubleBackprop,
+    LastLayerRobustness,
+    WeightDecay,
+)
+from .report import figures
+from .training import evaluate, fit
+
+__all__ = [
+    "Alignment",
+    "AlignmentPenalty",
+    "CrossEntropy",
+    "Decomposition",
+    "DoubleBackprop",
+    "GradientGaps",
+    "IteratedPerturbation",
+    "LastLayerRobustness",
+    "MinimalPerturbation",
+    "NotLogitsError",
+    "RobustnessBound",
+    "WeightDecay",
+    "alignment",
+    "attacks",
+    "bounds",
+    "classifier",
+    "data",
+    "decompose",
+    "distribution",
+    "evaluate",
+    "figures",
+    "fit",
+    "gradient_gaps",
+    "imagenet",
+    "input_gradient",
+    "iterate",
+    "jacobian",
+    "jvp",
+    "logits_model",
+    "measure",
+    "minimal",
+    "objectives",
+    "predict_logits",
+    "report",
+    "robustness",
+    "training",
+    "vjp",
+]

@@ -1,0 +1,6 @@
+"""`python -m tfrobust.commands`: the command `tfrobust`."""
+
+from tfrobust.commands.dispatch import main
+
+if __name__ == "__main__":
+    main()
