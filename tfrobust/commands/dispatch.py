@@ -12,11 +12,12 @@ from tfrobust.commands.terminal import run
 
 __all__ = ["COMMANDS", "main"]
 
-# by the module in which its `Command` (settings, for tyro) and `execute` are; neither is imported
-# before it is asked for, and TensorFlow not before the settings are known to make sense
+# name: module with its `Command` (settings, for tyro) and `execute`, and summary. A module is
+# imported when its command is asked for, TensorFlow after the settings have been checked.
 COMMANDS = {
-    "measure": "alignment, linearized robustness and saliency maps of one model on images",
-    "rank": "saved models by certified bound, linearized robustness and attack distance",
+    "measure": ("measure", "alignment, linearized robustness and saliency maps of one model"),
+    "rank": ("rank", "saved models by certified bound, linearized robustness, attack distance"),
+    "list": ("catalogue", "the repository's experiments: needs and cost of their presets"),
 }
 _USAGE_ERROR = 2
 
@@ -52,13 +53,13 @@ def _dispatch(arguments: list[str]) -> None:
     else:
         import tyro
 
-        module = importlib.import_module(f"tfrobust.commands.{name}")
+        module = importlib.import_module(f"tfrobust.commands.{COMMANDS[name][0]}")
         module.execute(tyro.cli(module.Command, prog=f"tfrobust {name}", args=rest))
 
 
 def _usage() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
+    lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         (
             "usage: tfrobust COMMAND ...",
