@@ -149,7 +149,7 @@ def study(settings: Settings, preset: str, data_dir: Path | None) -> Study:
     train = read(settings.train_split, limit=settings.examples)
     validation = read("validation")
     # files lie class by class: a random choice, the same for every classifier
-    images = validation.arrays(settings.evaluated, seed=settings.seed).images
+    images = validation.take(settings.evaluated, seed=settings.seed).images
     pictures = np.clip(preprocess.inverse(images[:PICTURED]) / 255, 0, 1)
     step = settings.epochs_per_decay
     rate = settings.learning_rate

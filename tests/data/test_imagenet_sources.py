@@ -10,8 +10,7 @@ import tensorflow as tf
 from helpers import small_imagenet
 from helpers.small_imagenet import COUNT, WNIDS, load, whole
 
-from tfrobust import data
-from tfrobust.data.arrays import DataNotFoundError
+from tfrobust.data import DataNotFoundError
 from tfrobust.data.crops import centre_crop
 from tfrobust.data.images import decode
 from tfrobust.data.stream import Share, Stream
@@ -53,7 +52,7 @@ def test_evaluation_gives_each_image_once_with_its_label(source, made, request):
     assert images.dtype == np.float32
     assert labels.dtype == np.int32
     by_name = {name: (wnid, encoded) for wnid, name, encoded in made}
-    examples = stream.arrays(COUNT)
+    examples = stream.take(COUNT)
     names = [name.rpartition("/")[2] for name in examples.names]
     assert sorted(names) == sorted(by_name)
     for image, label, name in zip(images, labels, names, strict=True):
@@ -69,7 +68,7 @@ def test_the_order_of_a_tree_is_that_of_its_sorted_names(tree, made, monkeypatch
     listed = os.scandir
     by_name = operator.attrgetter("name")
     monkeypatch.setattr(os, "scandir", lambda path: sorted(listed(path), key=by_name, reverse=True))
-    assert load(tree).arrays(COUNT).names == tuple(f"{wnid}/{name}" for wnid, name, _ in made)
+    assert load(tree).take(COUNT).names == tuple(f"{wnid}/{name}" for wnid, name, _ in made)
 
 
 def test_provenance_names_files_and_says_what_its_hash_is_of(tree, records, prepared):
@@ -142,11 +141,6 @@ def test_val_and_validation_together_are_ambiguous(tree, tmp_path):
         load(tmp_path, "validation")
 
 
-def test_data_load_points_here():
-    with pytest.raises(ValueError, match=r"tfrobust\.imagenet\.load"):
-        data.load("imagenet")
-
-
 def test_wrong_number_of_classes(tree, prepared):
     with pytest.raises(ValueError, match=r"holds 3 class folders .*1000 classes are expected"):
         load(tree, classes=1000)
@@ -217,7 +211,7 @@ def test_shards_that_are_something_else(records, tmp_path):
 
 def test_empty_shards_among_others(made, tmp_path):
     small_imagenet.write_tfrecords(tmp_path, made[:2], shards=4)
-    examples = load(tmp_path).arrays(2)
+    examples = load(tmp_path).take(2)
     assert examples.names == (made[0][1], made[1][1])
 
 
@@ -230,7 +224,7 @@ def test_labels_out_of_range_come_out_of_the_stream(made, tmp_path, first, wrong
     stream = load(tmp_path)
     message = rf"train-00000-of-00001, record \d+ has label {wrong}, .* in 1\.\.3"
     with pytest.raises(ValueError, match=message):
-        stream.arrays(len(stream))
+        stream.take(len(stream))
     with pytest.raises(ValueError, match="has label"), stream.errors():
         list(stream.training_batches(1, Share.of(1), seed=0, epoch=0))
 

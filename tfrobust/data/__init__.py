@@ -1,8 +1,14 @@
 """Data sets: in memory, from files, and streamed from disk."""
 
 from tfrobust.data import imagenet
-from tfrobust.data.arrays import Dataset, Provenance, load
-from tfrobust.data.images import CorruptImageError, CorruptImagesError, image_files, read_images
+from tfrobust.data.arrays import Dataset, Provenance
+from tfrobust.data.images import (
+    CorruptImageError,
+    TooManyCorruptImagesError,
+    image_files,
+    read_images,
+)
+from tfrobust.data.loaders import load
 from tfrobust.data.stream import Arrays, Share, Stream
 from tfrobust.data.tabular import CorruptDataError, DataNotFoundError
 
@@ -10,12 +16,12 @@ __all__ = [
     "Arrays",
     "CorruptDataError",
     "CorruptImageError",
-    "CorruptImagesError",
     "DataNotFoundError",
     "Dataset",
     "Provenance",
     "Share",
     "Stream",
+    "TooManyCorruptImagesError",
     "image_files",
     "imagenet",
     "load",

@@ -1,4 +1,4 @@
-"""Images from files: decoded to RGB, the corrupt ones named, counted and skipped up to a limit."""
+"""Image files decoded to RGB; corrupt ones are named, counted and skipped up to a limit."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tfrobust.errors import (
 
 __all__ = [
     "CorruptImageError",
-    "CorruptImagesError",
-    "Skipping",
+    "CorruptImageLog",
+    "TooManyCorruptImagesError",
     "decode",
     "image_files",
     "read_images",
@@ -41,10 +41,10 @@ T = TypeVar("T")
 
 
 class CorruptImageError(TfrobustError, ValueError):
-    """Bytes that hold no whole image."""
+    """An encoded image is truncated, or of no known format."""
 
 
-class CorruptImagesError(TfrobustError, RuntimeError):
+class TooManyCorruptImagesError(TfrobustError, RuntimeError):
     """More images are corrupt than the limit allows; the message names the first few."""
 
 
@@ -74,14 +74,14 @@ def decode(encoded: bytes) -> np.ndarray:
     return pixels.numpy()
 
 
-class Skipping:
-    """Counts corrupt images and decides when there are too many.
+class CorruptImageLog:
+    """The corrupt images met so far; one more than allowed is an error.
 
     Args:
         max_corrupt: distinct images that may be skipped.
 
     Raises:
-        ValueError: `max_corrupt` is negative.
+        InputError: `max_corrupt` is negative.
     """
 
     def __init__(self, max_corrupt: int):
@@ -94,7 +94,7 @@ class Skipping:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the images skipped so far, by index."""
+        """Names of the images skipped so far, by index."""
         with self._lock:
             return tuple(name for _, name in sorted(self._corrupt.items()))
 
@@ -102,7 +102,7 @@ class Skipping:
         """What `read` returns, or None where image `index` is corrupt.
 
         Raises:
-            CorruptImagesError: it is one too many.
+            TooManyCorruptImagesError: it is one too many.
         """
         if index in self._corrupt:
             return None
@@ -119,7 +119,7 @@ class Skipping:
             self._corrupt[index] = name
             count = len(self._corrupt)
         if count > self.max_corrupt:
-            raise CorruptImagesError(
+            raise TooManyCorruptImagesError(
                 f"too many corrupt images, {count} with max_corrupt={self.max_corrupt}: "
                 f"{_some(self.names)}. The last one: {reason}. "
                 "Replace or remove them, or allow for more."
@@ -127,7 +127,7 @@ class Skipping:
         warnings.warn(CorruptImageWarning(name, reason, count, self.max_corrupt), stacklevel=2)
 
     def recording(self, function: Callable[..., T]) -> Callable[..., T]:
-        """`function`, whose exceptions TensorFlow will hide, so that `errors` finds them."""
+        """`function` with its exceptions kept for `errors`, as TensorFlow replaces them."""
 
         def recorded(*arguments):
             try:
@@ -140,7 +140,7 @@ class Skipping:
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Inside the block, TensorFlow's error for a recorded exception comes out as that one."""
+        """In the block, raise a recorded exception itself instead of TensorFlow's for it."""
         try:
             yield
         except tf.errors.OpError as error:
@@ -175,20 +175,20 @@ def read_images(
 
     Raises:
         FileNotFoundError: no such folder or file, or no image in the folder.
-        CorruptImagesError: too many corrupt files, or no other.
+        TooManyCorruptImagesError: too many corrupt files, or no other.
         ValueError: the crop does not fit, or `limit` or `max_corrupt` is out of range.
     """
     side = max(size) if validation_side is None else validation_side
     check_crop(size, side)
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}")
-    skipping = Skipping(max_corrupt)
+    log = CorruptImageLog(max_corrupt)
     files = image_files(images)
     wanted = len(files) if limit is None else min(limit, len(files))
 
     def crop(index: int) -> np.ndarray | None:
         path, name = files[index]
-        pixels = skipping.attempt(index, lambda: name, lambda: decode(path.read_bytes()))
+        pixels = log.attempt(index, lambda: name, lambda: decode(path.read_bytes()))
         if pixels is None:
             return None
         with tf.device("/CPU:0"):
@@ -207,7 +207,7 @@ def read_images(
                     names.append(files[index][1])
             bar.update(len(crops) - bar.n)
     if not crops:
-        raise CorruptImagesError(f"every image is corrupt: {_some(skipping.names)}")
+        raise TooManyCorruptImagesError(f"every image is corrupt: {_some(log.names)}")
     return np.stack(crops), tuple(names)
 
 

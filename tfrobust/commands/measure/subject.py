@@ -80,7 +80,7 @@ def prepare(command: Settings) -> tuple[Resolved, Subject]:
         NotLogitsError: the model has no logits to give.
         ModelFileError: a missing or damaged model or weight file, or one of another architecture.
         FileNotFoundError: no such folder, or no image in it.
-        CorruptImagesError: too many corrupt images.
+        TooManyCorruptImagesError: too many corrupt images.
     """
     # whatever needs no model comes first: weights may have to be downloaded
     check_sketch(command.directions, command.failure_probability, "failure_probability")

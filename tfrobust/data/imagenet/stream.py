@@ -20,10 +20,10 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tfrobust.data.arrays import Provenance
-from tfrobust.data.crops import Augment, Preprocess, Views
+from tfrobust.data.imagenet.preprocessor import Augment, Preprocess, Preprocessor
 from tfrobust.data.imagenet.sources import Source, find
 from tfrobust.data.imagenet.tfrecords import Example
-from tfrobust.data.images import CorruptImagesError, Skipping, decode
+from tfrobust.data.images import CorruptImageLog, TooManyCorruptImagesError, decode
 from tfrobust.data.stream import Share
 from tfrobust.errors import InputError
 
@@ -35,7 +35,7 @@ _SHARDS_AT_ONCE = 16
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Some centre-cropped examples in memory."""
+    """Centre-cropped examples in memory."""
 
     images: np.ndarray
     """(count, height, width, channels) float32, preprocessed."""
@@ -46,6 +46,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels, as `fit` takes them."""
+        return self.images, self.labels
 
 
 def load(
@@ -99,9 +104,16 @@ def load(
     """
     if split not in _SPLITS:
         raise InputError(f"unknown split {split!r}; there are {', '.join(_SPLITS)}")
-    views = Views(size, shorter_side, validation_side, augment, preprocess, value_range)
-    found = find(split, _folder(data_dir), classes, source)
-    return ImageStream(found, split, classes, views, limit=limit, max_corrupt=max_corrupt)
+    preprocessor = Preprocessor(
+        size=size,
+        shorter_side=shorter_side,
+        validation_side=validation_side,
+        augment=augment,
+        preprocess=preprocess,
+        value_range=value_range,
+    )
+    files = find(split, _folder(data_dir), classes, source)
+    return ImageStream(files, split, classes, preprocessor, limit=limit, max_corrupt=max_corrupt)
 
 
 def _folder(data_dir: str | Path | None) -> Path:
@@ -110,11 +122,11 @@ def _folder(data_dir: str | Path | None) -> Path:
 
 
 class ImageStream:
-    """A split of images on disk, as `fit` and `evaluate` read it. Made by `load`.
+    """A split of ImageNet on disk, as `fit` and `evaluate` read it; `load` returns one.
 
-    Decodes in parallel and a few batches ahead. A corrupt image is named, counted and skipped: in
-    training the next good one of the epoch's order stands in for it, so that every host makes the
-    same number of steps and sees the same batches.
+    Images are decoded in parallel, a few batches ahead. A corrupt one is named, counted and
+    skipped; in training the next intact one in the epoch's order replaces it, so that every worker
+    takes the same number of steps on the same batches.
     """
 
     def __init__(
@@ -122,25 +134,27 @@ class ImageStream:
         source: Source,
         split: str,
         classes: int,
-        views: Views,
+        preprocessor: Preprocessor,
         *,
         limit: int | None = None,
         max_corrupt: int = 10,
     ):
-        self._source, self._views, self._skipping = source, views, Skipping(max_corrupt)
-        # made once: TensorFlow keeps every function that it ever called
-        self._read_training = self._skipping.recording(self._training_example)
-        self._read_evaluation = self._skipping.recording(self._evaluation_example)
+        self._source, self._preprocessor = source, preprocessor
+        self._log = CorruptImageLog(max_corrupt)
+        # created once: TensorFlow never releases a Python function that a graph calls
+        self._read_training = self._log.recording(self._training_example)
+        self._read_evaluation = self._log.recording(self._evaluation_example)
         self._rows = _choice(len(source), limit)
         self.examples, self.classes = len(self._rows), classes
-        self.input_shape, self.value_range = views.input_shape, views.value_range
+        self.input_shape = preprocessor.input_shape
+        self.value_range = preprocessor.value_range
         chosen = f"; {limit} of {len(source)} examples, chosen by default_rng(0)" if limit else ""
         self.provenance = Provenance(
             name="imagenet",
             split=split,
             source=source.location,
             version=source.version,
-            processing=f"{views}{chosen}; sha256 of the files' names and sizes, not of pixels",
+            processing=f"{preprocessor}{chosen}; sha256 of file names and sizes, not of pixels",
             examples=self.examples,
             sha256=source.sha256,
         )
@@ -151,12 +165,12 @@ class ImageStream:
     @property
     def skipped(self) -> tuple[str, ...]:
         """Names of the corrupt images that this process has met."""
-        return self._skipping.names
+        return self._log.names
 
     def fingerprint(self) -> dict[str, Any]:
         """Files, examples used, crops and preprocessing."""
         files = {"sha256": self.provenance.sha256, "examples": self.examples}
-        return files | {"classes": self.classes} | self._views.settings()
+        return files | {"classes": self.classes} | self._preprocessor.settings()
 
     def training_batches(
         self, batch_size: int, share: Share, *, seed: int, epoch: int
@@ -178,13 +192,15 @@ class ImageStream:
             place = [row, position, np.int64(seed), np.int64(epoch)]
             pixels, label = tf.numpy_function(self._read_training, place, (tf.uint8, tf.int32))
             pixels, label = tf.ensure_shape(pixels, (None, None, 3)), tf.ensure_shape(label, ())
-            return self._views.training(pixels, tf.random.fold_in(pair, position)), label
+            return self._preprocessor.training_crop(
+                pixels, tf.random.fold_in(pair, position)
+            ), label
 
         return (
             tf.data.Dataset.from_tensor_slices((positions, rows))
             .map(element, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
             .batch(share.rows, drop_remainder=True)
-            .map(lambda images, labels: (self._views.input(images), labels))
+            .map(lambda images, labels: (self._preprocessor.network_input(images), labels))
             .prefetch(2)
         )
 
@@ -195,15 +211,15 @@ class ImageStream:
         crops = self._crops(self._rows[host::hosts], batch_size)
         return crops.map(lambda images, labels, names: (images, labels)).prefetch(2)
 
-    def arrays(self, count: int, *, seed: int | None = None) -> Examples:
-        """The first `count` good examples, centre-cropped; with a seed, that many drawn at random.
+    def take(self, count: int, *, seed: int | None = None) -> Examples:
+        """The first `count` intact examples, centre-cropped; with a seed, a random choice of them.
 
-        A tree is in the order of its classes: to measure a few images of many, give a seed.
-        Where corrupt images leave fewer, all that are left.
+        A tree is sorted by class: give a seed to have a few images of many classes. There are fewer
+        than `count` where too many are corrupt.
 
         Raises:
-            ValueError: `count` is not between 1 and the number of examples.
-            CorruptImagesError: too many corrupt images, or no other.
+            InputError: `count` is not between 1 and the number of examples.
+            TooManyCorruptImagesError: too many images are corrupt, or all.
         """
         if not 1 <= count <= self.examples:
             raise InputError(f"count must lie in 1..{self.examples}, got {count}")
@@ -219,12 +235,12 @@ class ImageStream:
                 names.append(names_[0].decode())
                 bar.update(1)
         if not names:
-            raise CorruptImagesError(f"all {self.examples} images are corrupt")
+            raise TooManyCorruptImagesError(f"all {self.examples} images are corrupt")
         return Examples(images[: len(names)], labels[: len(names)], tuple(names))
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
         """Inside the block, what went wrong in reading comes out as itself, not as TensorFlow's."""
-        return self._skipping.errors()
+        return self._log.errors()
 
     def _order(self, seed: int, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([seed, epoch])
@@ -237,7 +253,7 @@ class ImageStream:
             example = self._source.read(index)
             return decode(example.encoded), example
 
-        return self._skipping.attempt(index, lambda: self._source.name(index), read)
+        return self._log.attempt(index, lambda: self._source.name(index), read)
 
     def _training_example(
         self, row: np.ndarray, position: np.ndarray, seed: np.ndarray, epoch: np.ndarray
@@ -248,7 +264,7 @@ class ImageStream:
             following = np.roll(self._order(int(seed), int(epoch)), -int(position))
             found = next(filter(None, map(self._example, map(int, following))), None)
         if found is None:
-            raise CorruptImagesError(f"all {self.examples} images are corrupt")
+            raise TooManyCorruptImagesError(f"all {self.examples} images are corrupt")
         pixels, example = found
         return pixels, np.int32(example.label)
 
@@ -270,7 +286,7 @@ class ImageStream:
             return tuple(map(tf.ensure_shape, (pixels, label, name), shapes))
 
         def crop(pixels: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            return self._views.evaluation(pixels), *rest
+            return self._preprocessor.evaluation_crop(pixels), *rest
 
         return (
             tf.data.Dataset.from_tensor_slices(rows)
@@ -278,7 +294,7 @@ class ImageStream:
             .filter(lambda pixels, *rest: tf.size(pixels) > 0)
             .map(crop, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
             .batch(batch_size)
-            .map(lambda images, *rest: (self._views.input(images), *rest))
+            .map(lambda images, *rest: (self._preprocessor.network_input(images), *rest))
         )
 
 

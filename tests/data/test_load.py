@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from helpers import small_imagenet
 from sklearn.datasets import load_digits
 
 from tfrobust import data
@@ -126,8 +127,32 @@ def test_not_prepared_says_the_two_ways(tmp_path):
 
 
 def test_unknown_names():
-    there = "cifar10, digits, iris, mnist, spambase, wine"
+    there = "cifar10, digits, imagenet, iris, mnist, spambase, wine"
     with pytest.raises(ValueError, match=f"unknown data set 'cifar'; there are {there}"):
         data.load("cifar")
     with pytest.raises(ValueError, match="unknown split 'dev'"):
         data.load("digits", "dev")
+
+
+def test_options_of_imagenet_are_refused_elsewhere():
+    with pytest.raises(ValueError, match="digits takes no preprocess: these are options of imagen"):
+        data.load("digits", preprocess=lambda images: images)
+    with pytest.raises(ValueError, match="iris takes no size, limit"):
+        data.load("iris", size=(4, 4), limit=3)
+    with pytest.raises(ValueError, match="imagenet cannot be downloaded"):
+        data.load("imagenet", download=True)
+    with pytest.raises(TypeError, match="colour"):
+        data.load("imagenet", colour=3)
+
+
+def test_imagenet_is_a_stream(tmp_path, rng):
+    small_imagenet.write_tree(tmp_path, small_imagenet.pictures(rng, 6))
+    options = {**small_imagenet.SMALL, "preprocess": lambda images: images / 255}
+    stream = data.load("imagenet", "train", data_dir=tmp_path, value_range=(0, 1), **options)
+    assert isinstance(stream, data.imagenet.ImageStream)
+    images, labels = stream.take(4).arrays
+    assert images.shape == (4, 16, 16, 3)
+    assert images.max() <= 1
+    plain = data.imagenet.load("train", tmp_path, **small_imagenet.SMALL).take(4)
+    np.testing.assert_allclose(images, plain.images / 255, rtol=1e-6)
+    np.testing.assert_array_equal(labels, plain.labels)

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfrobust import imagenet
-from tfrobust.data.arrays import DataNotFoundError
+from tfrobust.data import DataNotFoundError
 from tfrobust.data.crops import centre_crop, random_crop
 from tfrobust.data.imagenet import stream as stream_module
-from tfrobust.data.images import CorruptImagesError, decode
+from tfrobust.data.images import TooManyCorruptImagesError, decode
 from tfrobust.data.stream import Share
 
 
@@ -91,7 +91,7 @@ def test_settings_are_checked(tree):
     with pytest.raises(ValueError, match="preprocess has no attribute value_range"):
         load(tree, preprocess=lambda images: images / 255)
     with pytest.raises(ValueError, match=r"count must lie in 1\.\.23, got 0"):
-        load(tree).arrays(0)
+        load(tree).take(0)
 
 
 @pytest.mark.parametrize("source", ["tree", "records", "prepared"])
@@ -212,24 +212,24 @@ def test_hosts_share_evaluation(tree):
 def test_a_limit_takes_a_fixed_choice_from_all_classes(tree):
     everything, part = load(tree), load(tree, limit=9)
     assert len(part) == part.provenance.examples == 9
-    names = part.arrays(9).names
-    assert names == load(tree, limit=9).arrays(9).names
-    assert set(names) < set(everything.arrays(COUNT).names)
+    names = part.take(9).names
+    assert names == load(tree, limit=9).take(9).names
+    assert set(names) < set(everything.take(COUNT).names)
     assert len({name.split("/")[0] for name in names}) > 1
     assert part.fingerprint() != everything.fingerprint()
     images, _ = epoch_of(part, batch_size=4)
     assert len(images) == 2
 
 
-def test_arrays_draws_with_a_seed(tree):
+def test_take_draws_with_a_seed(tree):
     stream = load(tree)
-    first, drawn = stream.arrays(6), stream.arrays(6, seed=1)
+    first, drawn = stream.take(6), stream.take(6, seed=1)
     assert len(first) == 6
-    assert first.names == stream.arrays(COUNT).names[:6]
-    assert drawn.names == stream.arrays(6, seed=1).names
-    assert drawn.names != stream.arrays(6, seed=2).names
+    assert first.names == stream.take(COUNT).names[:6]
+    assert drawn.names == stream.take(6, seed=1).names
+    assert drawn.names != stream.take(6, seed=2).names
     assert len(set(drawn.names)) == 6
-    everything = stream.arrays(COUNT)
+    everything = stream.take(COUNT)
     rows = [everything.names.index(name) for name in drawn.names]
     np.testing.assert_array_equal(drawn.images, everything.images[rows])
     np.testing.assert_array_equal(drawn.labels, everything.labels[rows])
@@ -253,7 +253,7 @@ def test_preprocessing_comes_last(tree):
     for before, after in (
         (whole(plain)[0], whole(caffe)[0]),
         (epoch_of(plain)[0], epoch_of(caffe)[0]),
-        (plain.arrays(5).images, caffe.arrays(5).images),
+        (plain.take(5).images, caffe.take(5).images),
     ):
         np.testing.assert_allclose(after, before[..., ::-1] - mean, atol=1e-4)
     assert "caffe" in caffe.provenance.processing
@@ -343,13 +343,13 @@ def test_evaluation_leaves_corrupt_images_out(tree, broken, hosts):
     with pytest.warns(UserWarning, match="corrupt and skipped"):
         images, labels = whole(stream, hosts)
     assert stream.skipped == tuple(names)
-    everything = load(tree).arrays(COUNT)
+    everything = load(tree).take(COUNT)
     kept = np.setdiff1d(np.arange(COUNT), [2, 11])
     rows = np.concatenate([[row for row in kept if row % hosts == host] for host in range(hosts)])
     np.testing.assert_array_equal(images, everything.images[rows.astype(int)])
     np.testing.assert_array_equal(labels, everything.labels[rows.astype(int)])
-    assert stream.arrays(COUNT).names == tuple(np.array(everything.names)[kept])
-    assert stream.arrays(3).names == tuple(np.array(everything.names)[[0, 1, 3]])
+    assert stream.take(COUNT).names == tuple(np.array(everything.names)[kept])
+    assert stream.take(3).names == tuple(np.array(everything.names)[[0, 1, 3]])
 
 
 def test_a_known_corrupt_image_is_counted_and_told_once(broken):
@@ -371,21 +371,21 @@ def test_too_many_corrupt_images_are_an_error_with_names(broken):
     stream = load(root, max_corrupt=2)
     with (
         pytest.warns(UserWarning),
-        pytest.raises(CorruptImagesError, match="3 with max_corrupt=2") as caught,
+        pytest.raises(TooManyCorruptImagesError, match="3 with max_corrupt=2") as caught,
         stream.errors(),
     ):
         list(stream.evaluation_batches(4))
     assert all(name in str(caught.value) for name in names)
     for read in (
         lambda stream: list(stream.training_batches(1, Share.of(1), seed=0, epoch=0)),
-        lambda stream: stream.arrays(COUNT),
+        lambda stream: stream.take(COUNT),
     ):
         stream = load(root, max_corrupt=2)
-        with pytest.warns(UserWarning), pytest.raises(CorruptImagesError), stream.errors():
+        with pytest.warns(UserWarning), pytest.raises(TooManyCorruptImagesError), stream.errors():
             read(stream)
     stream = load(root, max_corrupt=0)
     with (
-        pytest.raises(CorruptImagesError, match=r"too many .*, 1 with"),
+        pytest.raises(TooManyCorruptImagesError, match=r"too many .*, 1 with"),
         stream.errors(),
     ):
         list(stream.evaluation_batches(4))
@@ -397,12 +397,12 @@ def test_nothing_left_is_an_error_not_an_endless_search(broken):
     stream = load(root, max_corrupt=100)
     with (
         pytest.warns(UserWarning),
-        pytest.raises(CorruptImagesError, match="all 23 images are corrupt"),
+        pytest.raises(TooManyCorruptImagesError, match="all 23 images are corrupt"),
         stream.errors(),
     ):
         list(stream.training_batches(4, Share.of(4), seed=0, epoch=0))
-    with pytest.raises(CorruptImagesError, match="all 23 images are corrupt"):
-        stream.arrays(2)
+    with pytest.raises(TooManyCorruptImagesError, match="all 23 images are corrupt"):
+        stream.take(2)
 
 
 def test_a_corrupt_record_is_named_by_shard_and_file(made, tmp_path):
@@ -410,7 +410,7 @@ def test_a_corrupt_record_is_named_by_shard_and_file(made, tmp_path):
     small_imagenet.write_tfrecords(tmp_path, [made[0], (wnid, name, encoded[:-50])], shards=1)
     stream = load(tmp_path)
     with pytest.warns(UserWarning, match=rf"train-00000-of-00001, record 1 \({name}\) is corrupt"):
-        assert len(stream.arrays(2)) == 1
+        assert len(stream.take(2)) == 1
 
 
 def test_a_record_that_does_not_parse_is_a_corrupt_image(made, tmp_path):
@@ -422,7 +422,7 @@ def test_a_record_that_does_not_parse_is_a_corrupt_image(made, tmp_path):
     data[start : start + length] = b"\xff" * length
     shard.write_bytes(data)
     with pytest.warns(UserWarning, match=r"record 1 is corrupt .*not a tf\.train\.Example"):
-        assert stream.arrays(3).names == (made[0][1], made[2][1])
+        assert stream.take(3).names == (made[0][1], made[2][1])
 
 
 def test_a_file_that_went_away_is_an_error_not_a_corrupt_image(broken):
@@ -486,8 +486,8 @@ def test_the_real_sample(data_dir):
     stream = imagenet.load("validation", f"{data_dir}/imagenet_sample")
     assert (stream.examples, stream.classes) == (1000, 1000)
     assert stream.input_shape == (256, 256, 3)
-    examples = stream.arrays(6, seed=0)
-    assert stream.arrays(1).names[0].startswith("n01440764/")  # tench, class 0
+    examples = stream.take(6, seed=0)
+    assert stream.take(1).names[0].startswith("n01440764/")  # tench, class 0
     for image, label, name in zip(examples.images, examples.labels, examples.names, strict=True):
         assert stream._source.files[label] == name
         path = stream._source.folder / name

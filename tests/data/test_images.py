@@ -14,8 +14,8 @@ from PIL import Image
 from tfrobust.data.crops import centre_crop
 from tfrobust.data.images import (
     CorruptImageError,
-    CorruptImagesError,
-    Skipping,
+    CorruptImageLog,
+    TooManyCorruptImagesError,
     decode,
     read_images,
 )
@@ -114,7 +114,7 @@ def test_what_is_no_image_is_corrupt():
 
 
 def test_skipping_counts_each_image_once_and_stops_at_the_limit():
-    skipping = Skipping(2)
+    skipping = CorruptImageLog(2)
 
     def attempt(index):
         return skipping.attempt(index, lambda: f"{index}.JPEG", lambda: decode(b"no"))
@@ -129,22 +129,22 @@ def test_skipping_counts_each_image_once_and_stops_at_the_limit():
     assert skipping.attempt(4, lambda: "4", lambda: 44) == 44
     assert skipping.names == ("3.JPEG", "5.JPEG")
     with pytest.raises(
-        CorruptImagesError, match=r"3 with max_corrupt=2: 3\.JPEG, 5\.JPEG, 9\.JPEG"
+        TooManyCorruptImagesError, match=r"3 with max_corrupt=2: 3\.JPEG, 5\.JPEG, 9\.JPEG"
     ):
         attempt(9)
     with pytest.raises(ValueError, match="at least 0, got -1"):
-        Skipping(-1)
+        CorruptImageLog(-1)
 
 
 def test_errors_that_are_not_of_images_are_not_skipped(tmp_path):
-    skipping = Skipping(5)
+    skipping = CorruptImageLog(5)
     with pytest.raises(FileNotFoundError):
         skipping.attempt(0, lambda: "gone", lambda: (tmp_path / "gone").read_bytes())
     assert skipping.names == ()
 
 
 def test_recorded_errors_come_out_as_themselves_and_others_as_they_are():
-    skipping = Skipping(0)
+    skipping = CorruptImageLog(0)
 
     def fail(_):
         raise OSError("the disk is gone")
@@ -165,12 +165,12 @@ def test_recorded_errors_come_out_as_themselves_and_others_as_they_are():
 
 def test_an_error_of_what_was_read_ahead_comes_out_as_itself():
     """Recorded while no block is open, told when its element is due, in a compiled loop."""
-    skipping, recorded = Skipping(0), threading.Event()
+    skipping, recorded = CorruptImageLog(0), threading.Event()
 
     def fail_at_three(index):
         if index == 3:
             recorded.set()
-            raise CorruptImagesError("too many")
+            raise TooManyCorruptImagesError("too many")
         return index
 
     read = skipping.recording(fail_at_three)
@@ -186,7 +186,7 @@ def test_an_error_of_what_was_read_ahead_comes_out_as_itself():
     with skipping.errors():
         run(batches)
     assert recorded.wait(10)
-    with pytest.raises(CorruptImagesError, match=r"^too many$"), skipping.errors():
+    with pytest.raises(TooManyCorruptImagesError, match=r"^too many$"), skipping.errors():
         run(batches)
 
 
@@ -254,12 +254,12 @@ def test_corrupt_files_are_replaced_by_the_next_up_to_the_limit(folder):
     assert "b/3.bmp" in told
     with (
         pytest.warns(UserWarning),
-        pytest.raises(CorruptImagesError, match=r"max_corrupt=1: a/1\.PNG, b/3\.bmp"),
+        pytest.raises(TooManyCorruptImagesError, match=r"max_corrupt=1: a/1\.PNG, b/3\.bmp"),
     ):
         read_images(folder, size=(16, 16), max_corrupt=1)
     with (
         pytest.warns(UserWarning),
-        pytest.raises(CorruptImagesError, match=r"every image is corrupt: .*1\.PNG"),
+        pytest.raises(TooManyCorruptImagesError, match=r"every image is corrupt: .*1\.PNG"),
     ):
         read_images([folder / "a/1.PNG"], size=(16, 16))
 
