@@ -15,16 +15,12 @@ from typing import Any
 
 import tyro
 
-from experiments import cli
+from experiments.common.page import draw
 from experiments.etmann2019 import claims, figures
-from experiments.etmann2019.page import (
-    ABOUT_TABLE,
-    about_models,
-    figure_sections,
-    models_table,
-)
+from experiments.etmann2019.page import ABOUT_TABLE, about_models, models_table
 from experiments.etmann2019.results import Cohort, CohortError, read
 from tfrobust import report
+from tfrobust.commands import run, show
 from tfrobust.files import writable_folder
 from tfrobust.report import Claim, Section
 
@@ -47,20 +43,17 @@ def main(arguments: list[str] | None = None) -> None:
     """Draw both halves from the command line.
 
     Raises:
-        SystemExit: unknown or missing arguments, a folder that holds no finished run, or the wrong
-            one, with a message.
+        SystemExit: unknown or missing arguments, with a message.
+        CohortError: a folder that holds no finished run, or the wrong one.
         OSError: the folder cannot be written to.
     """
     command = tyro.cli(Command, prog="experiments.etmann2019.both", args=arguments)
-    try:
-        cohorts = read_both(command.imagenet, command.mnist)
-        if (command.out / "run.json").exists():
-            raise CohortError(
-                f"{command.out} holds a run, whose page would be lost: give --out another folder"
-            )
-    except CohortError as error:
-        raise SystemExit(f"error: {error}") from error
-    cli.show(write_page(command.out, *cohorts), open_it=command.open)
+    cohorts = read_both(command.imagenet, command.mnist)
+    if (command.out / "run.json").exists():
+        raise CohortError(
+            f"{command.out} holds a run, whose page would be lost: give --out another folder"
+        )
+    show(write_page(command.out, *cohorts), open_it=command.open)
 
 
 def read_both(imagenet: Path, mnist: Path) -> tuple[Cohort, Cohort]:
@@ -95,11 +88,11 @@ def write_page(folder: Path, imagenet: Cohort, mnist: Cohort) -> Path:
     """
     cohorts = imagenet, mnist
     writable_folder(folder)
-    drawn = figures.draw(cohorts, folder / "figures")
+    drawn = draw(figures.drawings(cohorts), folder / "figures")
     page = report.Page(
         title=f"Etmann 2019 on {imagenet.name} and {mnist.name}",
         lead=" ".join(f"{cohort.name}: {cohort.lead}" for cohort in cohorts),
-        sections=(*map(_models, cohorts), *figure_sections(cohorts, drawn)),
+        sections=(*map(_models, cohorts), *drawn),
         claims=_claims(cohorts),
         settings=_named(cohorts, [{**c.settings, "started": c.record["started"]} for c in cohorts]),
         versions=_named(cohorts, [cohort.record["versions"] for cohort in cohorts]),
@@ -135,4 +128,4 @@ def _named(cohorts: Sequence[Cohort], each: Sequence[dict[str, Any]]) -> dict[st
 if __name__ == "__main__":
     from experiments.etmann2019.both import main as imported_main
 
-    cli.run(imported_main)
+    run(imported_main)

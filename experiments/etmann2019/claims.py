@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import pearsonr, permutation_test, rankdata, zscore
 
+from experiments.common.claims import judged
 from experiments.etmann2019.results import ATTACK_NAMES, Member
 from tfrobust.report import Claim
 
@@ -70,7 +71,7 @@ def alignment_grows(members: Sequence[Member], name: str, figure: str = "Figure 
     alignment = np.array([member.summary["median_alignment"] for member in members])
     keep = np.isfinite(robustness) & np.isfinite(alignment)
     if keep.sum() < FEWEST_MODELS:
-        return Claim(statement, "not tested", f"only {keep.sum()} usable models", source)
+        return judged(statement, source, None, f"only {keep.sum()} usable models")
     ranks = zscore(rankdata(alignment[keep]))
     # Spearman's coefficient under every order of up to 8 models, a sample of orders beyond
     result = permutation_test(
@@ -83,12 +84,12 @@ def alignment_grows(members: Sequence[Member], name: str, figure: str = "Figure 
         rng=np.random.default_rng(0),
     )
     held = result.statistic > 0 and result.pvalue < 0.05
-    return Claim(
+    return judged(
         statement,
-        "held" if held else "not held",
+        source,
+        held,
         f"Spearman {result.statistic:.2f} over {keep.sum()} models, "
         f"one-sided permutation p = {result.pvalue:.2g} (held if under .05)",
-        source,
     )
 
 
@@ -98,12 +99,10 @@ def alignment_saturates(members: Sequence[Member]) -> Claim:
     source = "section 5, Figure 3 (right)"
     slopes, figure = _slopes(members, fewest=2 * FEWEST_MODELS)
     if slopes is None:
-        return Claim(statement, "not tested", figure, source)
+        return judged(statement, source, None, figure)
     lower, upper = slopes
     held = lower > 0 and upper < lower / 2
-    return Claim(
-        statement, "held" if held else "not held", f"{figure} (held if under half)", source
-    )
+    return judged(statement, source, held, f"{figure} (held if under half)")
 
 
 def alignment_keeps_growing(members: Sequence[Member]) -> Claim:
@@ -115,12 +114,10 @@ def alignment_keeps_growing(members: Sequence[Member]) -> Claim:
     source = "section 5, Figure 2"
     slopes, figure = _slopes(members, fewest=FEWEST_FOR_SLOPES)
     if slopes is None:
-        return Claim(statement, "not tested", figure, source)
+        return judged(statement, source, None, figure)
     lower, upper = slopes
     held = lower > 0 and upper >= lower / 2
-    return Claim(
-        statement, "held" if held else "not held", f"{figure} (held if at least half)", source
-    )
+    return judged(statement, source, held, f"{figure} (held if at least half)")
 
 
 def _slopes(members: Sequence[Member], *, fewest: int) -> tuple[tuple[float, float] | None, str]:
@@ -176,13 +173,13 @@ def _within_each(
 ) -> Claim:
     values = [value for value in correlations if np.isfinite(value)]
     if not values:
-        return Claim(statement, "not tested", "no usable model", source)
-    return Claim(
+        return judged(statement, source, None, "no usable model")
+    return judged(
         statement,
-        "held" if min(values) > threshold else "not held",
+        source,
+        min(values) > threshold,
         f"Pearson correlation within each model: {min(values):.2f} to {max(values):.2f}, "
         f"median {np.median(values):.2f} (held if all exceed {threshold:g})",
-        source,
     )
 
 
@@ -200,12 +197,12 @@ def bound_holds(members: Sequence[Member], name: str, source: str) -> Claim:
             closest = min(closest, np.min(bound[keep] / robustness[keep], initial=np.inf))
     statement = f"{source}: the right-hand side bounds linearized robustness"
     if not images:
-        return Claim(statement, "not tested", "no image", source)
-    return Claim(
+        return judged(statement, source, None, "no image")
+    return judged(
         statement,
-        "held" if violations == 0 else "not held",
-        f"{violations} violations in {images} images; closest ratio {closest:.4f}",
         source,
+        violations == 0,
+        f"{violations} violations in {images} images; closest ratio {closest:.4f}",
     )
 
 

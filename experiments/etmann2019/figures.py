@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from experiments.common.page import Drawing
 from experiments.etmann2019.claims import attacks_of, median_robustness, words
 from experiments.etmann2019.results import ATTACK_NAMES, Cohort, Member
-from tfrobust import figures
+from tfrobust.report import figures
 
-__all__ = ["caption", "draw", "is_imagenet", "plot", "weight_words"]
+__all__ = ["caption", "drawings", "is_imagenet", "plot", "weight_words"]
 
 LAMBDA = "λ of double backpropagation"
 _PICTURES_A_ROW = 4  # in half a figure
@@ -32,31 +32,32 @@ def weight_words(weight: float) -> str:
     return f"λ = {weight:,.10g}"
 
 
-def draw(cohorts: Sequence[Cohort], folder: Path) -> dict[str, Path]:
-    """All figures that the cohorts have, as PNG and PDF.
+def drawings(cohorts: Sequence[Cohort]) -> list[Drawing]:
+    """All figures that the cohorts have, in the paper's order.
 
     Args:
         cohorts: one, or two that are drawn from left to right.
-        folder: made if need be.
-
-    Returns:
-        Paths of the PNGs by name, in the paper's order.
-
-    Raises:
-        OSError: a figure could not be written.
     """
-    names = [name for name in _FIGURES if _shown(name, cohorts)]
-    return {name: figures.save(plot(name, cohorts), folder, name) for name in names}
+    return [
+        Drawing(
+            f"Figure {name.removeprefix('figure')}",
+            caption(name, cohorts),
+            name,
+            functools.partial(plot, name, cohorts),
+        )
+        for name in _FIGURES
+        if _shown(name, cohorts)
+    ]
 
 
 def plot(name: str, cohorts: Sequence[Cohort]) -> Figure:
-    """One of the figures of `draw`, of those cohorts that have it."""
+    """One of the figures of `drawings`, of those cohorts that have it."""
     with figures.style():
         return _FIGURES[name][0](_shown(name, cohorts))
 
 
 def caption(name: str, cohorts: Sequence[Cohort]) -> str:
-    """What a figure of `draw` shows, and of which cohort."""
+    """What a figure of `drawings` shows, and of which cohort."""
     text, shown = _FIGURES[name][1], _shown(name, cohorts)
     if len(shown) == 2:
         return f"{text} Left: {shown[0].name}; right: {shown[1].name}."

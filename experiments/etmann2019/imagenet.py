@@ -11,16 +11,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 import reference_models
-from experiments import cli
-from experiments.etmann2019 import published, run_cohort
-from experiments.etmann2019.cohort import Study, Training
+from experiments.common import checks
+from experiments.common.experiment import Experiment, execute
+from experiments.etmann2019 import published
+from experiments.etmann2019.page import report
+from experiments.etmann2019.results import COMPLETE
+from experiments.etmann2019.study import (
+    Study,
+    Training,
+    check_common_settings,
+    members_of,
+    steps,
+)
 from tfrobust import imagenet
+from tfrobust.commands import run
+from tfrobust.data import Stream
+from tfrobust.errors import InputError, MissingFileError
 from tfrobust.training import Plateau, StepDecay
 
 PICTURED = 8
@@ -54,7 +67,7 @@ class Settings:
     weights: str = "imagenet"
     """"imagenet", the path of a weight file, or "random"."""
     statistics: Literal["batch", "frozen", "synchronized"] = "batch"
-    """Batch normalisation's in training: a device's own, the moving ones, or all devices'."""
+    """Batch normalisation's in training: each device's own, the moving ones, or all devices'."""
     bn_momentum: float = published.IMAGENET_BN_MOMENTUM
     """Of batch normalisation's moving averages."""
     train_split: Literal["train", "validation"] = "train"
@@ -72,7 +85,7 @@ class Settings:
     max_corrupt: int = 10
     """Corrupt images that are skipped before it is an error."""
     batch_size: int = published.IMAGENET_BATCH
-    """Training examples a step, over all devices."""
+    """Training examples per step, over all devices."""
     penalty_scale: Literal["batch_mean", "per_example"] = "batch_mean"
     """Meaning of lambda: "batch_mean" as in the released code, "per_example" as printed."""
     examples_per_mean: int = published.IMAGENET_BATCH_PER_GPU
@@ -98,7 +111,7 @@ class Settings:
     carlini_wagner_constant: float = published.CARLINI_WAGNER["initial_const"]
     """Initial constant of the attack."""
     evaluation_batch: int = 32
-    """Images a call in measuring and attacking."""
+    """Images per call in measuring and attacking."""
     seed: int = 0
     """Of weights, augmentation, the order of examples and the choice of evaluated images."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
@@ -132,8 +145,26 @@ PRESETS = {
 }
 
 
-@functools.lru_cache(maxsize=1)
-def study(settings: Settings, preset: str, data_dir: Path | None) -> Study:
+def check_settings(settings: Settings, data_dir: Path | None) -> None:
+    """Raises: InputError for settings that make no sense, MissingFileError without the weights."""
+    check_common_settings(settings)
+    checks.at_least(settings, 1, "plateau_patience", "size", "shorter_side", "validation_side")
+    checks.at_least(settings, 1, "examples", "examples_per_mean", "attacked", "directions")
+    checks.at_least(settings, 1, "iterative_bisections")
+    checks.at_least(settings, 2, "classes")
+    checks.at_least(settings, 0, "max_corrupt")
+    if settings.attacked > settings.evaluated:
+        raise InputError(
+            f"--attacked {settings.attacked} exceeds --evaluated {settings.evaluated}: attacked "
+            "images are of those that are measured"
+        )
+    if settings.weights not in ("imagenet", "random") and not Path(settings.weights).is_file():
+        raise MissingFileError(
+            f'--weights takes "imagenet", "random" or a file; there is none at {settings.weights}'
+        )
+
+
+def load(settings: Settings, preset: str, data_dir: Path | None) -> Study:
     """Data, network and settings that all classifiers share."""
     preprocess = reference_models.preprocessing(settings.model)
     read = functools.partial(
@@ -150,17 +181,9 @@ def study(settings: Settings, preset: str, data_dir: Path | None) -> Study:
     validation = read("validation")
     # files lie class by class: a random choice, the same for every classifier
     images = validation.take(settings.evaluated, seed=settings.seed).images
-    pictures = np.clip(preprocess.inverse(images[:PICTURED]) / 255, 0, 1)
-    step = settings.epochs_per_decay
-    rate = settings.learning_rate
     return Study(
         name="ImageNet sample" if preset == "sample" else "ImageNet",
-        lead=f"{SCALE[preset]} {len(settings.lambdas)} {settings.model} classifiers from "
-        f"{_start(settings.weights)} weights, trained by double backpropagation for "
-        f"{settings.epochs} epoch{'s' if settings.epochs > 1 else ''} on {train.examples:,} images "
-        f"at {settings.size} px ({train.provenance.source}). {len(images):,} of "
-        f"{validation.examples:,} evaluation images are measured (the paper: 1,000), "
-        f"{settings.attacked:,} of them attacked. Distances are in pixel units of 0 to 255.",
+        lead=_lead(settings, preset, train, validation, len(images)),
         build=functools.partial(
             reference_models.build,
             settings.model,
@@ -170,27 +193,14 @@ def study(settings: Settings, preset: str, data_dir: Path | None) -> Study:
             bn_momentum=settings.bn_momentum,
             statistics=settings.statistics,
         ),
-        training=Training(
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            learning_rate=rate,
-            momentum=settings.momentum,
-            schedule=StepDecay(rate, every=step)
-            if step
-            else Plateau(rate, patience=settings.plateau_patience),
-            weight_decay=settings.weight_decay,
-            penalty_scale=settings.penalty_scale,
-            examples_per_mean=settings.examples_per_mean,
-            precision=settings.precision,
-            jit=settings.jit,
-        ),
+        training=_training(settings),
         train=train,
         validation=validation,
         test=validation,
         source=train.provenance,
         classes=settings.classes,
         images=images,
-        pictures=pictures,
+        pictures=np.clip(preprocess.inverse(images[:PICTURED]) / 255, 0, 1),
         value_range=preprocess.value_range,
         attacks={
             "gradient": {},
@@ -209,19 +219,59 @@ def study(settings: Settings, preset: str, data_dir: Path | None) -> Study:
     )
 
 
-def _start(weights: str) -> str:
+def _training(settings: Settings) -> Training:
+    rate, every = settings.learning_rate, settings.epochs_per_decay
+    return Training(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rate=rate,
+        momentum=settings.momentum,
+        schedule=StepDecay(rate, every=every)
+        if every
+        else Plateau(rate, patience=settings.plateau_patience),
+        weight_decay=settings.weight_decay,
+        penalty_scale=settings.penalty_scale,
+        examples_per_mean=settings.examples_per_mean,
+        precision=settings.precision,
+        jit=settings.jit,
+    )
+
+
+def _lead(
+    settings: Settings, preset: str, train: Stream, validation: Stream, evaluated: int
+) -> str:
     names = {"random": "random", "imagenet": "Keras Applications'"}
-    return names.get(weights, Path(weights).name)
+    return (
+        f"{SCALE[preset]} {len(settings.lambdas)} {settings.model} classifiers from "
+        f"{names.get(settings.weights, Path(settings.weights).name)} weights, trained by double "
+        f"backpropagation for "
+        f"{settings.epochs} epoch{'s' if settings.epochs > 1 else ''} on {train.examples:,} images "
+        f"at {settings.size} px ({train.provenance.source}). {evaluated:,} of "
+        f"{validation.examples:,} evaluation images are measured (the paper: 1,000), "
+        f"{settings.attacked:,} of them attacked. Distances are in pixel units of 0 to 255."
+    )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the experiment from the command line."""
-    command = cli.parse(PRESETS, "etmann2019-imagenet", arguments)
-    run_cohort.run_cohort(study, command, saturates=False)
+EXPERIMENT = Experiment(
+    name="etmann2019-imagenet",
+    presets=PRESETS,
+    about=SCALE,
+    check_settings=check_settings,
+    load=load,
+    members=members_of,
+    steps=steps,
+    complete=COMPLETE,
+    report=functools.partial(report, saturates=False),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the experiment from the command line; the page's path."""
+    return execute(EXPERIMENT, arguments)
 
 
 if __name__ == "__main__":
     # workers of a cluster import what this module defines
     from experiments.etmann2019.imagenet import main as imported_main
 
-    cli.run(imported_main)
+    run(imported_main)

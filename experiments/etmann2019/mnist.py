@@ -11,13 +11,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import reference_models
-from experiments import cli
-from experiments.etmann2019 import published, run_cohort
-from experiments.etmann2019.cohort import Study, Training
+from experiments.common import checks
+from experiments.common.experiment import Experiment, execute
+from experiments.etmann2019 import published
+from experiments.etmann2019.page import report
+from experiments.etmann2019.results import COMPLETE
+from experiments.etmann2019.study import (
+    Study,
+    Training,
+    check_common_settings,
+    members_of,
+    steps,
+)
 from tfrobust import data
+from tfrobust.commands import run
 from tfrobust.training import StepDecay
 
 SCALE = {
@@ -55,7 +66,7 @@ class Settings:
     penalty_scale: str = "batch_mean"
     """Meaning of lambda: "batch_mean" as in the released code, "per_example" as printed."""
     batch_size: int = published.BATCH_SIZE
-    """Training examples a step, over all devices."""
+    """Training examples per step, over all devices."""
     momentum: float = published.MOMENTUM
     """Of SGD."""
     weight_decay: float = published.WEIGHT_DECAY
@@ -65,7 +76,7 @@ class Settings:
     carlini_wagner_constant: float = published.CARLINI_WAGNER["initial_const"]
     """Initial constant of the attack."""
     evaluation_batch: int = 500
-    """Images a call in measuring and attacking."""
+    """Images per call in measuring and attacking."""
     seed: int = 0
     """Of weights, dropout and the order of examples; the same for every classifier."""
     precision: str = "float32"
@@ -108,8 +119,14 @@ PRESETS = {
 }
 
 
-@functools.lru_cache(maxsize=1)
-def study(settings: Settings, preset: str, data_dir: Path | None) -> Study:
+def check_settings(settings: Settings, data_dir: Path | None) -> None:
+    """Raises: InputError for settings that make no sense."""
+    check_common_settings(settings)
+    checks.one_of(settings, ("digits", "mnist"), "dataset")
+    checks.positive(settings, "decay")
+
+
+def load(settings: Settings, preset: str, data_dir: Path | None) -> Study:
     """Data, network and settings that all classifiers share."""
     sets = {
         split: data.load(settings.dataset, split, data_dir)
@@ -166,14 +183,26 @@ def study(settings: Settings, preset: str, data_dir: Path | None) -> Study:
     )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the experiment from the command line."""
-    command = cli.parse(PRESETS, "etmann2019-mnist", arguments)
-    run_cohort.run_cohort(study, command, saturates=True)
+EXPERIMENT = Experiment(
+    name="etmann2019-mnist",
+    presets=PRESETS,
+    about=SCALE,
+    check_settings=check_settings,
+    load=load,
+    members=members_of,
+    steps=steps,
+    complete=COMPLETE,
+    report=functools.partial(report, saturates=True),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run the experiment from the command line; the page's path."""
+    return execute(EXPERIMENT, arguments)
 
 
 if __name__ == "__main__":
     # workers of a cluster import what this module defines
     from experiments.etmann2019.mnist import main as imported_main
 
-    cli.run(imported_main)
+    run(imported_main)

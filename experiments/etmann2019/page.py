@@ -1,18 +1,25 @@
-"""The page of a cohort: figures, a table of every model, claims, settings."""
+"""The page of a cohort: figures, a table of every model, claims."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from experiments.common.experiment import Task
+from experiments.common.members import Progress
+from experiments.common.page import Report, Table
 from experiments.etmann2019 import claims, figures
-from experiments.etmann2019.results import ATTACK_NAMES, Cohort, Member
-from tfrobust import report
-from tfrobust.report import Run, Section
+from experiments.etmann2019.results import (
+    ATTACK_NAMES,
+    Cohort,
+    Member,
+    partial_summary,
+    read_members,
+)
 
-__all__ = ["ABOUT_TABLE", "about_models", "figure_sections", "models_table", "write_page"]
+__all__ = ["ABOUT_TABLE", "about_models", "models_table", "report", "report_on"]
 
 ABOUT_TABLE = (
     "Medians over images; distances in l2, over the images where the attack succeeded; accuracy on "
@@ -26,37 +33,52 @@ _SCALES = {
 }
 
 
-def write_page(run: Run, preset: str, cohort: Cohort, *, saturates: bool) -> Path:
-    """Draw the figures, judge the claims and write `report.html`; its path.
+def report(task: Task, progress: Progress, *, saturates: bool) -> Report:
+    """What the page shows of the members that are finished, and of the steps of the others.
 
     Args:
-        run: the run folder.
-        preset: name of the preset that the settings started from.
-        cohort: what the run folder holds, finished.
+        task: the run and its data.
+        progress: how far its members are.
         saturates: see `claims.judge`.
-
-    Raises:
-        OSError: a file could not be written.
     """
-    drawn = figures.draw([cohort], run.folder / "figures")
-    judged = claims.judge(cohort.members, saturates=saturates)
-    run.write_json("claims.json", [vars(claim) for claim in judged])
-    table = models_table(cohort.members)
-    with run.writing("models.csv") as path:
-        table.to_csv(path, index=False)
-    record = cohort.record
-    page = report.Page(
+    study, folder = task.data, task.run.folder
+    cohort = Cohort(
+        name=study.name,
+        lead=study.lead,
+        members=read_members(folder, progress.finished),
+        pictures=study.pictures,
+        settings=task.run.settings,
+        record=task.run.record,
+    )
+    unfinished = {}
+    for member in (*(failed for failed, _ in progress.failed), *progress.pending):
+        summary = partial_summary(folder / member.folder)
+        if summary is not None:
+            unfinished[member.settings["lambda"]] = summary
+    return report_on(cohort, unfinished, saturates=saturates)
+
+
+def report_on(
+    cohort: Cohort,
+    unfinished: Mapping[float, Mapping[str, Any]] | None = None,
+    *,
+    saturates: bool,
+) -> Report:
+    """What the page of a cohort shows.
+
+    Args:
+        cohort: its finished members.
+        unfinished: summaries of the others by lambda, with what is known.
+        saturates: see `claims.judge`.
+    """
+    table = models_table(cohort.members, unfinished or {})
+    return Report(
         title=f"Etmann 2019 on {cohort.name}",
         lead=f"{cohort.lead} {about_models(cohort)}",
-        sections=(
-            Section("Every model", ABOUT_TABLE, table=table),
-            *figure_sections([cohort], drawn),
-        ),
-        claims=judged,
-        settings={"preset": preset, **cohort.settings, "started": record["started"]},
-        versions=record["versions"],
+        tables=[Table("Every model", ABOUT_TABLE, table, file="models")],
+        drawings=figures.drawings([cohort]) if cohort.members else [],
+        claims=claims.judge(cohort.members, saturates=saturates),
     )
-    return report.write(page, run.folder / "report.html")
 
 
 def about_models(cohort: Cohort) -> str:
@@ -68,39 +90,53 @@ def about_models(cohort: Cohort) -> str:
     )
 
 
-def figure_sections(cohorts: Sequence[Cohort], drawn: Mapping[str, Path]) -> list[Section]:
-    """What `figures.draw` drew of the cohorts, each under its number and with its caption."""
-    return [
-        Section(
-            f"Figure {name.removeprefix('figure')}", figures.caption(name, cohorts), figure=path
-        )
-        for name, path in drawn.items()
-    ]
-
-
-def models_table(members: Sequence[Member]) -> pd.DataFrame:
-    """One row a model: accuracy, medians of the measures, medians and success of the attacks."""
+def models_table(
+    members: Sequence[Member], unfinished: Mapping[float, Mapping[str, Any]] | None = None
+) -> pd.DataFrame:
+    """One row per model: accuracy, medians of the measures, medians and success of the attacks."""
     attacks = claims.attacks_of(members)
-    rows = []
-    for member in members:
-        summary = member.summary
-        robustness = member.alignment["linearized_robustness"]
-        row = {
-            "λ": f"{member.weight:,.10g}",
-            "accuracy": summary["test_accuracy"],
-            "α": summary["median_alignment"],
-            "ρ~": summary["median_linearized_robustness"],
-        }
-        for attack in attacks:
-            name = ATTACK_NAMES[attack]
-            row[name] = summary[f"median_{attack}"]
-            row[f"{name} success"] = f"{summary[f'success_{attack}']:.1%}"
-        if "carlini_wagner" in attacks:
-            row["corr(ρ~, CW)"] = claims.correlation(robustness, member.distance("carlini_wagner"))
-        row["corr(ρ~, α)"] = claims.correlation(robustness, member.alignment["alignment"])
-        row["α†"] = summary["median_binarized_alignment"]
-        row["|β†|/‖g†‖"] = summary["median_bias_distance"]
-        row["same class at x̂"] = f"{summary['median_same_class_at_shift']:.1%}"
-        row["undefined"] = summary["undefined_rows"]
-        rows.append(row)
-    return pd.DataFrame(rows)
+    rows = {
+        member.weight: _row(member.weight, member.summary, attacks, member) for member in members
+    }
+    for weight, summary in (unfinished or {}).items():
+        rows[weight] = _row(weight, summary, attacks)
+    order = sorted(rows) if unfinished else rows
+    return pd.DataFrame([rows[weight] for weight in order])
+
+
+def _row(
+    weight: float,
+    summary: Mapping[str, Any],
+    attacks: Sequence[str],
+    member: Member | None = None,
+) -> dict[str, Any]:
+    """What is known of a model; its correlations once it is finished."""
+    row = {
+        "λ": f"{weight:,.10g}",
+        "accuracy": summary["test_accuracy"],
+        "α": summary.get("median_alignment"),
+        "ρ~": summary.get("median_linearized_robustness"),
+    }
+    for attack in attacks:
+        name = ATTACK_NAMES[attack]
+        row[name] = summary.get(f"median_{attack}")
+        row[f"{name} success"] = _share(summary.get(f"success_{attack}"))
+    robustness = member.alignment["linearized_robustness"] if member else None
+    if "carlini_wagner" in attacks:
+        row["corr(ρ~, CW)"] = (
+            claims.correlation(robustness, member.distance("carlini_wagner")) if member else None
+        )
+    row["corr(ρ~, α)"] = (
+        claims.correlation(robustness, member.alignment["alignment"]) if member else None
+    )
+    return {
+        **row,
+        "α†": summary.get("median_binarized_alignment"),
+        "|β†|/‖g†‖": summary.get("median_bias_distance"),
+        "same class at x̂": _share(summary.get("median_same_class_at_shift")),
+        "undefined": summary.get("undefined_rows"),
+    }
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"

@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import cli
-from experiments.etmann2019 import both, claims, figures, page
-from experiments.etmann2019.results import ATTACK_NAMES, Cohort, Member, place_of
+from experiments.common.members import Progress
+from experiments.common.page import write_page
+from experiments.etmann2019 import both, claims, figures, page, study
+from experiments.etmann2019.results import ATTACK_NAMES, Cohort, Member
 from tfrobust.alignment.measure import Alignment
 from tfrobust.report.figures import image_grid
-from tfrobust.report.runs import Run
+from tfrobust.commands import run
+from tfrobust.report import Run
 
 SHAPES = {"MNIST": (7, 7, 1), "digits": (8, 8, 1), "ImageNet": (9, 11, 3)}
 MEASURES = (
@@ -62,7 +64,9 @@ def made_up(
             summary[f"median_{attack}"] = float(np.median(values[1:]))
             summary[f"success_{attack}"] = 1 - 1 / attacked
         gradients = rng.normal(size=(pictures, *shape))
-        members.append(Member(weight, summary, measures.to_frame(), distances, gradients))
+        members.append(
+            Member({"lambda": weight}, summary, measures.to_frame(), distances, gradients)
+        )
     settings = {"lambdas": list(weights), "penalty_scale": "batch_mean", "seed": seed}
     record = {
         "settings": settings,
@@ -122,14 +126,11 @@ def test_medians_by_each_estimate(name, data):
         np.testing.assert_allclose(points(axis), expected)
 
 
-@pytest.fixture
-def drawn(monkeypatch, tmp_path):
-    """Names of the figures that `draw` would save."""
-    monkeypatch.setattr("tfrobust.figures.save", lambda figure, folder, name: folder / name)
-    return lambda cohorts: list(figures.draw(cohorts, tmp_path))
+def drawn(cohorts):
+    return [drawing.file for drawing in figures.drawings(cohorts)]
 
 
-def test_figure_2_is_of_imagenet_and_3_of_the_others(drawn, imagenet, mnist):
+def test_figure_2_is_of_imagenet_and_3_of_the_others(imagenet, mnist):
     assert drawn([imagenet, mnist]) == [f"figure{number}" for number in range(2, 11)]
     assert drawn([imagenet]) == [f"figure{number}" for number in (2, *range(4, 11))]
     assert drawn([mnist]) == [f"figure{number}" for number in range(3, 11)]
@@ -214,7 +215,7 @@ def test_a_cohort_with_fewer_models_has_fewer_panels(mnist):
     assert axis.get_title().startswith("λ = 10\n")
 
 
-def test_attacks_that_were_not_made_are_left_out(drawn, mnist):
+def test_attacks_that_were_not_made_are_left_out(mnist):
     some = made_up("ImageNet", IMAGENET, attacks=("gradient",))
     *panels, _ = figures.plot("figure2", [some]).axes
     assert [axis.get_xlabel() for axis in panels] == [
@@ -349,14 +350,22 @@ def test_image_grids_show_colour(rng, caplog):
         assert low == -high
 
 
+@dataclasses.dataclass(frozen=True)
+class Lambdas:
+    lambdas: tuple[float, ...]
+
+
 def written(folder, cohort):
     """The run folder that `read` reads a cohort from."""
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps(cohort.record))
-    (folder / "cohort.json").write_text(json.dumps({"name": cohort.name, "lead": cohort.lead}))
+    members = study.members_of(Lambdas(tuple(member.weight for member in cohort.members)))
+    shared = {"members": [dataclasses.asdict(member) for member in members]}
+    shared |= {"name": cohort.name, "lead": cohort.lead}
+    (folder / "cohort.json").write_text(json.dumps(shared))
     np.savez(folder / "pictures.npz", pictures=cohort.pictures)
-    for member in cohort.members:
-        place = folder / place_of(member.weight)
+    for member, named in zip(cohort.members, members, strict=True):
+        place = folder / named.folder
         place.mkdir(parents=True)
         (place / "summary.json").write_text(json.dumps(member.summary))
         member.alignment.to_parquet(place / "alignment.parquet")
@@ -440,7 +449,7 @@ def test_both_halves_on_one_page(runs, imagenet, mnist, tmp_path, capsys):
 def refused(imagenet, mnist, out):
     arguments = ["--imagenet", str(imagenet), "--mnist", str(mnist), "--out", str(out)]
     with pytest.raises(SystemExit) as stop:
-        cli.run(lambda: both.main(arguments))
+        run(lambda: both.main(arguments))
     assert not (out / "report.html").exists()
     return str(stop.value)
 
@@ -471,7 +480,7 @@ def test_an_unfinished_run(runs, mnist, tmp_path):
     (folder / "models" / "lambda-1000" / "summary.json").unlink()
     said = refused(runs[0], folder, tmp_path / "out")
     assert said.startswith(f"error: the run in {folder} is not finished")
-    assert "goes on where it stopped" in said
+    assert "lambda 1000" in said and "resumed where it stopped" in said
 
 
 def test_the_page_of_a_run_is_not_overwritten(runs):
@@ -505,7 +514,9 @@ class Settings:
 def test_the_page_of_one_cohort(tmp_path, name):
     cohort = made_up(name, accuracy=0.2)
     saturates = name == "MNIST"
-    path = page.write_page(Run(tmp_path, Settings()), "demo", cohort, saturates=saturates)
+    (tmp_path / "run.json").write_text(json.dumps({**cohort.record, "settings": {"seed": 0}}))
+    content = page.report_on(cohort, saturates=saturates)
+    path = write_page(Run(tmp_path, Settings()), "demo", content, Progress((), (), ()))
     assert path == tmp_path / "report.html"
     text = path.read_text()
     assert f"<h1>Etmann 2019 on {name}</h1>" in text

@@ -28,7 +28,7 @@ def member(rho, alpha, accuracy=0.9, attacks=tuple(ATTACK_NAMES)):
         **{f"median_{attack}": rho for attack in attacks},
     }
     distances = {attack: pd.DataFrame({"distance": rho * spread}) for attack in attacks}
-    return Member(1.0, summary, pd.DataFrame(columns), distances, np.zeros((1, 1)))
+    return Member({"lambda": 1.0}, summary, pd.DataFrame(columns), distances, np.zeros((1, 1)))
 
 
 def cohort(growth, count=8, **settings):

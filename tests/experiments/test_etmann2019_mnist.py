@@ -1,14 +1,16 @@
 """The MNIST experiment end to end on a few digits, and its claims on made-up cohorts."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import cli
 from experiments.etmann2019 import claims, mnist, published
-from experiments.etmann2019.cohort import Member
+from experiments.etmann2019.results import CohortError, Member, read
+from tfrobust.commands import run
+from tfrobust.errors import InputError
 
 ARGUMENTS = [
     *("--preset", "demo", "--lambdas", "10", "30000", "--epochs", "1", "--evaluated", "12"),
@@ -65,11 +67,50 @@ def test_a_lost_step_is_made_again_alike(finished):
     pd.testing.assert_frame_equal(pd.read_parquet(path), before, rtol=1e-4)
 
 
+def test_a_model_that_diverges_is_named_and_the_other_is_shown(finished, tmp_path):
+    shutil.copytree(finished / "models" / "lambda-10", tmp_path / "models" / "lambda-10")
+    arguments = [*ARGUMENTS, "--lambdas", "1e30", "10", "--out", str(tmp_path)]
+    html = mnist.main(arguments).read_text()
+    row = html.split("<td>lambda 1e+30</td>")[1].split("</tr>")[0]
+    assert "failed" in row
+    assert "NonFiniteLossError" in row and "epoch 1, step" in row
+    models = pd.read_csv(tmp_path / "models.csv")
+    assert list(models["λ"]) == [10]
+    assert np.isfinite(models["Carlini-Wagner l2"]).all()
+    assert html.count("<img") == 8
+    bounds = [c for c in json.loads((tmp_path / "claims.json").read_text()) if "eq." in c["source"]]
+    assert [claim["verdict"] for claim in bounds] == ["held"] * 3
+    assert [member.weight for member in read(tmp_path).members] == [10.0]
+    # not finished, and not failed any more: nothing to draw beside ImageNet's half yet
+    (tmp_path / "models" / "lambda-1e+30" / "failure.json").unlink()
+    with pytest.raises(CohortError, match=r"is not finished \(lambda 1e\+30\)"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--lambdas", "--lambdas needs at least one value"),
+        ("--lambdas 10 10", "--lambdas holds 10 more than once"),
+        ("--lambdas nan", "--lambdas must be finite and not negative"),
+        ("--epochs 0", "--epochs must be at least 1, got 0"),
+        ("--learning-rate -1", "--learning-rate must be finite and positive, got -1"),
+        ("--penalty-scale mean", "--penalty-scale takes batch_mean, per_example, got 'mean'"),
+        ("--dataset iris", "--dataset takes digits, mnist, got 'iris'"),
+    ],
+)
+def test_settings_that_make_no_sense_leave_nothing_behind(given, message, tmp_path):
+    with pytest.raises(InputError, match=f"^{message}"):
+        mnist.main(["--preset", "demo", "--out", str(tmp_path / "run"), *given.split()])
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_preset(capsys):
     with pytest.raises(SystemExit) as stop:
         mnist.main(["--preset", "papr"])
     assert stop.value.code == 2
-    assert "unknown preset 'papr'; there are demo, reduced, paper" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "demo, reduced, paper" in captured.err + captured.out
 
 
 def test_an_unknown_setting(capsys):
@@ -89,9 +130,9 @@ def test_an_unwritable_folder(tmp_path):
 def test_errors_that_a_user_can_mend_are_one_line(tmp_path):
     arguments = ["--dataset", "mnist", "--data-dir", str(tmp_path), "--out", str(tmp_path / "r")]
     with pytest.raises(SystemExit, match=r"^error: mnist is not prepared in .*Either let"):
-        cli.run(lambda: mnist.main([*ARGUMENTS, *arguments]))
+        run(lambda: mnist.main([*ARGUMENTS, *arguments]))
     with pytest.raises(ZeroDivisionError):
-        cli.run(lambda: 1 / 0)
+        run(lambda: 1 / 0)
 
 
 def test_the_paper_preset_is_the_papers():
@@ -136,7 +177,13 @@ def cohort(robustness, alignment, accuracy=0.9, noise=0.0, seed=0):
             **{f"median_{attack}": rho for attack in attacks},
         }
         members.append(
-            Member(10.0**place, summary, table, dict.fromkeys(attacks, distance), np.zeros((1, 1)))
+            Member(
+                {"lambda": 10.0**place},
+                summary,
+                table,
+                dict.fromkeys(attacks, distance),
+                np.zeros((1, 1)),
+            )
         )
     return members
 

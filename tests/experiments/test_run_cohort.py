@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,12 @@ from helpers.dask_cluster import DaskCluster
 from helpers.ports import reserved_addresses
 
 import reference_models
-from experiments import cli
 from experiments.etmann2019 import mnist
-from experiments.etmann2019.results import CohortError, read
+from experiments.etmann2019.results import CohortError, Member, read
+from tfrobust.commands import run
+from tfrobust.errors import InputError
 
+ROOT = Path(__file__).parents[2]
 ARGUMENTS = [
     *("--preset", "demo", "--lambdas", "10", "1000", "--epochs", "1", "--evaluated", "10"),
     *("--carlini-wagner-steps", "3", "--evaluation-batch", "6", "--carlini-wagner-searches", "2"),
@@ -24,6 +27,7 @@ ARGUMENTS = [
 
 def launch(*words, **variables):
     environment = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"}
+    environment["PYTHONPATH"] = str(ROOT)  # experiments are run from the checkout
     return subprocess.Popen(
         [sys.executable, *words],
         env={**environment, **variables},
@@ -98,36 +102,40 @@ def test_a_cluster_writes_one_run(alone, tmp_path):
     assert (tmp_path / "report.html").is_file()
 
 
-def test_errors_are_one_line(tmp_path, capsys):
+def test_errors_are_one_line(tmp_path):
     (address,) = reserved_addresses(1)
     arguments = [*ARGUMENTS, "--out", str(tmp_path), "--scheduler", f"tcp://{address}"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.etmann2019.run_cohort.TIMEOUT", 1.0)
+        patch.setattr("experiments.common.experiment.TIMEOUT", 1.0)
         with pytest.raises(SystemExit) as stop:
-            cli.run(lambda: mnist.main(arguments))
+            run(lambda: mnist.main(arguments))
     assert str(stop.value).startswith("error: no Dask scheduler answers at tcp://127.0.0.1:")
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(InputError, match="--scheduler gives each classifier to one worker"):
         mnist.main([*arguments, "--strategy", "mirrored"])
-    assert stop.value.code == 2
-    assert "--scheduler gives each classifier to one worker" in capsys.readouterr().err
 
 
 def test_folders_that_hold_no_finished_cohort(alone, tmp_path):
     with pytest.raises(CohortError, match="holds no run of a cohort"):
         read(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"settings": {"lambdas": [10.0]}}))
-    (tmp_path / "cohort.json").write_text(json.dumps({"name": "digits", "lead": "x"}))
+    (tmp_path / "cohort.json").write_text(
+        json.dumps(
+            {
+                "name": "digits",
+                "lead": "x",
+                "members": [{"name": "lambda 10", "folder": "m", "settings": {"lambda": 10.0}}],
+            }
+        )
+    )
     np.savez(tmp_path / "pictures.npz", pictures=alone[1].pictures)
-    with pytest.raises(CohortError, match=r"is not finished .* Run it again"):
+    with pytest.raises(CohortError, match=r"is not finished \(lambda 10\). Run it again"):
         read(tmp_path)
 
 
 def test_an_attack_on_fewer_images_is_padded(alone):
-    from experiments.etmann2019.results import Member
-
     member = alone[1].members[0]
     few = {"gradient": member.distances["gradient"].head(4)}
-    shorter = Member(10.0, member.summary, member.alignment, few, member.gradients)
+    shorter = Member(member.settings, member.summary, member.alignment, few, member.gradients)
     distance = shorter.distance("gradient")
     assert len(distance) == len(member.alignment)
     np.testing.assert_array_equal(distance[:4], member.distance("gradient")[:4])

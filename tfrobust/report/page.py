@@ -21,13 +21,13 @@ class Claim:
     """One claim of a paper, judged by a run's results."""
 
     statement: str
-    verdict: Literal["held", "not held", "not tested"]
+    verdict: Literal["held", "not held", "not decided", "not tested"]
     figure: str
     """The numbers that the verdict rests on."""
     source: str
 
     def __post_init__(self) -> None:
-        if self.verdict not in ("held", "not held", "not tested"):
+        if self.verdict not in ("held", "not held", "not decided", "not tested"):
             raise InputError(f"unknown verdict {self.verdict!r}")
 
 

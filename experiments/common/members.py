@@ -1,0 +1,59 @@
+"""The members of a cohort, and how far each of them is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FAILURE", "Member", "Progress", "progress_of"]
+
+FAILURE = "failure.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One member of a cohort: a classifier, or a kind of random ones."""
+
+    name: str
+    """As messages and pages call it."""
+    folder: str
+    """Of its files, in the run folder."""
+    settings: Mapping[str, Any]
+    """What tells it from the others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """The members of a cohort by how far they are, each in the cohort's order."""
+
+    finished: tuple[Member, ...]
+    failed: tuple[tuple[Member, str], ...]
+    """With the error."""
+    pending: tuple[Member, ...]
+
+
+def progress_of(folder: Path, members: Sequence[Member], complete: Sequence[str]) -> Progress:
+    """How far the members are.
+
+    Args:
+        folder: the run folder.
+        members: all of them.
+        complete: files of a member that are all there once it is finished.
+
+    Raises:
+        OSError, ValueError: the record of a failure cannot be read.
+    """
+    finished, failed, pending = [], [], []
+    for member in members:
+        place = folder / member.folder
+        if (place / FAILURE).exists():
+            record = json.loads((place / FAILURE).read_text())
+            failed.append((member, f"{record['error']}: {record['message']}"))
+        elif all((place / file).exists() for file in complete):
+            finished.append(member)
+        else:
+            pending.append(member)
+    return Progress(tuple(finished), tuple(failed), tuple(pending))
