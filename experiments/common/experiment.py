@@ -159,7 +159,7 @@ def _make(experiment: Experiment, task: Task, members: Sequence[Member], member:
         say(f"{member.name} failed, the others go on: {error}")
     # the last member's page is the whole cohort's, which is still to be written
     if is_chief() and _files(place) != started and member != members[-1]:
-        _write_page(experiment, task, members, redraw=_are_old(run.folder / "figures"))
+        _write_page(experiment, task, members, redraw=_figures_are_old(run.folder))
 
 
 def _make_on_worker(job: _Job, members: Sequence[Member], member: Member) -> None:
@@ -181,8 +181,10 @@ def _write_page(
     write_page(task.run, task.preset, content, progress, redraw=redraw)
 
 
-def _are_old(drawn: Path) -> bool:
-    return not drawn.exists() or time.time() - drawn.stat().st_mtime > FIGURES_EVERY
+def _figures_are_old(folder: Path) -> bool:
+    drawn = folder / "figures"
+    since = drawn if drawn.exists() else folder / "run.json"
+    return time.time() - since.stat().st_mtime > FIGURES_EVERY
 
 
 def _files(place: Path) -> set[str]:

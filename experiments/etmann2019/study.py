@@ -15,7 +15,6 @@ from experiments.common.members import Member
 from experiments.common.train import say, train_or_load
 from experiments.etmann2019.results import ATTACK_NAMES, summarize
 from tfrobust import alignment, attacks, training
-from tfrobust.alignment import decomposition
 from tfrobust.classifier import input_gradient
 from tfrobust.data import Provenance
 from tfrobust.objectives import CrossEntropy, DoubleBackprop, WeightDecay
@@ -143,7 +142,7 @@ def steps(task: Task, member: Member) -> Iterator[None]:
     run.arrays_step(f"{folder}/gradients.npz", saliency)
 
     def summary() -> dict[str, Any]:
-        parts = decomposition.decompose(model, study.images, batch_size=study.batch_size)
+        parts = alignment.decompose(model, study.images, batch_size=study.batch_size)
         return {
             **member.settings,
             **summarize(test, table, distances),

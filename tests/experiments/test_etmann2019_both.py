@@ -15,9 +15,9 @@ from experiments.common.page import write_page
 from experiments.etmann2019 import both, claims, figures, page, study
 from experiments.etmann2019.results import ATTACK_NAMES, Cohort, Member
 from tfrobust.alignment.measure import Alignment
-from tfrobust.report.figures import image_grid
 from tfrobust.commands import run
 from tfrobust.report import Run
+from tfrobust.report.figures import image_grid
 
 SHAPES = {"MNIST": (7, 7, 1), "digits": (8, 8, 1), "ImageNet": (9, 11, 3)}
 MEASURES = (
