@@ -1,14 +1,22 @@
 """The logits view: the same function and the same weights, less the softmax."""
 
 import re
+import threading
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.nets import computing_in
 
-from tfrobust.classifier.derivatives import jacobian, predict_logits
-from tfrobust.classifier.logits import NotLogitsError, logits_model
+from tfrobust.classifier import (
+    NotLogitsError,
+    all_layers,
+    is_graph,
+    jacobian,
+    logits_model,
+    predict_logits,
+)
 
 layers = keras.layers
 SHAPE = (6, 5, 1)
@@ -151,6 +159,18 @@ class Subclassed(keras.Model):
         return hidden
 
 
+class Bare(keras.Model):
+    """A function that is no layer on top of a dense layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.dense = dense()
+        self.function = function
+
+    def call(self, inputs):
+        return self.function(self.dense(tf.reshape(inputs, [-1, 30])))
+
+
 def subclassed_fused():
     return Subclassed(dense("softmax"))
 
@@ -173,6 +193,14 @@ def subclassed_around_functional():
 
 def subclassed_with_attention_and_softmax():
     return Subclassed([dense(), layers.Softmax()], attention=True)
+
+
+def subclassed_softmax_of_tensorflow():
+    return Bare(tf.nn.softmax)
+
+
+def subclassed_softmax_of_rank_three():
+    return Subclassed([dense(), layers.Reshape((1, CLASSES)), layers.Softmax(), layers.Flatten()])
 
 
 DECLARED = [
@@ -202,6 +230,8 @@ SUBCLASSED = [
     subclassed_nested,
     subclassed_around_functional,
     subclassed_with_attention_and_softmax,
+    subclassed_softmax_of_tensorflow,
+    subclassed_softmax_of_rank_three,
 ]
 EVERY = pytest.mark.parametrize("build", DECLARED + SUBCLASSED, ids=lambda build: build.__name__)
 
@@ -475,7 +505,7 @@ def test_activation_layers_at_the_end_are_refused(layer):
 
 
 def test_one_output_unit_is_refused():
-    message = "has one output unit; one logit a class is needed, two for a binary problem"
+    message = "has one output unit; one logit per class is needed, two for a binary problem"
     for activation in (None, "sigmoid"):
         with pytest.raises(NotLogitsError, match=message):
             logits_model(functional(layers.Dense(1, activation=activation)))
@@ -507,22 +537,13 @@ def test_two_inputs_are_refused():
         logits_model(model)
 
 
-class Bare(keras.Model):
-    """A function that is no layer on top of a dense layer."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.dense = dense()
-        self.function = function
-
-    def call(self, inputs):
-        return self.function(self.dense(tf.reshape(inputs, [-1, 30])))
-
-
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (tf.nn.softmax, f"returns probabilities, and the softmax .* is no layer.*{ADVICE}"),
+        (
+            lambda z: tf.exp(z) / tf.reduce_sum(tf.exp(z), 1, keepdims=True),
+            f"returns probabilities, and the softmax .* is no layer.*{ADVICE}",
+        ),
         (tf.nn.log_softmax, f"returns log-probabilities. {ADVICE}"),
         (tf.nn.sigmoid, f"lies between 0 and 1, as a sigmoid's do. {ADVICE}"),
     ],
@@ -598,3 +619,143 @@ def test_a_subclassed_model_needs_inputs():
 
 def test_the_error_is_a_value_error():
     assert issubclass(NotLogitsError, ValueError)
+
+
+# a softmax that is not the softmax of the outputs before it ---------------------------------------
+
+
+def two_softmaxes():
+    return functional(
+        lambda h: layers.Flatten()(layers.Softmax()(layers.Reshape((2, 2))(dense()(h))))
+    )
+
+
+def softmax_per_position():
+    head = layers.Conv2D(2, (6, 4), activation="softmax")
+    return keras.Sequential([layers.Input(SHAPE), head, layers.Flatten()])
+
+
+def activation_per_position():
+    rows = [layers.Input(SHAPE), layers.Reshape((5, 6)), layers.Dense(2)]
+    return keras.Sequential([*rows, layers.Activation("softmax"), layers.Reshape((10,))])
+
+
+def masked_softmax():
+    mask = np.array([[True, True, False, True]])
+    return functional(lambda h: layers.Softmax()(dense()(h), mask=mask))
+
+
+class Reweighted(layers.Dense):
+    def call(self, inputs, training=None):
+        return super().call(inputs) * tf.constant([1.0, 5.0, 0.2, 2.0])
+
+
+class Attention(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.activation = keras.activations.softmax
+        self.query, self.head = layers.Dense(8), dense()
+
+    def call(self, inputs):
+        return tf.nn.sigmoid(self.head(self.activation(self.query(inputs)) * inputs))
+
+
+def recurrent():
+    return keras.Sequential(
+        [layers.Input(SHAPE), layers.Reshape((6, 5)), layers.LSTM(CLASSES, activation="softmax")]
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (two_softmaxes, "several groups of outputs are normalised"),
+        (softmax_per_position, "several groups of outputs are normalised"),
+        (activation_per_position, "several groups of outputs are normalised"),
+        (masked_softmax, "a softmax with a mask"),
+        (lambda: functional(Reweighted(CLASSES, activation="softmax")), "they differ by"),
+        (lambda: functional(Attention()), "they differ by"),
+        (recurrent, "they differ by"),
+    ],
+)
+def test_a_softmax_of_something_else_stays(build, message):
+    """Leaving it out would change the class in up to half of the images."""
+    with pytest.raises(NotLogitsError, match=message):
+        logits_model(build())
+
+
+class Softmax(layers.Layer):
+    """Not Keras's."""
+
+    def call(self, inputs):
+        return tf.nn.softmax(-inputs)
+
+
+def test_a_class_called_softmax_is_not_taken_for_one():
+    with pytest.raises(NotLogitsError, match="returns probabilities"):
+        logits_model(functional(lambda h: Softmax()(dense()(h))))
+
+
+def test_the_axis_may_be_written_as_a_list():
+    model = functional(lambda h: layers.Softmax(axis=[-1])(dense()(h)))
+    np.testing.assert_allclose(softmax(logits_model(model)(images())), model(images()), atol=1e-5)
+
+
+def test_a_call_that_is_overridden_is_not_a_graph():
+    class Negated(keras.Model):
+        def __call__(self, *args, **kwargs):
+            return -super().__call__(*args, **kwargs)
+
+    inputs = layers.Input(SHAPE)
+    model = Negated(inputs, dense()(layers.Flatten()(inputs)))
+    assert not is_graph(model)
+    x = images()
+    np.testing.assert_array_equal(predict_logits(model, x), model(x))
+
+
+@pytest.mark.parametrize("build", [sequential_fused, subclassed_fused])
+def test_a_global_dtype_policy_does_not_reach_the_view(build):
+    """The view is made later than the model, under whatever policy is in force then."""
+    x = 20 * images()
+    model = build()
+    expected = predict_logits(model, x)
+    model.end = getattr(model, "end", None)  # another state: the view is made again
+    with computing_in("mixed_bfloat16"):
+        view = logits_model(model, x)
+        for values in (view(x), predict_logits(view, x), predict_logits(model, x)):
+            np.testing.assert_allclose(values, expected, atol=1e-5)
+    assert all(layer.compute_dtype == "float32" for layer in all_layers(view))
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+@pytest.mark.parametrize("change", ["lora", "int8"])
+def test_adapted_and_quantized_heads_lose_their_softmax_alike(change):
+    x = images()
+    model = sequential_fused()
+    if change == "lora":
+        model.layers[-1].enable_lora(2)
+        model.layers[-1].lora_kernel_b.assign_add(np.full((2, CLASSES), 0.3, np.float32))
+    else:
+        model.quantize("int8")
+    np.testing.assert_allclose(softmax(logits_model(model)(x)), model(x), atol=1e-5)
+
+
+def test_threads_that_call_a_view_leave_the_model_alone():
+    x = images()
+    model = subclassed_fused()
+    expected = np.asarray(model(x))
+    view = logits_model(model, x)
+    stop, wrong = threading.Event(), []
+
+    def predict():
+        while not stop.is_set():
+            wrong.append(np.abs(np.asarray(model(x)) - expected).max() > 1e-6)
+
+    thread = threading.Thread(target=predict)
+    thread.start()
+    for _ in range(20):
+        tf.function(lambda rows: view(rows))(x)
+    stop.set()
+    thread.join()
+    assert wrong
+    assert not any(wrong)
