@@ -222,9 +222,9 @@ def test_double_backpropagation_through_the_new_layers(rng):
     [
         ({"depth_radius": -1}, "depth_radius must be a whole number of at least 0, got -1"),
         ({"depth_radius": 1.5}, "depth_radius must be a whole number of at least 0, got 1.5"),
-        ({"bias": 0}, "bias must be positive"),
-        ({"alpha": -1}, "alpha and beta not negative"),
-        ({"beta": np.nan}, "all of them finite"),
+        ({"bias": 0}, "bias must be positive and finite, got 0"),
+        ({"alpha": -1}, "alpha must be at least 0 and finite, got -1"),
+        ({"beta": np.nan}, "beta must be at least 0 and finite, got nan"),
     ],
 )
 def test_bad_settings_of_response_normalization(settings, message):

@@ -1,4 +1,4 @@
-"""Checked arguments: whole numbers, and the range of pixels."""
+"""Validated arguments: integers, positive numbers, ranges of pixels."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 from tfrobust.errors import InputError
 
-__all__ = ["as_count", "as_range"]
+__all__ = ["as_count", "as_not_negative", "as_positive", "as_range"]
 
 
 def as_range(value_range: Any) -> tuple[float, float]:
-    """(minimum, maximum) of the pixels, checked.
+    """(minimum, maximum) of the pixels, rounded to float32.
 
     Raises:
-        ValueError: not two finite numbers, the first less than the second.
+        InputError: not two finite numbers, the first less than the second.
     """
     try:
         values = np.asarray(value_range)
@@ -31,20 +31,44 @@ def as_range(value_range: Any) -> tuple[float, float]:
 
 
 def as_count(name: str, value: Any, least: int) -> int:
-    """A whole number, checked.
-
-    Args:
-        name: of the argument.
-        value: what was given.
-        least: smallest that is allowed.
+    """`value` as an integer of at least `least`; `name` is the argument's, for the message.
 
     Raises:
-        ValueError: not whole, not finite, no number, or less than `least`.
+        InputError: not a whole number, not finite, or less than `least`.
     """
-    try:
-        number = math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
+    number = _as_float(value)
     if not math.isfinite(number) or number != int(number) or number < least:
         raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
     return int(number)
+
+
+def as_positive(name: str, value: Any) -> float:
+    """`value` as a finite number above 0; `name` is the argument's, for the message.
+
+    Raises:
+        InputError: not a number, not finite, 0 or less.
+    """
+    number = _as_float(value)
+    if not 0 < number < math.inf:
+        raise InputError(f"{name} must be positive and finite, got {value!r}")
+    return number
+
+
+def as_not_negative(name: str, value: Any) -> float:
+    """`value` as a finite number of at least 0; `name` is the argument's, for the message.
+
+    Raises:
+        InputError: not a number, not finite, or less than 0.
+    """
+    number = _as_float(value)
+    if not 0 <= number < math.inf:
+        raise InputError(f"{name} must be at least 0 and finite, got {value!r}")
+    return number
+
+
+def _as_float(value: Any) -> float:
+    """NaN where `value` is no number."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -14,10 +14,10 @@ __all__ = ["atomic_path", "writable_folder"]
 
 
 def writable_folder(path: str | Path) -> Path:
-    """Make `path` if need be and prove that it can be written to.
+    """Create `path` where it does not exist, and test that it can be written to.
 
     Raises:
-        OSError: the folder cannot be made or written to, with what to do about it.
+        StorageError: the folder cannot be created or written to, with what to do about it.
     """
     folder = Path(path)
     try:
@@ -34,15 +34,15 @@ def writable_folder(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, moved over it when the block ends without an error.
+    """A temporary path beside `path`, renamed to it when the block ends without an error.
 
-    A killed process or a full disk leaves the file that was there before untouched.
+    A killed process or a full disk leaves an existing file unchanged.
 
     Raises:
-        OSError: the file could not be written, naming it.
+        StorageError: the file could not be written; names it.
     """
     target = Path(path)
-    # the name stays last: savers choose their format by its ending, ".weights.h5" among them
+    # the name comes last: Keras and others choose the format by the suffix, such as ".weights.h5"
     temporary = target.with_name(f".partial-{os.getpid()}-{target.name}")
     try:
         yield temporary
@@ -55,5 +55,5 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             "What was there before is unchanged."
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+        with contextlib.suppress(OSError):  # the first error is the one to report
             temporary.unlink()

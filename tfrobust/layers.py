@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.arguments import as_count
+from tfrobust.arguments import as_count, as_not_negative, as_positive
 from tfrobust.errors import InputError
 
 __all__ = ["FrozenBatchNormalization", "LocalResponseNormalization", "LpPooling2D"]
@@ -18,8 +18,8 @@ __all__ = ["FrozenBatchNormalization", "LocalResponseNormalization", "LpPooling2
 class FrozenBatchNormalization(keras.layers.BatchNormalization):
     """Batch normalisation by its moving statistics, in training too, which never updates them.
 
-    gamma and beta are trained as ever: the option learning_phase=0 of Etmann 2019's released code.
-    Weights, their names and settings are `BatchNormalization`'s.
+    gamma and beta are trained as usual: the option learning_phase=0 of Etmann 2019's released code.
+    Weights, their names and settings are those of `BatchNormalization`.
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
@@ -38,15 +38,15 @@ class LocalResponseNormalization(keras.layers.Layer):
     no second gradient; this layer can be differentiated any number of times.
 
     Args:
-        depth_radius: neighbours on each side, a whole number of at least 0.
+        depth_radius: neighbouring channels on each side, at least 0.
         bias: positive, so that nothing is divided by zero.
-        alpha: not negative.
-        beta: not negative.
+        alpha: at least 0.
+        beta: at least 0.
 
     Inputs are (batch, ..., channels), of rank 2 at least; outputs have the same shape.
 
     Raises:
-        ValueError: a setting makes no sense, or the channels are unknown.
+        InputError: a setting is out of range, or the number of channels is unknown.
     """
 
     def __init__(
@@ -59,12 +59,9 @@ class LocalResponseNormalization(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.depth_radius = as_count("depth_radius", depth_radius, 0)
-        if not (np.isfinite([bias, alpha, beta]).all() and bias > 0 and alpha >= 0 and beta >= 0):
-            raise InputError(
-                "bias must be positive, alpha and beta not negative, and all of them finite; got "
-                f"bias={bias}, alpha={alpha}, beta={beta}"
-            )
-        self.bias, self.alpha, self.beta = float(bias), float(alpha), float(beta)
+        self.bias = as_positive("bias", bias)
+        self.alpha = as_not_negative("alpha", alpha)
+        self.beta = as_not_negative("beta", beta)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         if len(input_shape) < 2 or input_shape[-1] is None:
@@ -76,10 +73,10 @@ class LocalResponseNormalization(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         x = _wide(inputs)
-        place = np.arange(x.shape[-1])
-        near = np.abs(place[:, None] - place) <= self.depth_radius
-        # one product with a constant band: differences of running sums would lose digits
-        sums = tf.tensordot(tf.square(x), tf.constant(near, x.dtype), axes=1)
+        channel = np.arange(x.shape[-1])
+        band = np.abs(channel[:, None] - channel) <= self.depth_radius
+        # a product with a constant band matrix: differences of cumulative sums would cancel
+        sums = tf.tensordot(tf.square(x), tf.constant(band, x.dtype), axes=1)
         sums = tf.ensure_shape(sums, x.shape)
         return tf.cast(x * _positive_power(self.bias + self.alpha * sums, -self.beta), inputs.dtype)
 
@@ -98,24 +95,24 @@ class LocalResponseNormalization(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tfrobust")
 class LpPooling2D(keras.layers.Layer):
-    """The lp norm of each window: (sum |x|^p)^(1/p), channel by channel.
+    """The lp norm of each window: (sum |x|^p)^(1/p), per channel.
 
-    A sum, not a mean: p = 1 is average pooling of |x| times the window's size, and a large p comes
-    close to max pooling of |x|. Large p do not overflow: windows are scaled by their largest value.
+    A sum, not a mean: p = 1 is average pooling of |x| times the window's size, and p -> inf tends
+    to max pooling of |x|. Large p do not overflow: windows are scaled by their largest value.
 
-    The gradient is zero at a window of zeros, a subgradient, and so are the second derivatives
-    there; for p < 2 they are also taken as zero along a zero pixel, where they are infinite.
+    At a window of zeros the gradient is taken as zero, a subgradient, and so are the second
+    derivatives; for p < 2 they are also taken as zero along a zero pixel, where they are infinite.
 
     Args:
         pool_size: height and width of a window, or one number for both.
-        strides: likewise; `pool_size` where None.
+        strides: likewise; None for `pool_size`.
         padding: "valid", or "same", which pads with zeros as TensorFlow does.
         p: at least 1 and finite.
 
     Inputs are (batch, height, width, channels).
 
     Raises:
-        ValueError: a setting makes no sense, or a window is larger than the images.
+        InputError: a setting is out of range, or a window is larger than the images.
     """
 
     def __init__(
@@ -152,7 +149,7 @@ class LpPooling2D(keras.layers.Layer):
         return tf.cast(tf.where(empty, tf.zeros_like(root), scale * root), inputs.dtype)
 
     def _tiles(self, x: tf.Tensor) -> tf.Tensor:
-        """The windows side by side: images that pooling without overlap cuts into them."""
+        """Rearrange the images so that non-overlapping pooling of the result sees each window."""
         for axis, (pool, stride) in enumerate(zip(self.pool_size, self.strides, strict=True), 1):
             size = x.shape[axis] or tf.shape(x)[axis]
             if self.padding == "same":
@@ -167,8 +164,8 @@ class LpPooling2D(keras.layers.Layer):
                 keep = [slice(None)] * axis + [slice(count * pool)]
                 x = x[tuple(keep)]
             else:
-                places = tf.range(count)[:, None] * stride + tf.range(pool)
-                x = tf.gather(x, tf.reshape(places, [-1]), axis=axis)
+                indices = tf.range(count)[:, None] * stride + tf.range(pool)
+                x = tf.gather(x, tf.reshape(indices, [-1]), axis=axis)
         return x
 
     def _power(self, x: tf.Tensor) -> tf.Tensor:
@@ -205,17 +202,17 @@ class LpPooling2D(keras.layers.Layer):
         }
 
 
-# a window's values below this count as zero in single precision
+# a largest value below this is too small to divide a window by in single precision
 _TINY = 1e-37
 
 
 def _wide(x: tf.Tensor) -> tf.Tensor:
-    """In single precision at least: squares of half precision overflow."""
+    """Cast half precision, in which squares overflow, to single."""
     return x if x.dtype.size > 2 else tf.cast(x, tf.float32)
 
 
 def _positive_power(base: tf.Tensor, exponent: float) -> tf.Tensor:
-    """base^exponent of positive numbers; tf.pow, which takes any, is several times slower."""
+    """base^exponent for base > 0; the general tf.pow is several times slower."""
     if exponent == 1:
         return base
     if exponent == 0.5:

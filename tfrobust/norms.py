@@ -1,6 +1,6 @@
 """Per-example lp norms, unit vectors, and projections onto balls and pixel ranges.
 
-Every function maps a batch of shape (batch, ...) to one number, or one array, per example.
+Every function maps a batch of shape (batch, ...) to one number or one array per example.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def norm(x: tf.Tensor, p: float = 2) -> tf.Tensor:
     The gradient at a zero example is zero, a subgradient, instead of NaN.
 
     Raises:
-        ValueError: p is not 1, 2 or infinity.
+        InputError: p is not 1, 2 or infinity.
     """
     x = flatten(x)
     if p == 2:
@@ -62,11 +62,11 @@ def project_ball(x: tf.Tensor, radius: float | tf.Tensor, p: float = 2) -> tf.Te
 
     Args:
         x: (batch, ...).
-        radius: a number, or one for each example, (batch,); not negative.
+        radius: a number, or one per example, (batch,); at least 0.
         p: 1, 2 or infinity. p = 1 is the sort-based projection of Duchi et al. 2008.
 
     Raises:
-        ValueError: p is not 1, 2 or infinity.
+        InputError: p is not 1, 2 or infinity.
     """
     x = tf.convert_to_tensor(x)
     radius = tf.broadcast_to(tf.cast(radius, x.dtype), tf.shape(x)[:1])
@@ -75,7 +75,7 @@ def project_ball(x: tf.Tensor, radius: float | tf.Tensor, p: float = 2) -> tf.Te
         return tf.clip_by_value(x, -bound, bound)
     if p == 2:
         norms = norm(x)
-        # a zero example has no direction, and is inside every ball
+        # a zero example has no direction; it lies inside every ball
         scale = tf.where(norms > radius, tf.math.divide_no_nan(radius, norms), tf.ones_like(norms))
         return x * per_example(scale, x)
     if p == 1:

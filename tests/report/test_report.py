@@ -1,5 +1,6 @@
 """Pages and figures: self-contained, escaped, whole or absent."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -80,6 +81,13 @@ def test_a_missing_figure_leaves_no_half_page(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_verdicts_are_three():
-    with pytest.raises(ValueError, match="unknown verdict 'maybe'"):
+def test_verdicts_are_four(tmp_path):
+    verdicts = ("held", "not held", "not decided", "not tested")
+    claims = tuple(report.Claim("", verdict, "", "") for verdict in verdicts)
+    assert [claim.verdict for claim in claims] == list(verdicts)
+    with pytest.raises(ValueError, match=r"one of .*'not decided'.*, got 'maybe'"):
         report.Claim("", "maybe", "", "")
+    html = report.write(dataclasses.replace(page(), claims=claims), tmp_path / "a.html").read_text()
+    shown = re.findall(r'<td class="verdict ([a-z-]+)">([a-z ]+)</td>', html)
+    assert shown == [(verdict.replace(" ", "-"), verdict) for verdict in verdicts]
+    assert all(f".{name} {{" in html for name, _ in shown)  # each has its colour

@@ -1,5 +1,6 @@
 """Run folders: steps made once, settings held, damage named."""
 
+import contextlib
 import dataclasses
 import hashlib
 
@@ -94,6 +95,17 @@ def test_damaged_records_are_named(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1 half of")
     with pytest.raises(RunFolderError, match=r"t\.parquet cannot be read .* Delete it"):
         run.frame_step("t.parquet", pd.DataFrame)
+    run.arrays_step("a.npz", lambda: {"x": np.arange(100)})
+    whole = (tmp_path / "a.npz").read_bytes()
+    for place in range(30, len(whole) - 60, 7):  # headers, compressed data and directory
+        damaged = bytearray(whole)
+        damaged[place : place + 3] = b"\xff\xff\xff"
+        (tmp_path / "a.npz").write_bytes(damaged)
+        with contextlib.suppress(RunFolderError):  # anything else is a traceback
+            np.testing.assert_array_equal(run.arrays_step("a.npz", dict)["x"], np.arange(100))
+    (tmp_path / "a.npz").write_bytes(whole[:-40])
+    with pytest.raises(RunFolderError, match=r"a\.npz cannot be read .* Delete it"):
+        run.arrays_step("a.npz", dict)
     (tmp_path / "run.json").write_text("")
     with pytest.raises(RunFolderError, match=r"run\.json"):
         Run(tmp_path, Settings())

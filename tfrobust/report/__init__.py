@@ -1,7 +1,17 @@
 """Run folders, figures and pages."""
 
 from tfrobust.report import figures
-from tfrobust.report.page import Claim, Page, Section, write
+from tfrobust.report.page import Claim, Page, Section, Verdict, write
 from tfrobust.report.runs import Run, RunFolderError, versions
 
-__all__ = ["Claim", "Page", "Run", "RunFolderError", "Section", "figures", "versions", "write"]
+__all__ = [
+    "Claim",
+    "Page",
+    "Run",
+    "RunFolderError",
+    "Section",
+    "Verdict",
+    "figures",
+    "versions",
+    "write",
+]

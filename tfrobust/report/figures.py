@@ -1,4 +1,4 @@
-"""Plots shared by experiments: one look, and every figure as PNG and PDF."""
+"""Plots shared by experiments, in one style; every figure is saved as PNG and PDF."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ COLORS = "viridis"
 
 
 def style() -> AbstractContextManager[None]:
-    """Draw and save inside this block to have the common look."""
+    """Figures drawn and saved in this block have the common style."""
     return mpl.rc_context(STYLE)
 
 
 def new(
     rows: int = 1, columns: int = 1, *, width: float = 3.4, height: float = 2.9
 ) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes as an array (rows, columns); `width` and `height` of one, in inches."""
+    """A figure and an array (rows, columns) of axes, each `width` by `height` inches."""
     with style():
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
         return figure, figure.subplots(rows, columns, squeeze=False)
@@ -62,18 +62,18 @@ def new(
 def side_by_side(
     names: Sequence[str], *, width: float, height: float
 ) -> tuple[Figure, list[Figure | SubFigure]]:
-    """A figure, and its parts from left to right, each under its name; one alone goes without.
+    """A figure and its subfigures from left to right, each with its name as title.
 
     Args:
-        names: of the parts; one alone is the figure itself.
-        width: of a part, in inches.
-        height: of a part, in inches.
+        names: of the subfigures; with one name the figure itself is returned, without a title.
+        width: per subfigure, in inches.
+        height: per subfigure, in inches.
     """
     with style():
-        alone = len(names) == 1
-        size = (width * len(names), height + (0 if alone else 0.3))
+        single = len(names) == 1
+        size = (width * len(names), height + (0 if single else 0.3))
         figure = Figure(figsize=size, layout="constrained")
-        if alone:
+        if single:
             return figure, [figure]
         parts = list(figure.subfigures(1, len(names), wspace=0.05))
         for part, name in zip(parts, names, strict=True):
@@ -82,7 +82,7 @@ def side_by_side(
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> Path:
-    """Write `name`.png and `name`.pdf into `folder`; the path of the PNG.
+    """Write `name`.png and `name`.pdf into `folder`; returns the path of the PNG.
 
     Raises:
         OSError: a file could not be written.
@@ -105,11 +105,11 @@ def trail(
     weights: Sequence[float],
     label: str | None = None,
 ) -> None:
-    """One point a model, joined in the order of the weights and coloured by their logarithm.
+    """One point per model, joined in the order of the weights and coloured by their logarithm.
 
     Args:
         figure: gets a colour bar if `label` is given.
-        axes: drawn into.
+        axes: to draw into.
         x: (models,).
         y: (models,).
         weights: (models,), positive.
@@ -129,10 +129,10 @@ def trail(
 def pointwise(
     axes: Axes, x: np.ndarray, y: np.ndarray, *, diagonal: bool = False, title: str | None = None
 ) -> None:
-    """One point an example, with Spearman's rank correlation in the title.
+    """One point per example, with Spearman's rank correlation in the title.
 
     Args:
-        axes: drawn into.
+        axes: to draw into.
         x: (examples,); NaN and infinite values are left out.
         y: (examples,).
         diagonal: draw y = x.
@@ -143,8 +143,8 @@ def pointwise(
     keep = np.isfinite(x) & np.isfinite(y)
     axes.scatter(x[keep], y[keep], s=5, alpha=0.4, linewidths=0, color="#31688e")
     correlation = spearmanr(x[keep], y[keep]).statistic if keep.sum() > 2 else float("nan")
-    words = f"Spearman {correlation:.2f}, n = {keep.sum()}"
-    axes.set_title(f"{title}\n{words}" if title else words)
+    statistic = f"Spearman {correlation:.2f}, n = {keep.sum()}"
+    axes.set_title(f"{title}\n{statistic}" if title else statistic)
     if diagonal and keep.any():
         end = min(x[keep].max(), y[keep].max())
         axes.plot([0, end], [0, end], color="0.3", linewidth=0.8, linestyle="--")
@@ -158,14 +158,14 @@ def image_grid(
 ) -> Figure | SubFigure:
     """Rows of images with a name on the left; a row with negative values holds saliency maps.
 
-    Saliency maps get a diverging scale, symmetric about zero and fitted to each map, with their
-    channels summed; images keep [0, 1], in colour where they have three channels.
+    Saliency maps are summed over channels and shown on a diverging scale, symmetric about zero and
+    fitted to each map; images are shown on [0, 1], in colour where they have three channels.
 
     Args:
-        rows: pairs of a name and images (count, height, width, channels); places that a shorter
-            row leaves stay empty.
-        size: of one image, in inches.
-        figure: drawn into, at the size that it has; a new one where None.
+        rows: pairs of a name and images (count, height, width, channels); shorter rows end in empty
+            axes.
+        size: per image, in inches.
+        figure: to draw into, at its size; None for a new one.
     """
     count = max(len(images) for _, images in rows)
     with style():
@@ -192,25 +192,26 @@ def iterated_perturbation(
     most: int = 8,
     size: float = 1.0,
 ) -> Path:
-    """One row an example: its images, class and distance above each, and what was added in all.
+    """One row per example: the images of the steps, each under its class and distance.
 
-    The last column is the last image minus the first, channels summed, on a diverging scale of its
-    own. Where the attack found no further step "none found" stands for the distance, which stays.
+    The last column is the total perturbation, the last image minus the first, summed over channels,
+    on its own diverging scale. Where the attack failed at a step, "none found" replaces the
+    distance, which does not change.
 
     Args:
         result: of `tfrobust.attacks.iterate`, of images (height, width, channels).
-        path: the picture's, ending in .png or in nothing; .pdf is written beside it.
-        value_range: smallest and largest valid pixel.
-        class_names: (classes,); indices where None.
-        most: steps shown, evenly chosen from the first to the last where there are more.
-        size: of one image, in inches.
+        path: of the PNG, with or without its suffix; a PDF is written beside it.
+        value_range: least and largest valid pixel.
+        class_names: (classes,); None for indices.
+        most: largest number of steps shown, evenly spaced from the first to the last.
+        size: per image, in inches.
 
     Returns:
         The path of the PNG.
 
     Raises:
-        ValueError: the images have no height, width and channels, `most` is less than 1,
-            `value_range` is none, classes have no name, or the path ends in something else.
+        InputError: the images have no height, width and channels, `most` is less than 1,
+            `value_range` is not a range, a class has no name, or the path has another suffix.
         OSError: a file could not be written.
     """
     if result.images.ndim != 5:
@@ -239,10 +240,10 @@ def iterated_perturbation(
                 _bare(axis)
             for axis, step in zip(line, steps, strict=False):
                 label = result.labels[row, step]
-                words = f"{label if class_names is None else class_names[label]}"
-                stuck = step and not result.success[row, step - 1]
-                words += "\nnone found" if stuck else f"\n{result.distance[row, step]:.3g}"
-                axis.set_title(words, fontsize=8)
+                title = f"{label if class_names is None else class_names[label]}"
+                failed = step and not result.success[row, step - 1]
+                title += "\nnone found" if failed else f"\n{result.distance[row, step]:.3g}"
+                axis.set_title(title, fontsize=8)
                 _show(axis, shown[row, step], signed=False)
             _show(line[-1], shown[row, -1] - shown[row, 0], signed=True)
             line[-1].set_title("added\nin all", fontsize=8)

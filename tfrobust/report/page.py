@@ -1,11 +1,11 @@
-"""What a page holds, and how it is written."""
+"""Result pages: one HTML file with text, figures, tables and the verdicts on claims."""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jinja2
 import pandas as pd
@@ -13,27 +13,31 @@ import pandas as pd
 from tfrobust.errors import InputError
 from tfrobust.files import atomic_path
 
-__all__ = ["Claim", "Page", "Section", "write"]
+__all__ = ["Claim", "Page", "Section", "Verdict", "write"]
+
+Verdict = Literal["held", "not held", "not decided", "not tested"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """One claim of a paper, judged by a run's results."""
+    """One claim of a paper and what a run's results say about it."""
 
     statement: str
-    verdict: Literal["held", "not held", "not decided", "not tested"]
+    verdict: Verdict
+    """Not decided: there are results, but they allow either answer; not tested: there are none."""
     figure: str
     """The numbers that the verdict rests on."""
     source: str
+    """Where the paper makes it."""
 
     def __post_init__(self) -> None:
-        if self.verdict not in ("held", "not held", "not decided", "not tested"):
-            raise InputError(f"unknown verdict {self.verdict!r}")
+        if self.verdict not in get_args(Verdict):
+            raise InputError(f"verdict must be one of {get_args(Verdict)}, got {self.verdict!r}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading with text, and a figure (path of a PNG), a table or a link to another page."""
+    """A heading with text, and a figure (the path of a PNG), a table or a link to another page."""
 
     title: str
     text: str = ""
@@ -45,11 +49,11 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """Everything a run's page shows."""
+    """The content of a run's page."""
 
     title: str
     lead: str
-    """What was run, on what data, in a sentence or two."""
+    """What was run on which data, in a sentence or two."""
     sections: tuple[Section, ...]
     claims: tuple[Claim, ...] = ()
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -61,7 +65,7 @@ def write(page: Page, path: str | Path) -> Path:
 
     Args:
         page: its content.
-        path: of the file, whole or absent.
+        path: of the file, which is written atomically.
 
     Raises:
         OSError: a figure could not be read, or the file not written.

@@ -1,4 +1,4 @@
-"""Run folders: settings, versions and seeds, and steps that are either finished or not begun."""
+"""Run folders: settings and versions on record, and steps whose results are whole or absent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -42,14 +41,14 @@ class RunFolderError(TfrobustError, ValueError):
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, the packages and the machine that results depend on."""
-    found = {"python": platform.python_version()}
+    """Python, the packages and the machine that results depend on."""
+    result = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
+            result[package] = importlib.metadata.version(package)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found["machine"] = f"{platform.system()} {platform.machine()}, {_processor()}, {cores} cores"
-    return found
+    result["machine"] = f"{platform.system()} {platform.machine()}, {_processor()}, {cores} cores"
+    return result
 
 
 def _processor() -> str:
@@ -63,17 +62,16 @@ def _processor() -> str:
 class Run:
     """A folder of one experiment's results.
 
-    Where several hosts work together all make the same calls, the first one writes, and all see
-    the folder.
+    With several workers, all make the same calls, the chief writes, and all read the folder.
 
     Args:
-        folder: made if need be. One that holds a run with the same settings is gone on with.
+        folder: created where it does not exist; a run in it with the same settings is resumed.
         settings: a frozen dataclass.
-        files: that the results depend on, by the names of their settings; held by their contents.
+        files: files that the results depend on, by the name of their setting; compared by content.
 
     Raises:
         OSError: the folder is not writable, or one of the files cannot be read.
-        RunFolderError: the folder holds a run with other settings, or of other contents.
+        RunFolderError: the folder holds a run with other settings, or with files of other content.
     """
 
     def __init__(
@@ -87,23 +85,24 @@ class Run:
         self.settings = json.loads(json.dumps(dataclasses.asdict(settings)))
         if self.has("run.json"):
             record = self.read_json("run.json")
-            # a setting that came later had its default before
-            before = _defaults(settings) | record["settings"]
-            names = sorted(before.keys() | self.settings.keys())
-            changed = [name for name in names if before.get(name) != self.settings.get(name)]
+            # a setting added since the record was written had its default value
+            recorded = _defaults(settings) | record["settings"]
+            names = sorted(recorded.keys() | self.settings.keys())
+            changed = [name for name in names if recorded.get(name) != self.settings.get(name)]
             if changed:
                 name = changed[0]
                 raise RunFolderError(
-                    f"{self.folder} holds a run with {name} = {before.get(name)}, now "
+                    f"{self.folder} holds a run with {name} = {recorded.get(name)}, now "
                     f"{self.settings.get(name)}. Give another folder, or delete this one."
                 )
-            held = record.get("files", {})
+            known = record.get("files", {})
             for name, digest in digests.items():
-                if held.get(name) != digest:
-                    known = "had other contents" if name in held else "may have had other contents"
+                if known.get(name) != digest:
+                    verb = "had" if name in known else "may have had"
                     raise RunFolderError(
-                        f"{self.folder} holds a run for which {name} = {files[name]} {known}: its "
-                        "results would be stale. Give another folder, or delete this one."
+                        f"{self.folder} holds a run for which {name} = {files[name]} {verb} other "
+                        "contents: its results would be stale. Give another folder, or delete this "
+                        "one."
                     )
         else:
             self.write_json(
@@ -128,28 +127,32 @@ class Run:
         return path
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write plain data atomically; NumPy numbers and arrays become plain."""
+        """Write plain data atomically; NumPy numbers and arrays become numbers and lists."""
         text = json.dumps(value, indent=2, default=_plain) + "\n"
         self._write(name, lambda path: path.write_text(text))
 
     def read_json(self, name: str) -> Any:
-        """Raises: RunFolderError where the record is damaged or missing."""
+        """What `write_json` wrote.
+
+        Raises:
+            RunFolderError: the record is damaged or missing.
+        """
         path = self.folder / name
         try:
             return json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise RunFolderError(
-                f"the record {path} cannot be read ({error}). Delete it to make it again."
+                f"the record {path} cannot be read ({error}). Delete it to compute it again."
             ) from error
 
-    def json_step(self, name: str, make: Callable[[], Any]) -> Any:
-        """`make()`'s plain data, made once: a later run reads it from `name`."""
+    def json_step(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The plain data that `compute` returns; a resumed run reads it from the file `name`."""
         if not self.has(name):
-            self.write_json(name, make())
+            self.write_json(name, compute())
         return self.read_json(name)
 
-    def frame_step(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """`make()`'s table, made once: a later run reads it from the Parquet file `name`.
+    def frame_step(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """The table that `compute` returns; a resumed run reads it from the Parquet file `name`.
 
         Raises:
             RunFolderError: the file is damaged.
@@ -157,17 +160,19 @@ class Run:
         """
         path = self.path(name)
         if not self.has(name):
-            frame = make()
+            frame = compute()
             self._write(name, lambda temporary: frame.to_parquet(temporary, index=False))
         try:
             return pd.read_parquet(path)
         except Exception as error:  # pyarrow raises many kinds
             raise RunFolderError(
-                f"the table {path} cannot be read ({error}). Delete it to make it again."
+                f"the table {path} cannot be read ({error}). Delete it to compute it again."
             ) from error
 
-    def arrays_step(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> Any:
-        """`make()`'s arrays by name, made once: a later run reads them from the file `name` (.npz).
+    def arrays_step(
+        self, name: str, compute: Callable[[], dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """The named arrays that `compute` returns; a resumed run reads them from `name` (.npz).
 
         Raises:
             RunFolderError: the file is damaged.
@@ -175,25 +180,25 @@ class Run:
         """
         path = self.path(name)
         if not self.has(name):
-            arrays = make()
+            arrays = compute()
             self._write(name, lambda temporary: np.savez_compressed(temporary, **arrays))
         try:
             with np.load(path, allow_pickle=False) as archive:
                 return {key: archive[key] for key in archive.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # zipfile, zlib and NumPy raise many kinds
             raise RunFolderError(
-                f"the arrays {path} cannot be read ({error}). Delete the file to make it again."
+                f"the arrays {path} cannot be read ({error}). Delete it to compute them again."
             ) from error
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> None:
-        """Let the first host write `name`, whole or not at all; the others wait until it has."""
+        """Let the chief write `name` atomically; the other workers wait until it has."""
         if is_chief():
             with atomic_path(self.path(name)) as temporary:
                 write(temporary)
         chief_says(0)
 
     def has(self, name: str) -> bool:
-        """Whether a step is finished; hosts take the first one's word, which also holds them."""
+        """Whether a step is finished, as the chief sees it; all workers wait for its answer."""
         return bool(chief_says((self.folder / name).exists()))
 
     @contextlib.contextmanager
@@ -221,4 +226,4 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, Path):
         return str(value)
-    raise InputTypeError(f"{type(value).__name__} is no plain data")
+    raise InputTypeError(f"{type(value).__name__} cannot be written as JSON")
