@@ -31,6 +31,7 @@ from .classifier import (
     vjp,
 )
 from .data import imagenet
+from .evaluation import Benchmark, benchmark
 from .objectives import (
     AlignmentPenalty,
     CrossEntropy,
@@ -44,6 +45,7 @@ from .training import evaluate, fit
 __all__ = [
     "Alignment",
     "AlignmentPenalty",
+    "Benchmark",
     "CrossEntropy",
     "Decomposition",
     "DoubleBackprop",
@@ -56,6 +58,7 @@ __all__ = [
     "WeightDecay",
     "alignment",
     "attacks",
+    "benchmark",
     "bounds",
     "classifier",
     "data",

@@ -22,7 +22,8 @@ from tfrobust import alignment, attacks, input_gradient
 from tfrobust.commands import main
 from tfrobust.commands.measure import Resolved, Settings, steps
 from tfrobust.commands.measure.figures import class_names
-from tfrobust.commands.measure.subject import Subject, prepare
+from tfrobust.commands.measure.results import prepare
+from tfrobust.commands.subject import Subject
 from tfrobust.data.images import read_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::tfrobust.errors.InexactDecompositionWarning")
@@ -433,7 +434,7 @@ def test_class_names_where_keras_has_them(tmp_path, monkeypatch):
     index = {str(k): [f"n{k}", f"name_{k}"] for k in range(1000)}
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     settings = Resolved("resnet50", "folder", weights="imagenet")
-    subject = Subject(*[None] * 2, 1000, *[None] * 5)
+    subject = Subject(*[None] * 2, 1000, *[None] * 8)
     assert class_names(settings, subject) is None
     path = tmp_path / "models" / "imagenet_class_index.json"
     path.parent.mkdir()

@@ -123,7 +123,7 @@ def _network(model: keras.Model, x: np.ndarray) -> Network:
             )
         dtype = getattr(step.layer, "compute_dtype", "float32")
         if dtype != "float32":
-            raise InputError(
+            raise UnsupportedLayerError(
                 f"layer {step.name!r} computes in {dtype}: certified bounds account for single "
                 "precision only. Build the model under the policy float32, with the same weights."
             )

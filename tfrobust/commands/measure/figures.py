@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 
 from tfrobust import figures
 from tfrobust.commands.measure.command import Resolved
-from tfrobust.commands.measure.subject import Measured, Subject
+from tfrobust.commands.measure.results import Measured
+from tfrobust.commands.subject import Subject
 from tfrobust.errors import StorageError
 from tfrobust.report import Section
 

@@ -10,7 +10,8 @@ import pandas as pd
 from tfrobust import report
 from tfrobust.commands.measure.command import Resolved
 from tfrobust.commands.measure.figures import class_names, draw
-from tfrobust.commands.measure.subject import Measured, Subject
+from tfrobust.commands.measure.results import Measured
+from tfrobust.commands.subject import Subject
 from tfrobust.report import Run, Section
 
 __all__ = ["medians", "write_page"]

@@ -14,7 +14,8 @@ from tfrobust.alignment import decompose
 from tfrobust.classifier import input_gradient
 from tfrobust.commands.measure.command import Command, Resolved
 from tfrobust.commands.measure.page import write_page
-from tfrobust.commands.measure.subject import Measured, Subject, prepare
+from tfrobust.commands.measure.results import Measured, prepare
+from tfrobust.commands.subject import Subject
 from tfrobust.commands.terminal import show
 from tfrobust.distribution import is_chief
 from tfrobust.errors import InexactDecompositionWarning
