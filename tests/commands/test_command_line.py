@@ -87,6 +87,10 @@ def test_a_wrong_command_names_the_nearest():
     [
         (("measure", "--model", "resnet50", "--images", "nowhere"), "there is no folder nowhere"),
         (("rank", "a.keras", "b.keras", "--data", "digits"), "there is no model file a.keras"),
+        (
+            ("evaluate", "a.keras", "--data", "digits", "--epsilon", "1"),
+            "there is no model file a.keras",
+        ),
         (("list", "--experiments", "nowhere"), "there is no catalogue file nowhere/catalogue.toml"),
     ],
     ids=lambda value: value[0],

@@ -17,6 +17,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "measure": ("measure", "alignment, linearized robustness and saliency maps of one model"),
     "rank": ("rank", "saved models by certified bound, linearized robustness, attack distance"),
+    "evaluate": ("evaluate", "one model: accuracy, robust and certified accuracy, alignment"),
     "list": ("catalogue", "the repository's experiments: needs and cost of their presets"),
 }
 _USAGE_ERROR = 2

@@ -19,7 +19,7 @@ from tfrobust.classifier import classes_of
 from tfrobust.data import image_files, read_images
 from tfrobust.errors import CorruptImageWarning, InputError
 
-__all__ = ["ModelSettings", "Subject", "load_subject"]
+__all__ = ["ModelSettings", "Subject", "digest", "load_subject"]
 
 _GREY = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
 _PREPROCESSINGS = (
@@ -102,7 +102,7 @@ def load_subject(settings: ModelSettings, images: str | Path | Sequence[Path]) -
         skipped=skipped,
         weights=weights,
         weights_sha256=_digest_of_weights(model, file),
-        images_sha256=_digest(*(name.encode() for name in names), pixels),
+        images_sha256=digest(*(name.encode() for name in names), pixels),
     )
 
 
@@ -196,12 +196,13 @@ def _images(
 
 def _digest_of_weights(model: keras.Model, file: Path | None) -> str:
     if file is None:
-        return _digest(*model.get_weights())
+        return digest(*model.get_weights())
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _digest(*parts: Any) -> str:
+def digest(*parts: Any) -> str:
+    """SHA-256 of bytes and of arrays' values, one after another."""
     sha = hashlib.sha256()
     for part in parts:
         sha.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)
