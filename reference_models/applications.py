@@ -1,4 +1,4 @@
-"""Models of `keras.applications`: any constructor by name, its logits, weights from anywhere."""
+"""Models of `keras.applications`: any constructor by name, with logits, weights from files."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ Constructor = Callable[..., keras.Model]
 Statistics = Literal["batch", "frozen", "synchronized"]
 PREFIX = "keras_applications:"
 _IMAGENET_CLASSES = 1000
-# MobileNetV3 takes any size unless told; its ImageNet weights were trained at this one
+# MobileNetV3 has no default size; its ImageNet weights were trained at this one
 _USUAL_SIZE = (224, 224)
 
 
 @functools.cache
 def constructors() -> dict[str, Constructor]:
     """Every model constructor of `keras.applications`, by its name in lower case."""
-    found = {
+    models = {
         name: value
         for name, value in vars(keras.applications).items()
         if callable(value) and hasattr(inspect.getmodule(value), "preprocess_input")
     }
-    return {name.lower(): found[name] for name in sorted(found)}
+    return {name.lower(): models[name] for name in sorted(models)}
 
 
 def find(name: str) -> Constructor | None:
@@ -46,13 +46,13 @@ def find(name: str) -> Constructor | None:
 
 
 def module_of(constructor: Constructor) -> ModuleType:
-    """Where a constructor's `preprocess_input` is."""
+    """The module of a constructor and its `preprocess_input`."""
     return inspect.getmodule(constructor)
 
 
 @functools.cache
 def default_size(constructor: Constructor) -> tuple[int, int]:
-    """Height and width that a constructor takes unless told. Builds its graph: some seconds."""
+    """A constructor's default height and width. Builds its graph, which takes some seconds."""
     with keras.StatelessScope():
         height, width = constructor(weights=None).input_shape[1:3]
     return _USUAL_SIZE if height is None else (height, width)
@@ -73,26 +73,26 @@ def application(
 
     Args:
         constructor: of `constructors()`.
-        weights: None for random ones, "imagenet" for Keras's own (downloaded once), or a file; see
+        weights: None for random ones, "imagenet" for Keras's (downloaded once), or a file; see
             `load_weights`.
         input_shape: height, width, channels; None for the constructor's default.
-        classes: number of logits; the pretrained have 1,000.
-        bn_momentum: of every batch normalisation; .999 in Etmann's released code, None for the
+        classes: number of logits; the pretrained weights have 1,000.
+        bn_momentum: of all batch normalisation; .999 in Etmann 2019's released code, None for the
             constructor's.
-        statistics: what batch normalisation uses in training: the batch's, over all devices if
-            "synchronized", or the moving ones, never updated, if "frozen" (the released code's
-            learning_phase=0; gamma and beta are trained all the same).
+        statistics: of batch normalisation in training: the "batch"'s, the global batch's over all
+            devices ("synchronized"), or the moving ones without updating them ("frozen", the
+            released code's learning_phase=0; gamma and beta are trained all the same).
 
     Returns:
         a Functional model (batch, *input_shape) -> logits (batch, classes).
 
     Raises:
-        ValueError: a setting out of range, an input shape that the model or its weights do not
+        InputError: a setting out of range, an input shape that the model or its weights do not
             take, a momentum for a model without batch normalisation.
-        ModelFileError: the ImageNet weights cannot be had, or the file is missing, truncated or of
-            another architecture.
+        ModelFileError: the ImageNet weights cannot be downloaded, or the file is missing,
+            truncated or of another architecture.
     """
-    _check(weights, input_shape, classes, bn_momentum, statistics)
+    _validate(weights, input_shape, classes, bn_momentum, statistics)
     if weights == "imagenet":
         model = _pretrained(constructor, input_shape)
     else:
@@ -109,7 +109,7 @@ def application(
     return _with_statistics(model, statistics, bn_momentum)
 
 
-def _check(
+def _validate(
     weights: Any, input_shape: Any, classes: int, bn_momentum: float | None, statistics: str
 ) -> None:
     if statistics not in get_args(Statistics):
@@ -160,10 +160,10 @@ def _pretrained(constructor: Constructor, input_shape: Any) -> keras.Model:
 
 
 def _rescaled_twice(model: keras.Model, constructor: Constructor) -> keras.Model:
-    """`model` with the layer that Keras gives EfficientNet for weights="imagenet" alone.
+    """`model` with the layer that Keras adds to EfficientNet for weights="imagenet" only.
 
-    The ImageNet files hold deviations where the normalisation takes variances; Keras makes up for
-    it by a second rescaling. Without it the same weights from a file would be another function.
+    The ImageNet files hold standard deviations where the normalisation takes variances; Keras
+    corrects this by a second rescaling. Without it the weights from a file are another function.
     """
     deviations = getattr(module_of(constructor), "IMAGENET_STDDEV_RGB", None)
     normalisations = [
@@ -173,8 +173,8 @@ def _rescaled_twice(model: keras.Model, constructor: Constructor) -> keras.Model
     ]
     if deviations is None or not normalisations:
         return model
-    found = np.asarray(normalisations[0].adapt_variance)
-    if found.shape != (3,) or not np.allclose(found, deviations, rtol=1e-3, atol=0):
+    variance = np.asarray(normalisations[0].adapt_variance)
+    if variance.shape != (3,) or not np.allclose(variance, deviations, rtol=1e-3, atol=0):
         return model
     rescaling = keras.layers.Rescaling([1 / math.sqrt(deviation) for deviation in deviations])
 

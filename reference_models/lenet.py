@@ -1,4 +1,4 @@
-"""Caffe's LeNet, plain and with normalisations after its pools (Peck 2017, chapter 5)."""
+"""Caffe's LeNet, plain and with normalization after its pooling layers (Peck 2017, chapter 5)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Normalization = Literal["lrn", "bn"]
 
 
 def lenet5(
+    *,
     input_shape: tuple[int, int, int] = (28, 28, 1),
     classes: int = 10,
-    *,
     normalization: Normalization | None = None,
     after: tuple[int, ...] = (),
 ) -> keras.Model:
@@ -31,15 +31,15 @@ def lenet5(
         classes: number of logits.
         normalization: "lrn", local response normalisation over 5 channels with k 2, alpha 1e-4
             and beta .75, or "bn", batch normalisation; None for the plain network.
-        after: the pools that it follows: (1,), (2,) or (1, 2) in LeNet-LRN1, 2 and 3.
+        after: the pooling layers that it follows: (1,), (2,) or (1, 2) in LeNet-LRN1, 2 and 3.
 
     Returns:
         a Functional model (batch, *input_shape) -> logits (batch, classes), untrained.
 
     Raises:
-        ValueError: an unknown normalisation, one without a place or a place without one.
+        InputError: an unknown normalization, or only one of `normalization` and `after`.
     """
-    _check(normalization, after)
+    _validate(normalization, after)
     inputs = keras.Input(input_shape)
     x = inputs
     for pool, filters in enumerate((20, 50), start=1):
@@ -53,7 +53,7 @@ def lenet5(
     return keras.Model(inputs, layers.Dense(classes)(x), name=name)
 
 
-def _check(normalization: str | None, after: tuple[int, ...]) -> None:
+def _validate(normalization: str | None, after: tuple[int, ...]) -> None:
     if normalization not in (None, "lrn", "bn"):
         raise InputError(f'normalization is None, "lrn" or "bn", got {normalization!r}')
     if tuple(after) not in ((), (1,), (2,), (1, 2)):

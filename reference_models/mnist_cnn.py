@@ -5,8 +5,10 @@ from __future__ import annotations
 import keras
 from keras import layers
 
+__all__ = ["mnist_cnn"]
 
-def mnist_cnn(input_shape: tuple[int, int, int] = (28, 28, 1), classes: int = 10) -> keras.Model:
+
+def mnist_cnn(*, input_shape: tuple[int, int, int] = (28, 28, 1), classes: int = 10) -> keras.Model:
     """Three 3x3 convolutions of 32, 64, 128 filters with max pooling, dense 128, dropout .5.
 
     Args:

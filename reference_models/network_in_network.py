@@ -9,22 +9,23 @@ __all__ = ["cifar_nin"]
 
 
 def cifar_nin(
+    *,
     input_shape: tuple[int, int, int] = (32, 32, 3),
     classes: int = 10,
-    *,
     final_relu: bool = True,
 ) -> keras.Model:
-    """Three blocks of one convolution and two 1x1 convolutions, then an average over the image.
+    """Three blocks of a convolution and 1x1 convolutions, then global average pooling.
 
     ReLU follows every convolution; max pooling ends the first block, average pooling the second,
-    each 3x3 with stride 2 and dropout .5. Caffe rounds the sizes of pools up, as "same" does:
-    32 -> 16 -> 8. Kernels start by He's rule: from Keras's own, smaller ones it hardly trains.
+    each 3x3 with stride 2 and dropout .5. Caffe rounds the sizes of pooled images up, as "same"
+    does: 32 -> 16 -> 8. Kernels are initialised by He's rule: from Keras's smaller default it
+    hardly trains.
 
     Args:
         input_shape: height, width, channels; pixels in [0, 1].
         classes: number of logits.
-        final_relu: ReLU after the last convolution too, as in Caffe's prototxt; logits are then
-            never negative. Without it they are any numbers.
+        final_relu: ReLU after the last convolution too, as in Caffe's prototxt, so that logits
+            are never negative.
 
     Returns:
         a Functional model (batch, *input_shape) -> logits (batch, classes), untrained.
@@ -42,7 +43,7 @@ def cifar_nin(
 
 
 def _block(x: keras.KerasTensor, filters: tuple[int, ...], size: int) -> keras.KerasTensor:
-    """The first convolution is `size` wide, the others 1x1."""
+    """The first convolution is `size` x `size`, the others 1x1."""
     for count in filters:
         x = _convolution(count, size, "relu")(x)
         size = 1

@@ -1,4 +1,4 @@
-"""From RGB pixels in 0..255 to a network's input and back: each application's own preprocessing."""
+"""From RGB pixels in 0..255 to a network's input and back, for every Keras application."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tfrobust.errors import InputError
 
 __all__ = ["Preprocessing", "preprocessing"]
 
-_keras_own = keras.applications.imagenet_utils.preprocess_input
+_keras_function = keras.applications.imagenet_utils.preprocess_input
 _MODES: dict[str, Callable[[Any], Any]] = {
-    "caffe": functools.partial(_keras_own, mode="caffe"),
-    "tf": functools.partial(_keras_own, mode="tf"),
-    "torch": functools.partial(_keras_own, mode="torch"),
+    "caffe": functools.partial(_keras_function, mode="caffe"),
+    "tf": functools.partial(_keras_function, mode="tf"),
+    "torch": functools.partial(_keras_function, mode="torch"),
     "unit": lambda images: images / 255,
     "none": lambda images: images,
 }
@@ -35,67 +35,67 @@ class Preprocessing:
     channels: tuple[int, ...]
     """Which of red, green, blue each network channel is made of; (2, 1, 0) is BGR."""
     scale: tuple[float, ...]
-    """Network units a pixel unit, one a network channel."""
+    """Network units per grey level, one value per network channel."""
     offset: tuple[float, ...]
-    """What black becomes, one value a network channel."""
+    """The image of black, one value per network channel."""
     function: Callable[[Any], Any] = dataclasses.field(repr=False)
-    """The original, which may write into its argument."""
+    """Keras's function, which may write into its argument."""
     constructor: Constructor | None = dataclasses.field(default=None, repr=False)
 
     def __call__(self, images: Any) -> Any:
         """The network's input, float32, for images (height, width, 3) or a batch of them.
 
         Args:
-            images: RGB in 0..255, of any number type: an array, which is left as it is, or a
-                tensor, also a symbolic one as inside `tf.data.Dataset.map`.
+            images: RGB in 0..255 of any number type: an array, which is not modified, or a
+                tensor, also a symbolic one as in `tf.data.Dataset.map`.
 
         Returns:
             an array for an array, a tensor for a tensor, of the same shape.
 
         Raises:
-            ValueError: the shape is another one.
+            InputError: the shape is another one.
         """
         if _is_tensor(images):
-            _check_shape(images.shape)
+            _validate_shape(images.shape)
             return self.function(keras.ops.cast(images, "float32"))
         values = np.array(images, np.float32)
-        _check_shape(values.shape)
+        _validate_shape(values.shape)
         return np.ascontiguousarray(self.function(values))
 
     def inverse(self, x: Any) -> Any:
-        """RGB in 0..255, float32, not rounded or clipped, of what a call returned.
+        """RGB in 0..255, float32, neither rounded nor clipped, from a network's input.
 
         Raises:
-            ValueError: the last axis does not have length 3.
+            InputError: the last axis does not have length 3.
         """
         order = np.argsort(self.channels)
         if _is_tensor(x):
-            _check_shape(x.shape)
+            _validate_shape(x.shape)
             offset, scale = np.float32(self.offset), np.float32(self.scale)
             pixels = (keras.ops.cast(x, "float32") - offset) / scale
             return keras.ops.take(pixels, order, axis=-1)
         x = np.asarray(x, np.float64)
-        _check_shape(x.shape)
+        _validate_shape(x.shape)
         return ((x - self.offset) / self.scale)[..., order].astype(np.float32)
 
     @property
     def low(self) -> tuple[float, ...]:
-        """Smallest value of each network channel."""
+        """Least value per network channel."""
         return tuple(np.minimum(self.offset, self._white).tolist())
 
     @property
     def high(self) -> tuple[float, ...]:
-        """Largest value of each network channel."""
+        """Largest value per network channel."""
         return tuple(np.maximum(self.offset, self._white).tolist())
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """Smallest and largest value over all channels, for what knows one range only."""
+        """Least and largest value over all channels."""
         return min(self.low), max(self.high)
 
     @functools.cached_property
     def size(self) -> tuple[int, int] | None:
-        """Height and width that the model takes unless told; None where no model is meant."""
+        """The model's default height and width; None for a preprocessing without a model."""
         return None if self.constructor is None else default_size(self.constructor)
 
     @property
@@ -107,28 +107,28 @@ def preprocessing(name: str) -> Preprocessing:
     """The preprocessing of a model, or one by its kind.
 
     Args:
-        name: a constructor of Keras Applications as in `build`, for its own `preprocess_input`;
+        name: a constructor of Keras Applications as in `build`, for the model's `preprocess_input`;
             or "caffe" (BGR, ImageNet's mean colour subtracted), "tf" (to [-1, 1]), "torch" (mean
             and deviation of ImageNet's channels), "unit" (to [0, 1]), "none".
 
     Raises:
-        ValueError: unknown name, or a preprocessing that is not affine in each channel.
+        InputError: unknown name, or a preprocessing that is not affine in each channel.
     """
     if name in _MODES:
-        return _probed(name, _MODES[name])
+        return _affine_form(name, _MODES[name])
     constructor = find(name)
     if constructor is None:
         known = [*_MODES, *constructors()]
         close = difflib.get_close_matches(name.lower(), known, 1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise InputError(f"unknown preprocessing {name!r}; there are {', '.join(known)}.{hint}")
-    return _probed(constructor.__name__, module_of(constructor).preprocess_input, constructor)
+    return _affine_form(constructor.__name__, module_of(constructor).preprocess_input, constructor)
 
 
-def _probed(
+def _affine_form(
     name: str, function: Callable[[Any], Any], constructor: Constructor | None = None
 ) -> Preprocessing:
-    """Channel order, scale and offset from what `function` makes of black and of pure colours."""
+    """Channel order, scale and offset, read off the images of black and of pure colours."""
 
     def values(image: np.ndarray) -> np.ndarray:
         return np.array(function(image.copy()), np.float64)
@@ -159,7 +159,7 @@ def _is_tensor(values: Any) -> bool:
     return tf.is_tensor(values) or keras.backend.is_keras_tensor(values)
 
 
-def _check_shape(shape: Any) -> None:
+def _validate_shape(shape: Any) -> None:
     if len(shape) not in (3, 4) or shape[-1] not in (3, None):
         raise InputError(
             f"images have shape (height, width, 3) or (batch, height, width, 3), got {tuple(shape)}"

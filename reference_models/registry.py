@@ -1,4 +1,4 @@
-"""build(name): every architecture by its name."""
+"""`build`: every architecture by its name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from tfrobust.errors import InputError
 
 __all__ = ["build", "names"]
 
-_PLACES = {1: (1,), 2: (2,), 3: (1, 2)}
+# pooling layers that the normalization follows in LeNet-LRN1, 2 and 3
+_AFTER = {1: (1,), 2: (2,), 3: (1, 2)}
 
 
 def _mlp(name: str, features: int, hidden: tuple[int, ...], classes: int) -> Any:
@@ -33,9 +34,9 @@ _BUILDERS: dict[str, Callable[..., keras.Model]] = {
     # Peck 2017
     "lenet5": lenet5,
     **{
-        f"lenet5_{kind}{number}": functools.partial(lenet5, normalization=kind, after=places)
+        f"lenet5_{kind}{number}": functools.partial(lenet5, normalization=kind, after=after)
         for kind in ("lrn", "bn")
-        for number, places in _PLACES.items()
+        for number, after in _AFTER.items()
     },
     "cifar_nin": cifar_nin,
     "mlp": mlp,
@@ -49,12 +50,12 @@ _BUILDERS: dict[str, Callable[..., keras.Model]] = {
 
 
 def names() -> list[str]:
-    """Names that `build` knows; those of Keras Applications in lower case."""
+    """Names that `build` takes; those of Keras Applications in lower case."""
     return sorted([*_BUILDERS, *constructors()])
 
 
 def build(name: str, **settings: Any) -> keras.Model:
-    """A model that returns logits (batch, classes), untrained unless weights are asked for.
+    """A model that returns logits (batch, classes); untrained unless `weights` is given.
 
     Args:
         name: one of `names()`; a constructor of Keras Applications in any case, also as
@@ -64,9 +65,9 @@ def build(name: str, **settings: Any) -> keras.Model:
             `reference_models.applications.application`.
 
     Raises:
-        ValueError: unknown name, or a setting out of range.
+        InputError: unknown name, or a setting out of range.
         TypeError: a setting that the architecture does not have.
-        ModelFileError: weights that cannot be had, or that are another architecture's.
+        ModelFileError: the weights cannot be read, or are of another architecture.
     """
     if name in _BUILDERS:
         return _BUILDERS[name](**settings)

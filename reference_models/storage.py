@@ -1,4 +1,4 @@
-"""Models on disk: Keras's own format, loaded in safe mode, with provenance beside it."""
+"""Models on disk in the .keras format, loaded in safe mode, with provenance beside them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import tensorflow as tf
 from tfrobust.errors import InputError, TfrobustError
 from tfrobust.files import atomic_path, writable_folder
 
+__all__ = ["ModelFileError", "load", "provenance", "save"]
+
 
 class ModelFileError(TfrobustError, RuntimeError):
     """A model file is missing, truncated, or needs code that safe mode does not run."""
 
 
-def save(model: keras.Model, path: str | Path, provenance: dict[str, Any] | None = None) -> Path:
-    """Write `model` to `path` (.keras) and what is known of it to `path`.json, each atomically.
+def save(model: keras.Model, path: str | Path, *, provenance: dict[str, Any] | None = None) -> Path:
+    """Write `model` to `path` (.keras) and its provenance to `path`.json, each atomically.
 
     Args:
         model: any Keras model.
@@ -26,8 +28,8 @@ def save(model: keras.Model, path: str | Path, provenance: dict[str, Any] | None
         provenance: anything JSON can hold; versions and the parameter count are added.
 
     Raises:
-        ValueError: the path does not end in .keras, or provenance is not JSON.
-        OSError: the folder is not writable, or the disk is full; nothing is half-written.
+        InputError: the path does not end in .keras, or provenance is not JSON.
+        StorageError: the folder is not writable, or the disk is full; no file is partly written.
     """
     path = Path(path)
     if path.suffix != ".keras":
@@ -46,7 +48,7 @@ def save(model: keras.Model, path: str | Path, provenance: dict[str, Any] | None
     writable_folder(path.parent)
     with atomic_path(path) as temporary:
         model.save(temporary)
-    with atomic_path(_beside(path)) as temporary:
+    with atomic_path(_record_path(path)) as temporary:
         temporary.write_text(text + "\n")
     return path
 
@@ -55,7 +57,7 @@ def load(path: str | Path) -> keras.Model:
     """The model in a .keras file, in safe mode: no code from the file is run.
 
     Raises:
-        ModelFileError: no such file, not a whole Keras archive, or unsafe to load.
+        ModelFileError: no such file, a truncated or other archive, or unsafe to load.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,17 +72,17 @@ def load(path: str | Path) -> keras.Model:
 
 
 def provenance(path: str | Path) -> dict[str, Any]:
-    """What `save` wrote beside a model.
+    """The record that `save` wrote beside a model.
 
     Raises:
         ModelFileError: there is no such record, or it is damaged.
     """
-    beside = _beside(Path(path))
+    record = _record_path(Path(path))
     try:
-        return json.loads(beside.read_text())
+        return json.loads(record.read_text())
     except (OSError, ValueError) as error:
         raise ModelFileError(f"no provenance beside {path}: {error}") from error
 
 
-def _beside(path: Path) -> Path:
+def _record_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")

@@ -1,7 +1,7 @@
 """Weight files: Keras 3's `.weights.h5` and `.keras`, and the legacy `.h5` of Keras Applications.
 
-Arrays alone are read: no configuration in a file is looked at and no code in it is run. All shapes
-are compared before the first value is read, and all values are read before the first is assigned.
+Only arrays are read: neither configuration nor code in a file is used. All shapes are compared
+before the first value is read, and all values are read before the first is assigned.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from tfrobust.layers import FrozenBatchNormalization
 __all__ = ["finalize", "load_weights", "weight_file"]
 
 _FORMATS = "Keras 3's .weights.h5 and .keras, and the legacy .h5 of Keras Applications"
-# where a layer stands among those of its class, one entry for every model that it is nested in
+# a layer's index among those of its class, one entry per model that it is nested in
 _Key = tuple[tuple[str, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Weights:
-    """The weights of one layer: variables of a model, or data sets of a file."""
+    """The weights of one layer: variables of a model, or HDF5 data sets of a file."""
 
     layer: str
     arrays: list[Any]
@@ -48,10 +48,10 @@ _Pair = tuple[_Weights | None, _Weights | None]
 
 
 def weight_file(path: str | Path) -> Path:
-    """`path`, after a look at whether there is a file of a known kind.
+    """`path`, if it is a file of a known format by its first bytes.
 
     Raises:
-        ModelFileError: there is none.
+        ModelFileError: it is not.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,14 +67,15 @@ def weight_file(path: str | Path) -> Path:
 
 
 def load_weights(model: keras.Model, path: str | Path) -> None:
-    """Give a Functional model the weights in a file of the same architecture.
+    """Load the weights in a file of the same architecture into a Functional model.
 
     Layers of the Keras 3 formats correspond by class and by their order within it; those of a
     legacy file by name where all names agree, else by order, as in Keras.
 
     Args:
-        model: built; nothing of it changes unless everything fits.
-        path: one of the formats above, told by content; a legacy file may hold a whole model.
+        model: built; unchanged unless everything fits.
+        path: in one of the formats above, detected by content; a legacy file may also hold the
+            model's configuration.
 
     Raises:
         ModelFileError: no such file, truncated, or of another architecture: names the first
@@ -87,11 +88,11 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
             raise ModelFileError(f"{path} holds no weights in a known layout; there are {_FORMATS}")
         if mismatch := _first_mismatch(pairs):
             raise ModelFileError(
-                f"{path} does not fit {model.name}: {mismatch} The model is left as it was."
+                f"{path} does not fit {model.name}: {mismatch} The model is unchanged."
             )
         values = [[np.asarray(array) for array in saved.arrays] for _, saved in pairs]
-    for (own, _), arrays in zip(pairs, values, strict=True):
-        for variable, array in zip(own.arrays, arrays, strict=True):
+    for (target, _), arrays in zip(pairs, values, strict=True):
+        for variable, array in zip(target.arrays, arrays, strict=True):
             variable.assign(array)
     finalize(model)
 
@@ -127,22 +128,22 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _keras3_pairs(model: keras.Model, file: h5py.File) -> list[_Pair]:
-    """Layers of model and file side by side, in the model's order; what is left over follows."""
+    """Layers of model and file side by side in the model's order, then the file's other layers."""
     if "layers" not in file:
         return []
     saved = dict(_saved_keras3(file["layers"]))
-    pairs = [(own, saved.pop(key, None)) for key, own in _own_keras3(model)]
+    pairs = [(target, saved.pop(key, None)) for key, target in _model_layers(model)]
     return [*pairs, *((None, rest) for rest in saved.values())]
 
 
-def _own_keras3(model: keras.Model, within: _Key = ()) -> Iterator[tuple[_Key, _Weights]]:
+def _model_layers(model: keras.Model, within: _Key = ()) -> Iterator[tuple[_Key, _Weights]]:
     count = collections.Counter()
     for layer in model.layers:
         kind = _kind(type(layer).__name__)
         key = (*within, (kind, count[kind]))
         count[kind] += 1
         if isinstance(layer, keras.Model):
-            yield from _own_keras3(layer, key)
+            yield from _model_layers(layer, key)
         elif layer.weights:
             yield key, _Weights(layer.name, layer.weights)
 
@@ -160,7 +161,7 @@ def _saved_keras3(group: h5py.Group, within: _Key = ()) -> Iterator[tuple[_Key, 
 
 
 def _kind(name: str) -> str:
-    """One spelling for a class (`DepthwiseConv2D`) and for its name in a file."""
+    """The same spelling for a class (`DepthwiseConv2D`) and its name in a file."""
     kind = name.replace("_", "").lower()
     frozen = kind == FrozenBatchNormalization.__name__.lower()
     return "batchnormalization" if frozen else kind
@@ -172,15 +173,15 @@ def _legacy_pairs(model: keras.Model, file: h5py.File) -> list[_Pair]:
     saved = [weights for weights in saved if weights.arrays]
     if not saved:
         return []
-    own = [
+    targets = [
         _Weights(layer.name, layer.trainable_weights + layer.non_trainable_weights)
         for layer in model.layers
         if layer.weights
     ]
     by_name = {weights.layer: weights for weights in saved}
-    if by_name.keys() == {weights.layer for weights in own}:
-        saved = [by_name[weights.layer] for weights in own]
-    return list(itertools.zip_longest(own, saved))
+    if by_name.keys() == {weights.layer for weights in targets}:
+        saved = [by_name[weights.layer] for weights in targets]
+    return list(itertools.zip_longest(targets, saved))
 
 
 def _saved_legacy(name: str, group: h5py.Group) -> _Weights:
@@ -188,33 +189,36 @@ def _saved_legacy(name: str, group: h5py.Group) -> _Weights:
 
 
 def _strings(group: h5py.Group, name: str) -> list[str]:
-    """A list in the attributes; a long one is cut into name0, name1 and so on."""
+    """A list of strings in the attributes; Keras splits long ones into name0, name1 and so on."""
     pieces = [name] if name in group.attrs else []
     if not pieces:
         numbered = (f"{name}{k}" for k in itertools.count())
         pieces = itertools.takewhile(lambda piece: piece in group.attrs, numbered)
-    found = [text for piece in pieces for text in group.attrs[piece]]
-    return [text.decode() if isinstance(text, bytes) else str(text) for text in found]
+    texts = [text for piece in pieces for text in group.attrs[piece]]
+    return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
 
 
 def _first_mismatch(pairs: list[_Pair]) -> str | None:
-    """The first difference in words, or None if file and model fit."""
-    for own, saved in pairs:
-        if own is None:
+    """A sentence about the first difference, or None if file and model fit."""
+    for target, saved in pairs:
+        if target is None:
             return (
                 f"the file's layer {saved.layer!r}, of shapes {saved.shapes}, is not in the model."
             )
         if saved is None:
-            return f"the model's layer {own.layer!r}, of shapes {own.shapes}, is not in the file."
-        where = f"layer {own.layer!r}"
-        if saved.layer != own.layer:
-            where += f" ({saved.layer!r} in the file)"
-        if len(own.arrays) != len(saved.arrays):
             return (
-                f"{where} has weights of shapes {own.shapes} in the model and {saved.shapes} in "
+                f"the model's layer {target.layer!r}, of shapes {target.shapes}, is not in the "
+                "file."
+            )
+        where = f"layer {target.layer!r}"
+        if saved.layer != target.layer:
+            where += f" ({saved.layer!r} in the file)"
+        if len(target.arrays) != len(saved.arrays):
+            return (
+                f"{where} has weights of shapes {target.shapes} in the model and {saved.shapes} in "
                 "the file."
             )
-        for variable, array in zip(own.arrays, saved.arrays, strict=True):
+        for variable, array in zip(target.arrays, saved.arrays, strict=True):
             if array.dtype.kind not in "fiu":
                 return f"weight {variable.name!r} of {where} is stored as {array.dtype}."
             want, have = tuple(variable.shape), tuple(array.shape)
@@ -223,7 +227,7 @@ def _first_mismatch(pairs: list[_Pair]) -> str | None:
                     f"weight {variable.name!r} of {where} has shape {want} in the model and {have} "
                     "in the file."
                 )
-                if own is pairs[-1][0] and want[:-1] == have[:-1]:
+                if target is pairs[-1][0] and want[:-1] == have[:-1]:
                     text += (
                         f" All else fits; that head has {have[-1]} classes: build with "
                         f"classes={have[-1]}."

@@ -11,9 +11,9 @@ __all__ = ["wide_resnet"]
 
 
 def wide_resnet(
+    *,
     input_shape: tuple[int, int, int] = (32, 32, 3),
     classes: int = 10,
-    *,
     depth: int = 28,
     widen: int = 10,
     dropout: float = 0.3,
@@ -27,15 +27,15 @@ def wide_resnet(
     Args:
         input_shape: height, width, channels.
         classes: number of logits.
-        depth: convolutions along the deepest path: 6 n + 4, with n blocks a group.
+        depth: convolutions along the deepest path: 6 n + 4, with n blocks per group.
         widen: the widening factor k.
-        dropout: rate; 0 leaves it out.
+        dropout: rate; 0 for no dropout layers.
 
     Returns:
         a Functional model (batch, *input_shape) -> logits (batch, classes), untrained.
 
     Raises:
-        ValueError: a depth that is not 6 n + 4 with n of at least 1, or `widen` below 1.
+        InputError: a depth that is not 6 n + 4 with n of at least 1, or `widen` below 1.
     """
     if depth < 10 or (depth - 4) % 6:
         raise InputError(f"depth must be 6 n + 4 with n of at least 1 (10, 16, 28), got {depth}")

@@ -39,7 +39,7 @@ def test_settings_and_unknown_names():
 
 def test_saved_and_loaded(tmp_path, rng):
     model = reference_models.build("mnist_cnn")
-    path = reference_models.save(model, tmp_path / "deep" / "model.keras", {"seed": 3})
+    path = reference_models.save(model, tmp_path / "deep" / "model.keras", provenance={"seed": 3})
     x = rng.random((3, 28, 28, 1), dtype="float32")
     again = reference_models.load(path)
     np.testing.assert_array_equal(np.asarray(again(x)), np.asarray(model(x)))
@@ -85,7 +85,7 @@ def test_bad_targets(tmp_path):
     with pytest.raises(ValueError, match=r"ends in \.keras"):
         reference_models.save(model, tmp_path / "m.h5")
     with pytest.raises(ValueError, match="plain JSON"):
-        reference_models.save(model, tmp_path / "m.keras", {"x": object()})
+        reference_models.save(model, tmp_path / "m.keras", provenance={"x": object()})
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write to the folder"):
         reference_models.save(model, tmp_path / "file" / "m.keras")

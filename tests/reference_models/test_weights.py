@@ -200,7 +200,7 @@ def test_a_weight_of_another_shape(tmp_path, name):
         load_weights(right, write(wrong, tmp_path) / name)
     text = str(caught.value)
     assert "weight 'kernel' of layer 'd2' ('second' in the file) has shape (3, 2) in the" in text
-    assert "model and (3, 5) in the file. The model is left as it was." in text
+    assert "model and (3, 5) in the file. The model is unchanged." in text
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -244,7 +244,7 @@ def test_another_kind_of_layer_with_the_same_shapes(tmp_path, name):
 def test_another_number_of_classes(mobilenet, name):
     with pytest.raises(ModelFileError, match=r"'conv_preds'.*head has 12 classes: build with") as e:
         reference_models.build("mobilenet", weights=mobilenet[1] / name, input_shape=SHAPE)
-    assert str(e.value).endswith("classes=12. The model is left as it was.")
+    assert str(e.value).endswith("classes=12. The model is unchanged.")
 
 
 def test_another_number_of_classes_in_a_dense_head(resnet50):
