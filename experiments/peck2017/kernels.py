@@ -24,7 +24,7 @@ import reference_models
 from experiments import cli
 from experiments.peck2017 import checks, figures, published, study
 from tfrobust import attacks, bounds, data
-from tfrobust.bounds import Step, walk
+from tfrobust.bounds import Step, graph_steps
 from tfrobust.report import Claim, Run
 
 # of the measured increase: examples that it starts from, iterations at most
@@ -185,7 +185,7 @@ def scaling(model: keras.Model, x: np.ndarray, scales: Sequence[float]) -> pd.Da
     """One row a scale of the first convolution's kernel; the model is left as it was."""
     layer = next(each for each in model.layers if isinstance(each, keras.layers.Conv2D))
     kernel = layer.kernel.numpy()
-    steps = walk(model, x[:1])
+    steps = graph_steps(model, x[:1])
     at = next(number for number, step in enumerate(steps) if step.layer is layer)
     rows = []
     try:
@@ -219,7 +219,7 @@ def _ratio(layers: Sequence[bounds.LayerKappa], behind: int, before: int) -> flo
 def increases(model: keras.Model, x: np.ndarray) -> pd.DataFrame:
     """One row a layer that changes kappa: kappa behind over kappa before it, and measured."""
     printed, certified = both(model, x)
-    steps = walk(model, x[:1])
+    steps = graph_steps(model, x[:1])
     found = measured(steps, x)
     rows = []
     for at, (first, step) in enumerate(zip(printed.layers[:-1], steps, strict=False)):

@@ -50,7 +50,7 @@ def _pooled(x):
     return layers.Flatten()(x)
 
 
-def _normalised(x):
+def _normalized(x):
     x = LocalResponseNormalization(alpha=0.3)(_image(x))
     x = LpPooling2D(2, p=1.5)(layers.LeakyReLU(0.3)(x))
     return layers.Flatten()(layers.ZeroPadding2D(1)(x))
@@ -79,11 +79,11 @@ NETS = {
     "residual": _residual,
     "convolutional": _convolutional,
     "pooled": _pooled,
-    "normalised": _normalised,
+    "normalized": _normalized,
 }
 
 
-COSTLY = ("convolutional", "pooled", "normalised", "separable")
+COSTLY = ("convolutional", "pooled", "normalized", "separable")
 
 
 def plane_net(name, classes=3):
@@ -252,7 +252,7 @@ def test_linear_layers_in_a_row_count_as_one():
     np.testing.assert_allclose(relu.kappa / found.bound, norm, rtol=1e-3)
 
 
-def test_convolution_and_batch_normalisation_are_folded():
+def test_convolution_and_batch_normalization_are_folded():
     inputs = keras.Input((20, 20, 4))
     x = layers.BatchNormalization()(layers.Conv2D(16, 3, padding="same", use_bias=False)(inputs))
     x = layers.GlobalAveragePooling2D()(layers.ReLU()(x))
@@ -453,7 +453,7 @@ def test_bad_input_is_an_error():
 
 
 @pytest.mark.parametrize("depth_radius", [1, 5])
-def test_response_normalisation_over_few_channels(depth_radius):
+def test_response_normalization_over_few_channels(depth_radius):
     layer = LocalResponseNormalization(depth_radius=depth_radius, alpha=0.5)
     inputs = keras.Input((2,))
     hidden = layers.Reshape((1, 1, 3))(layers.Dense(3)(inputs))

@@ -58,12 +58,12 @@ def test_lemma_a4_and_theorem_5_1_convolution():
     assert certified[1] == pytest.approx(length, rel=1e-3)
 
 
-def test_theorem_5_6_batch_normalisation():
+def test_theorem_5_6_batch_normalization():
     inputs = keras.Input((2,))
-    normalisation = layers.BatchNormalization(epsilon=0.0)
-    hidden = normalisation(inputs)
-    normalisation.gamma.assign([10.0, 0.01])
-    normalisation.beta.assign([1.0, 1.0])
+    normalization = layers.BatchNormalization(epsilon=0.0)
+    hidden = normalization(inputs)
+    normalization.gamma.assign([10.0, 0.01])
+    normalization.beta.assign([1.0, 1.0])
     # the boundary lies kappa = .1 beyond (1, 1) along the first output
     model = keras.Model(inputs, against_zero(2, [1.0, 0.0], -1.1)(hidden))
     x = np.zeros((1, 2))
@@ -76,7 +76,7 @@ def test_theorem_5_6_batch_normalisation():
 
 def test_table_4_1_second_derivative_of_tanh():
     v, x, kappa = 0.56136, 2.14998, 0.78590
-    printed_bound = printed.perceptron(
+    printed_bound = printed.mlp(
         np.array([kappa]),
         np.array([v * (1 - np.tanh(v * x) ** 2)]),
         printed.hessian_bound([np.array([[v]])], ["tanh"]),
@@ -102,7 +102,7 @@ def test_table_4_1_second_derivative_of_tanh():
     largest = np.abs(2 * value * (1 - value**2)).max()
     assert largest == pytest.approx(4 / (3 * np.sqrt(3)), rel=1e-6)
     assert printed.DERIVATIVES["tanh"][1] == pytest.approx(largest / 2, abs=1e-3)
-    right = printed.perceptron(
+    right = printed.mlp(
         np.array([kappa]), np.array([v * (1 - np.tanh(v * x) ** 2)]), largest * v * v, 1
     )
     assert right[0] <= distance

@@ -241,16 +241,16 @@ def test_messages_say_why():
 def test_adapted_statistics_count():
     """What was compiled before takes no old ones along."""
     rng = np.random.default_rng(0)
-    normalise = layers.Normalization()
-    normalise.adapt(rng.normal(size=(100, 2)))
-    model, _ = classifier((2,), normalise, layers.Dense(6, activation="relu"))
+    normalize = layers.Normalization()
+    normalize.adapt(rng.normal(size=(100, 2)))
+    model, _ = classifier((2,), normalize, layers.Dense(6, activation="relu"))
     x = rng.normal(size=(20, 2)).astype(np.float32)
     robustness(model, x)
     attack = functools.partial(
         tfrobust.minimal, x=x, attack="fast_gradient_value", value_range=(-10, 10)
     )
     before = attack(model).distance
-    normalise.adapt(100 * rng.normal(size=(100, 2)))
+    normalize.adapt(100 * rng.normal(size=(100, 2)))
     found = robustness(model, x)
     fresh = keras.Sequential([keras.Input((2,)), *model.layers])
     expected = robustness(fresh, x)
@@ -264,10 +264,10 @@ def test_adapted_statistics_count():
 def test_shapes_that_do_not_fit_are_an_error():
     dense, pool = layers.Dense(3), layers.AveragePooling2D(2)
     dense.build((None, 20))
-    normalise = layers.BatchNormalization()
-    normalise.build((None, 5))
+    normalize = layers.BatchNormalization()
+    normalize.build((None, 5))
     for layer, shape in (
-        *((dense, (7,)), (dense, ()), (normalise, (7,)), (normalise, ())),
+        *((dense, (7,)), (dense, ()), (normalize, (7,)), (normalize, ())),
         *((pool, (7,)), (layers.GlobalAveragePooling2D(), (7, 2))),
     ):
         with pytest.raises(ValueError, match=layer.name):
@@ -355,10 +355,10 @@ def test_odd_settings_are_errors():
     ):
         with pytest.raises(ValueError, match=r"over axis 0|concatenates examples"):
             robustness(keras.Model(inputs, output), x)
-    normalise = layers.BatchNormalization()
-    model, _ = classifier((4,), normalise)
-    normalise.moving_variance.assign(-np.ones(4))
+    normalize = layers.BatchNormalization()
+    model, _ = classifier((4,), normalize)
+    normalize.moving_variance.assign(-np.ones(4))
     with pytest.raises(ValueError, match=r"variance of layer .* is negative"):
         robustness(model, x)
     with pytest.raises(ValueError, match="sequence of sizes"):
-        operator_norm_upper_bound(normalise, 4)
+        operator_norm_upper_bound(normalize, 4)

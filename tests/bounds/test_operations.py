@@ -8,10 +8,11 @@ from helpers.nets import randomise
 
 from tfrobust import norms
 from tfrobust.bounds.certified.rules import operation_of
-from tfrobust.bounds.graph import walk
-from tfrobust.bounds.operations.activations import activation_of
-from tfrobust.bounds.operations.base import Lipschitz, heaviest_load
-from tfrobust.bounds.operations.response_normalization import ResponseNormalisation
+from tfrobust.bounds.graph import graph_steps
+from tfrobust.bounds.operations.base import InputBounds, Lipschitz
+from tfrobust.bounds.operations.response_normalization import ResponseNormalization
+from tfrobust.bounds.operations.slopes import activation_of
+from tfrobust.bounds.operations.support_function import RowGram, support_function_bound
 from tfrobust.layers import LocalResponseNormalization, LpPooling2D
 
 layers = keras.layers
@@ -27,7 +28,7 @@ CASES = {
     "conv1d": (layers.Conv1D(3, 2, padding="causal"), (9, 2)),
     "dense": (layers.Dense(5), VECTOR),
     "dense_on_images": (layers.Dense(5), IMAGE),
-    "batch_normalisation": (layers.BatchNormalization(), IMAGE),
+    "batch_normalization": (layers.BatchNormalization(), IMAGE),
     "rescaling": (layers.Rescaling(2.0, offset=1.0), VECTOR),
     "average": (layers.AveragePooling2D(3, strides=2, padding="same"), IMAGE),
     "global_average": (layers.GlobalAveragePooling2D(), IMAGE),
@@ -64,7 +65,7 @@ def operation(layer, shape, seed=0):
     randomise(layer, seed) if layer.weights else None
     hidden = output if len(output.shape) == 2 else layers.Flatten()(output)
     model = keras.Model(inputs, layers.Dense(2)(hidden))
-    return operation_of(walk(model)[0])
+    return operation_of(graph_steps(model)[0])
 
 
 @pytest.fixture(params=sorted(CASES))
@@ -91,45 +92,47 @@ def test_claims_hold_inside_the_ball(case, radius, rng):
     x[1] = np.round(x[1])
     radii = np.full(BATCH, radius, np.float32)
     box = radius * rng.uniform(0.2, 1, size=x.shape).astype(np.float32)
-    constant = tf.constant(op.constant(), tf.float32)
-    given = ([tf.constant(x)], [tf.constant(box)], [tf.constant(radii)], constant)
+    lipschitz = tf.constant(op.lipschitz_constant(), tf.float32)
+    inputs = InputBounds([tf.constant(x)], [tf.constant(box)], [tf.constant(radii)], lipschitz)
     before = op.apply([tf.constant(x)])
-    spread = np.asarray(op.spread(*given) * tf.ones_like(before))
-    reach = np.asarray(op.reach([tf.constant(radii)], constant))
+    elementwise = np.asarray(op.elementwise_bound(inputs) * tf.ones_like(before))
+    l2 = np.asarray(op.l2_bound([tf.constant(radii)], lipschitz))
     cotangent = rng.normal(size=(BATCH, MARGINS, *before.shape[1:])).astype(np.float32)
-    (pulled,), lost = op.pull(*given, tf.constant(cotangent))
-    pulled, lost = np.asarray(pulled), np.asarray(lost)
-    assert (lost >= 0).all() and np.isfinite(pulled).all()
+    (relaxed,), loss = op.relax_backward(inputs, tf.constant(cotangent))
+    relaxed, loss = np.asarray(relaxed), np.asarray(loss)
+    assert (loss >= 0).all() and np.isfinite(relaxed).all()
     for _ in range(DRAWS):
         change = changes_in_ball(rng, shape, radii, box)
         after = np.asarray(op.apply([tf.constant(x + change)]) - before)
-        assert (np.abs(after) <= spread * (1 + 1e-4) + 1e-5).all()
-        assert (np.asarray(norms.norm(after)) <= reach * (1 + 1e-4) + 1e-5).all()
-        moved = np.einsum(
+        assert (np.abs(after) <= elementwise * (1 + 1e-4) + 1e-5).all()
+        assert (np.asarray(norms.norm(after)) <= l2 * (1 + 1e-4) + 1e-5).all()
+        true = np.einsum(
             "bmk,bk->bm", cotangent.reshape(BATCH, MARGINS, -1), after.reshape(BATCH, -1)
         )
-        least = np.einsum(
-            "bmk,bk->bm", pulled.reshape(BATCH, MARGINS, -1), change.reshape(BATCH, -1)
+        linear = np.einsum(
+            "bmk,bk->bm", relaxed.reshape(BATCH, MARGINS, -1), change.reshape(BATCH, -1)
         )
-        assert (moved >= least - lost * (1 + 1e-4) - 1e-4).all()
+        assert (true >= linear - loss * (1 + 1e-4) - 1e-4).all()
 
 
 def test_a_ball_of_radius_zero_loses_nothing(case, rng):
     op, shape = case
     x = tf.constant(rng.normal(size=(BATCH, *shape)).astype(np.float32))
     zero = tf.zeros(BATCH)
-    constant = tf.constant(op.constant(), tf.float32)
+    inputs = InputBounds(
+        [x], [tf.zeros_like(x)], [zero], tf.constant(op.lipschitz_constant(), tf.float32)
+    )
     out = op.apply([x])
     cotangent = tf.constant(rng.normal(size=(BATCH, 1, *out.shape[1:])).astype(np.float32))
-    (pulled,), lost = op.pull([x], [tf.zeros_like(x)], [zero], constant, cotangent)
-    np.testing.assert_allclose(lost, 0, atol=1e-6)
-    if isinstance(op, Lipschitz | ResponseNormalisation):  # no gradient is known, or its diagonal
+    (relaxed,), loss = op.relax_backward(inputs, cotangent)
+    np.testing.assert_allclose(loss, 0, atol=1e-6)
+    if isinstance(op, Lipschitz | ResponseNormalization):  # no gradient is known, or its diagonal
         return
     with tf.GradientTape() as tape:
         tape.watch(x)
         out = op.apply([x])
     gradient = tape.gradient(out, x, cotangent[:, 0])
-    np.testing.assert_allclose(pulled[:, 0], gradient, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(relaxed[:, 0], gradient, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +187,7 @@ def test_rounding_of_one_layer(name, rng):
         exact = moved + errors.astype(np.float64) * rng.choice([-1, 1], x.shape)
         changes = [tf.constant(np.nextafter(change + np.spacing(np.abs(moved)), np.float32(1e9)))]
         grown = tf.abs(computed - here) * 1.000001
-        allowed = op.rounding([tf.constant(x)], changes, here, grown, [tf.constant(errors)])
+        allowed = op.rounding_error([tf.constant(x)], changes, here, grown, [tf.constant(errors)])
         error = np.abs(np.asarray(computed, np.float64) - np.asarray(twin(exact)))
         assert (error <= np.asarray(allowed) * (1 + 1e-6) + 1e-6 * size).all()
         if size and not width:
@@ -208,53 +211,80 @@ def test_claims_of_merges_hold_inside_the_ball(name, radius, rng):
     layer = layer.__class__.from_config(layer.get_config())
     inputs = keras.Input((5,))
     branches = [layers.Dense(5)(inputs) for _ in range(count)]
-    op = operation_of(walk(keras.Model(inputs, layers.Dense(2)(layer(branches))))[count])
+    op = operation_of(graph_steps(keras.Model(inputs, layers.Dense(2)(layer(branches))))[count])
     xs = [rng.normal(size=(BATCH, 5)).astype(np.float32) for _ in range(count)]
     boxes = [radius * rng.uniform(0.2, 1, size=x.shape).astype(np.float32) for x in xs]
     radii = [rng.uniform(0.5, 1, BATCH).astype(np.float32) * radius for _ in range(count)]
-    constant = tf.constant(op.constant(), tf.float32)
-    given = ([tf.constant(x) for x in xs], [tf.constant(b) for b in boxes])
-    given += ([tf.constant(r) for r in radii], constant)
-    before = op.apply(given[0])
-    np.testing.assert_allclose(before, layer(given[0]), rtol=1e-6, atol=1e-6)
-    spread = np.asarray(op.spread(*given) * tf.ones_like(before))
-    reach = np.asarray(op.reach(given[2], constant))
+    inputs = InputBounds(
+        values=[tf.constant(x) for x in xs],
+        elementwise=[tf.constant(b) for b in boxes],
+        l2=[tf.constant(r) for r in radii],
+        lipschitz=tf.constant(op.lipschitz_constant(), tf.float32),
+    )
+    before = op.apply(inputs.values)
+    np.testing.assert_allclose(before, layer(inputs.values), rtol=1e-6, atol=1e-6)
+    elementwise = np.asarray(op.elementwise_bound(inputs) * tf.ones_like(before))
+    l2 = np.asarray(op.l2_bound(inputs.l2, inputs.lipschitz))
     cotangent = rng.normal(size=(BATCH, MARGINS, *before.shape[1:])).astype(np.float32)
-    pulled, lost = op.pull(*given, tf.constant(cotangent))
+    relaxed, loss = op.relax_backward(inputs, tf.constant(cotangent))
     for _ in range(DRAWS):
         changes = [changes_in_ball(rng, (5,), r, b) for r, b in zip(radii, boxes, strict=True)]
         moved = [tf.constant(x + c) for x, c in zip(xs, changes, strict=True)]
         after = np.asarray(op.apply(moved) - before)
-        assert (np.abs(after) <= spread * (1 + 1e-4) + 1e-5).all()
-        assert (np.asarray(norms.norm(after)) <= reach * (1 + 1e-4) + 1e-5).all()
-        gained = np.einsum("bmk,bk->bm", cotangent, after)
-        least = sum(np.einsum("bmk,bk->bm", p, c) for p, c in zip(pulled, changes, strict=True))
-        assert (gained >= least - np.asarray(lost) * (1 + 1e-4) - 1e-4).all()
+        assert (np.abs(after) <= elementwise * (1 + 1e-4) + 1e-5).all()
+        assert (np.asarray(norms.norm(after)) <= l2 * (1 + 1e-4) + 1e-5).all()
+        true = np.einsum("bmk,bk->bm", cotangent, after)
+        linear = sum(np.einsum("bmk,bk->bm", a, d) for a, d in zip(relaxed, changes, strict=True))
+        assert (true >= linear - np.asarray(loss) * (1 + 1e-4) - 1e-4).all()
 
 
-def test_heaviest_load_against_a_solver(rng):
+def test_support_function_against_a_solver(rng):
     from scipy.optimize import minimize
 
     for _ in range(15):
         w, t = rng.uniform(0, 1, 8), rng.uniform(0, 1, 8)
         w[0], t[1] = 0, 0
-        reach = rng.uniform(0.1, 2)
+        radius = rng.uniform(0.1, 2)
         best = minimize(
             lambda v: -w @ v,
-            np.minimum(t, reach / 4),
+            np.minimum(t, radius / 4),
             jac=lambda v: -w,
             bounds=[(0, cap) for cap in t],
-            constraints={"type": "ineq", "fun": lambda v: reach**2 - v @ v},
+            constraints={"type": "ineq", "fun": lambda v: radius**2 - v @ v},
             method="SLSQP",
         )
         bound = float(
-            heaviest_load(
+            support_function_bound(
                 tf.constant(w[None, None], tf.float32),
                 tf.constant(t[None], tf.float32),
-                tf.constant([reach], tf.float32),
+                tf.constant([radius], tf.float32),
             )[0, 0]
         )
         assert -best.fun * (1 - 1e-4) <= bound <= -best.fun * 1.1
+
+
+def test_support_function_behind_a_dense_layer(rng):
+    """sup of sum w_i |<a_i, d>| over ||d|| <= 1: exact for orthogonal rows, else from above."""
+    w = rng.uniform(0.2, 1, 6)
+
+    def bound(rows, **options):
+        box, radius = np.linalg.norm(rows, axis=1), np.linalg.norm(rows, 2)
+        arguments = (tf.constant(each, tf.float32) for each in (w[None, None], box[None], [radius]))
+        return float(support_function_bound(*arguments, **options)[0, 0])
+
+    def gram(rows):
+        return RowGram(tf.constant(np.abs(rows @ rows.T), tf.float32), tf.ones(1))
+
+    orthogonal = np.diag([3, 2, 1, 0.5, 0.2, 0.1]) @ np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    exact = np.linalg.norm(w * np.linalg.norm(orthogonal, axis=1))
+    assert exact * (1 - 1e-5) <= bound(orthogonal, gram=gram(orthogonal)) <= exact * (1 + 1e-5)
+    assert bound(orthogonal) > 1.05 * exact
+    d = rng.normal(size=(5_000, 4))
+    d /= np.linalg.norm(d, axis=1, keepdims=True)
+    for _ in range(5):
+        rows = rng.normal(size=(6, 4))
+        reached = (np.abs(d @ rows.T) @ w).max()
+        assert reached <= bound(rows, gram=gram(rows)) * (1 + 1e-6)
 
 
 def test_lrn_constant_bounds_its_jacobian(rng):
@@ -264,7 +294,7 @@ def test_lrn_constant_bounds_its_jacobian(rng):
         LocalResponseNormalization(depth_radius=1, bias=1.0, alpha=0.5, beta=0.75),
         LocalResponseNormalization(depth_radius=3, bias=0.5, alpha=2.0, beta=1.5),
     ):
-        bound = operation(layer, (1, 1, 7)).constant()
+        bound = operation(layer, (1, 1, 7)).lipschitz_constant()
         # in units in which alpha is 1
         u = tf.Variable(rng.normal(size=(32, 1, 1, 7)).astype(np.float32))
         optimizer = keras.optimizers.Adam(0.05)

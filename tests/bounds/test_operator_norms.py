@@ -216,19 +216,19 @@ def test_many_channels_by_gram_iteration():
     assert convolution_norms._largest_norm(matrices, 1e3) == 1e3
 
 
-def test_batch_normalisation_is_folded_into_the_layer_before_it():
+def test_batch_normalization_is_folded_into_the_layer_before_it():
     for layer in (layers.Conv2D(4, 3), layers.DepthwiseConv2D(3, depth_multiplier=2)):
         layer.build((None, 7, 6, 3))
         randomise(layer, 0)
-        normalisation = layers.BatchNormalization()
-        normalisation.build(layer.compute_output_shape((None, 7, 6, 3)))
-        randomise(normalisation, 1)
+        normalization = layers.BatchNormalization()
+        normalization.build(layer.compute_output_shape((None, 7, 6, 3)))
+        randomise(normalization, 1)
 
-        def both(x, layer=layer, normalisation=normalisation):
-            return normalisation(layer(x))
+        def both(x, layer=layer, normalization=normalization):
+            return normalization(layer(x))
 
         norm = np.linalg.norm(dense_matrix(both, (7, 6, 3)), 2)
-        bound = folded_norm(layer, normalisation, (7, 6, 3))
+        bound = folded_norm(layer, normalization, (7, 6, 3))
         assert norm * (1 - 1e-5) <= bound <= norm * 1.001
 
 

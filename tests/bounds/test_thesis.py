@@ -126,8 +126,8 @@ def test_algorithm_4_1_bounds_the_hessians_of_smooth_networks(seed):
 
 def test_theorem_4_2_without_curvature_is_its_limit():
     kappa, jacobian = np.array([0.5, 0.0]), np.array([2.0, 0.0])
-    np.testing.assert_allclose(printed.perceptron(kappa, jacobian, 0.0, 4), [0.25, 0.0])
-    almost = printed.perceptron(kappa[:1], jacobian[:1], 1e-9, 4)
+    np.testing.assert_allclose(printed.mlp(kappa, jacobian, 0.0, 4), [0.25, 0.0])
+    almost = printed.mlp(kappa[:1], jacobian[:1], 1e-9, 4)
     np.testing.assert_allclose(almost, 0.25, rtol=1e-6)
 
 

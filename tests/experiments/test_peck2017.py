@@ -286,7 +286,7 @@ def small_chain():
 def test_measured_increases_against_written_out_matrices():
     """Linear steps' norms by NumPy's singular values of the layer applied to the unit vectors."""
     x = np.random.default_rng(0).uniform(0, 1, (3, 9, 9, 2)).astype(np.float32)
-    steps = kernels.walk(small_chain(), x)
+    steps = kernels.graph_steps(small_chain(), x)
     found = kernels.measured(steps, x)
     for step, value in zip(steps, found, strict=True):
         if step.kind in ("Rescaling", "Conv2D", "Dense"):

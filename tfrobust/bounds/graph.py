@@ -1,4 +1,4 @@
-"""A Keras graph as a list of steps: the one traversal that every set of rules is plugged into."""
+"""A Keras graph as a list of steps in topological order, to which every set of rules applies."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tfrobust.classifier import (
 )
 from tfrobust.errors import TfrobustError
 
-__all__ = ["INPUT", "Step", "UnsupportedLayerError", "is_plain", "operation_class", "walk"]
+__all__ = ["INPUT", "Step", "UnsupportedLayerError", "graph_steps", "is_plain", "operation_class"]
 
 INPUT = -1
 """The index of the network's input among the steps."""
 
-# layers that fuse an activation, which becomes a step of its own
-_FUSED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)
-_FUSED += (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-_FUSED += (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+# layers that fuse an activation, which becomes a separate step
+_WITH_ACTIVATION = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)
+_WITH_ACTIVATION += (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_WITH_ACTIVATION += (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 # what a subclass may define and still compute what its base does
-_HARMLESS = {
+_NOT_COMPUTATION = {
     *("__init__", "__module__", "__doc__", "__annotations__", "__qualname__", "__dict__"),
     *("__weakref__", "__firstlineno__", "__static_attributes__", "build", "build_from_config"),
     *("get_config", "from_config", "get_build_config", "compute_output_shape"),
@@ -76,7 +76,7 @@ class Step:
         return self.input_shapes[0]
 
 
-def walk(model: keras.Model, x: Any = None) -> tuple[Step, ...]:
+def graph_steps(model: keras.Model, x: Any = None) -> tuple[Step, ...]:
     """The steps from the input to the logits, each after those it takes; nested models unfolded.
 
     Args:
@@ -91,31 +91,32 @@ def walk(model: keras.Model, x: Any = None) -> tuple[Step, ...]:
     if not is_graph(logits):
         raise UnsupportedLayerError(
             f"{model.name} is a subclassed model, whose layers cannot be followed; bounds need a "
-            "Sequential or Functional model, with no call of its own"
+            "Sequential or Functional model, that does not override call"
         )
     _check_input(logits)
     steps: list[Step] = []
-    keep: list[Any] = []  # so that no id is given to another tensor meanwhile
+    alive: list[Any] = []  # so that no id is reused for another tensor meanwhile
 
-    def follow(tensor: Any, found: dict[int, int]) -> int:
-        if id(tensor) in found:
-            return found[id(tensor)]
+    def follow(tensor: Any, step_of: dict[int, int]) -> int:
+        """Depth first: the index of the step that gives a tensor; `step_of` is by tensors' ids."""
+        if id(tensor) in step_of:
+            return step_of[id(tensor)]
         operation, tensors, arguments, place = producer(tensor)
-        inputs = [follow(each, found) for each in tensors]
+        inputs = [follow(each, step_of) for each in tensors]
         if isinstance(operation, keras.Model):
             if not is_graph(operation):
                 raise UnsupportedLayerError(
                     f"the nested model {operation.name} is subclassed and cannot be followed"
                 )
             _check_input(operation)
-            # a scope of its own: the same model may be called again on something else
-            inside = {id(t): at for t, at in zip(operation.inputs, inputs, strict=True)}
-            result = follow(operation.outputs[place], inside)
+            # a separate scope: the same model may be called again on other tensors
+            scope = {id(t): at for t, at in zip(operation.inputs, inputs, strict=True)}
+            result = follow(operation.outputs[place], scope)
         else:
             _check_call(operation, arguments)
             result = _append(steps, operation, tuple(inputs), tensors, tensor)
-        keep.append(tensor)
-        found[id(tensor)] = result
+        alive.append(tensor)
+        step_of[id(tensor)] = result
         return result
 
     follow(logits.outputs[0], {id(logits.inputs[0]): INPUT})
@@ -131,7 +132,7 @@ def is_plain(layer: Any, *classes: type) -> bool:
     lineage = type(layer).__mro__
     for base in set(classes).intersection(lineage):
         defined = {name for cls in lineage[: lineage.index(base)] for name in vars(cls)}
-        if not any(hasattr(base, name) for name in defined - _HARMLESS):
+        if not any(hasattr(base, name) for name in defined - _NOT_COMPUTATION):
             return True
     return False
 
@@ -156,7 +157,7 @@ def _append(
     if isinstance(layer, keras.layers.InputLayer):
         return inputs[0] if inputs else INPUT
     output_shape = _sizes(operation.name, output.shape)
-    activation = None if bare or not is_plain(layer, *_FUSED) else layer.activation
+    activation = None if bare or not is_plain(layer, *_WITH_ACTIVATION) else layer.activation
     fused = activation not in (None, keras.activations.linear)
     steps.append(Step(layer.name, layer, inputs, shapes, output_shape, bare or fused))
     if fused:
@@ -188,14 +189,14 @@ def _check_call(operation: Any, arguments: Any) -> None:
         )
     if len(arguments.args) == 0 and named:  # the inputs by name
         named.pop(next(iter(named)))
-    given = [value for value in (*others, *named.values()) if value is not None]
+    extra = [value for value in (*others, *named.values()) if value is not None]
     constants = isinstance(first, (list, tuple)) and not all(
         isinstance(each, keras.KerasTensor) for each in first
     )
-    if given or constants:
+    if extra or constants:
         raise UnsupportedLayerError(
             f"layer {operation.name!r} ({type(operation).__name__}) was called with more than its "
-            "input tensors (one, or a list of them): bounds know nothing of such arguments"
+            "input tensors (one, or a list of them): bounds take no account of such arguments"
         )
 
 

@@ -1,4 +1,4 @@
-"""What the bounds say of a batch: a radius for each example, and kappa layer by layer."""
+"""The bounds of a batch: a radius for each example, and kappa for each layer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class LayerKappa:
     """How large a change of one layer's input has to be to change the decision."""
 
     name: str
-    """The layer's name; a fused activation has an entry of its own, with the same name."""
+    """The layer's name; a fused activation has a separate entry with the same name."""
     kind: str
     """The layer's class, or the activation's name."""
     rule: str
-    """The rule in words, with its number in the thesis where it is printed there."""
+    """The rule's description, with its number in the thesis where it is printed there."""
     kappa: np.ndarray
     """(batch,) float32, l2 norm of the change of the layer's input."""
 
@@ -32,9 +32,9 @@ class RobustnessBound:
         bound: (batch,) float32, in the network's input units; infinite where nothing can change
             the class. Under the thesis's rules not a bound in the strict sense.
         predicted: (batch,) int32, the class that is not changed.
-        margin: (batch,) float32, logit of that class less the largest other.
-        untightened: (batch,) float32, the bound of the global rules alone, which
-            `robustness(..., tighten=False)` gives; never above `bound`.
+        margin: (batch,) float32, that class's logit minus the largest other.
+        untightened: (batch,) float32, the bound by global Lipschitz constants alone,
+            which `robustness(..., tighten=False)` gives; never above `bound`.
         layers: kappa of each layer in the network's order.
         rounding: (batch,) float32, what is taken off each margin for single precision, at x and
             where an attacker's image is evaluated, before tightening.
@@ -46,7 +46,7 @@ class RobustnessBound:
             or a layer has a registered rule: `bound` holds in exact arithmetic, less an estimated
             rounding error.
         rules: "thesis" or "certified".
-        tightened: whether the local rules were used.
+        tightened: whether the bound was tightened in a ball.
     """
 
     bound: np.ndarray
@@ -64,7 +64,7 @@ class RobustnessBound:
         return float(np.median(self.bound))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an example, with a column of kappa for each layer."""
+        """One row per example, with a column of kappa for each layer."""
         columns = {
             "predicted": self.predicted,
             "margin": self.margin,

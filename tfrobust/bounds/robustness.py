@@ -26,20 +26,22 @@ def robustness(
 ) -> RobustnessBound:
     """A lower bound on the l2 norm of any perturbation that changes each example's class.
 
-    "certified": no perturbation of a smaller norm changes the class: margins divided by proven
-    Lipschitz constants, tightened by local linear bounds. "thesis": the formulas of Peck 2017 as
-    printed (Theorems 3.6, 4.2, 5.1, 5.3, 5.6, 5.9), which are not bounds: see the warning.
+    "certified": no perturbation of a smaller norm changes the class: margins divided by upper
+    bounds of Lipschitz constants, tightened by backward linear relaxation in a ball (as CROWN,
+    Zhang et al. 2018). "thesis": the formulas of Peck 2017 as
+    printed (Theorems 3.6, 4.2, 5.1, 5.3, 5.6, 5.9), which are not lower
+    bounds: see the warning.
 
     Perturbations may leave the range of valid pixels: a bound on those that may not is larger.
 
     Args:
         model: Sequential or Functional classifier; a final softmax is left out.
         x: (batch, *input), in the network's input units.
-        rules: which set.
-        tighten: of the certified rules, use local ones as well: about six times
-            (classes - 1) backward passes an example. None: for at most 20 classes and 16
+        rules: which set of rules.
+        tighten: with the certified rules, tighten in a ball as well: about six times
+            (classes - 1) backward passes per example. None: for at most 20 classes and 16
             nonlinear layers.
-        batch_size: examples a call; bounds the memory.
+        batch_size: examples per call; bounds the memory.
 
     Raises:
         ValueError: x is malformed, the rules are unknown, weights or logits are not finite, or the
@@ -51,7 +53,7 @@ def robustness(
         raise InputError(f'rules must be "thesis" or "certified", got {rules!r}')
     x = as_images(model, x)
     if rules == "certified":
-        return certified(model, x, tighten, batch_size)
+        return certified(model, x, tighten=tighten, batch_size=batch_size)
     if tighten:
         raise InputError('tighten=True is for rules="certified": printed rules stay as printed')
     warnings.warn(
@@ -60,4 +62,4 @@ def robustness(
         PrintedRulesWarning,
         stacklevel=2,
     )
-    return thesis(model, x, batch_size)
+    return thesis(model, x, batch_size=batch_size)

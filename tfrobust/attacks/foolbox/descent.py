@@ -27,7 +27,7 @@ _STOCK = (L1BaseGradientDescent, L2BaseGradientDescent, LinfBaseGradientDescent)
 def without_underflow(attack: BaseGradientDescent, model: Any, x: np.ndarray) -> None:
     """Let this attack object take the loss gradient's direction from one compiled function.
 
-    Foolbox normalises the gradient of each example, so that the steps are the same, but for
+    Foolbox normalizes the gradient of each example, so that the steps are the same, but for
     examples whose cross-entropy's gradient underflows to zero, where Foolbox would stand still.
     """
 

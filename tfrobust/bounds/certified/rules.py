@@ -19,12 +19,12 @@ from tfrobust.bounds.operations import (
     Lipschitz,
     MaxPooling,
     Operation,
-    ResponseNormalisation,
+    Permutation,
+    ResponseNormalization,
     Scaling,
     Separable,
-    Shuffle,
     activation_of,
-    batch_normalisation_factors,
+    batch_normalization_factors,
     rescaling_factors,
     sliding_windows,
 )
@@ -35,7 +35,7 @@ from tfrobust.bounds.operator_norms import (
     windows_over,
     zeros_around,
 )
-from tfrobust.bounds.registry import built_in_rule, find_rule, registered, unsupported
+from tfrobust.bounds.registry import built_in_rule, find_rule, is_user_rule, unsupported
 from tfrobust.errors import InputError
 from tfrobust.layers import FrozenBatchNormalization, LocalResponseNormalization, LpPooling2D
 
@@ -53,24 +53,24 @@ def operation_of(step: Step) -> Operation:
     """
     rule = find_rule(step, "certified")
     if rule is None:
-        named = is_plain(step.layer, layers.Activation)
-        if named and step.layer.activation is keras.activations.linear:
-            return Shuffle(step.layer, "no element changes")
+        is_activation = is_plain(step.layer, layers.Activation)
+        if is_activation and step.layer.activation is keras.activations.linear:
+            return Permutation(step.layer, "no element changes")
         activation = activation_of(step.layer)
         if activation is None:
             raise unsupported(step, "certified")
         return Elementwise(activation, step.kind)
     shapes = step.input_shapes
-    found = rule(step.layer, shapes[0] if len(shapes) == 1 else list(shapes))
-    if isinstance(found, Operation):
-        return found
+    result = rule(step.layer, shapes[0] if len(shapes) == 1 else list(shapes))
+    if isinstance(result, Operation):
+        return result
     try:
-        constant = float(found)
+        constant = float(result)
     except (TypeError, ValueError):
         constant = math.nan
     if not 0 <= constant < math.inf:
         raise InputError(
-            f"the rule of layer {step.name!r} ({step.kind}) gave {found!r:.200}; a Lipschitz "
+            f"the rule of layer {step.name!r} ({step.kind}) gave {result!r:.200}; a Lipschitz "
             "constant, a number finite and not negative, is needed"
         )
     return Lipschitz(
@@ -78,7 +78,7 @@ def operation_of(step: Step) -> Operation:
         constant,
         step.output_shape,
         f"Lipschitz constant {constant:.4g}",
-        roundings=None if registered(step, "certified") else 0,
+        roundings=None if is_user_rule(step, "certified") else 0,
     )
 
 
@@ -107,17 +107,17 @@ def _separable_convolution(layer: Any, shape: Any) -> Operation:
 
 @built_in_rule(layers.BatchNormalization)
 @built_in_rule(FrozenBatchNormalization)
-def _batch_normalisation(layer: Any, shape: Any) -> Operation:
+def _batch_normalization(layer: Any, shape: Any) -> Operation:
     axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
     if axis not in (-1, len(shape)):
         raise UnsupportedLayerError(
-            f"batch normalisation {layer.name!r} over axis {axis}: only the last is supported"
+            f"batch normalization {layer.name!r} over axis {axis}: only the last is supported"
         )
     return Scaling(
         layer,
         lambda: operator_norm_upper_bound(layer, shape),
         "largest |gamma| / sqrt(variance + epsilon)",
-        lambda: batch_normalisation_factors(layer),
+        lambda: batch_normalization_factors(layer),
     )
 
 
@@ -136,7 +136,7 @@ def _rescaling(layer: Any, shape: Any) -> Operation:
 @built_in_rule(layers.AveragePooling2D)
 def _average_pooling(layer: Any, shape: Any) -> Operation:
     check_channels_last(layer)
-    fewest = 1
+    fewest = 1  # entries of a window, at the edges
     for size, pool, stride in zip(shape[:-1], layer.pool_size, layer.strides, strict=True):
         reads = windows_over(size, pool, stride, zeros_around(layer.padding, size, pool, stride))
         fewest *= int(reads.sum(axis=1).min())
@@ -145,7 +145,7 @@ def _average_pooling(layer: Any, shape: Any) -> Operation:
         lambda: operator_norm_upper_bound(layer, shape),
         "operator norm of the average",
         terms=math.prod(layer.pool_size),
-        row=1 / math.sqrt(fewest),
+        row_norm=1 / math.sqrt(fewest),
     )
 
 
@@ -157,14 +157,14 @@ def _global_average(layer: Any, shape: Any) -> Operation:
     return AveragePooling(
         layer,
         lambda: operator_norm_upper_bound(layer, shape),
-        "1 / root of the positions",
+        "1 / root of the number of positions",
         terms=count,
-        row=1 / math.sqrt(count),
+        row_norm=1 / math.sqrt(count),
     )
 
 
 def _isometry(layer: Any, shape: Any) -> Operation:
-    return Shuffle(layer, "no element changes")
+    return Permutation(layer, "no element changes")
 
 
 for _type in ISOMETRIES:
@@ -193,8 +193,8 @@ def _global_max(layer: Any, shape: Any) -> Operation:
     sliding = sliding_windows(sizes, sizes, ((0, 0),) * len(sizes))
 
     def windows(x: Any, fill: Any) -> Any:
-        found = sliding(x, fill)
-        return found if layer.keepdims else tf.squeeze(found, list(range(1, len(sizes) + 1)))
+        entries = sliding(x, fill)
+        return entries if layer.keepdims else tf.squeeze(entries, list(range(1, len(sizes) + 1)))
 
     return MaxPooling(layer, windows, 1)
 
@@ -208,51 +208,51 @@ def _lp_pooling(layer: Any, shape: Any) -> Operation:
     )
     overlap = _overlap(shape, pool, strides, padding)
     # ||.||_p <= n^(1/p - 1/2) ||.||_2 over n entries where p < 2
-    steep = max(1.0, math.prod(pool) ** (1 / float(layer.p) - 0.5))
+    window_constant = max(1.0, math.prod(pool) ** (1 / float(layer.p) - 0.5))
     output = layer.compute_output_shape((None, *shape))[1:]
     return Lipschitz(
         layer,
-        steep * math.sqrt(overlap),
+        window_constant * math.sqrt(overlap),
         output,
-        f"lp pooling: root of {overlap} windows an input",
+        f"lp pooling: root of {overlap} windows per input",
         # a power and a root of 16 each, and the sum between them
         roundings=math.prod(pool) + 40,
     )
 
 
 @built_in_rule(LocalResponseNormalization)
-def _response_normalisation(layer: Any, shape: Any) -> Operation:
-    return ResponseNormalisation(layer)
+def _response_normalization(layer: Any, shape: Any) -> Operation:
+    return ResponseNormalization(layer)
 
 
 @built_in_rule(layers.Add)
 @built_in_rule(operation_class(keras.ops.add, tensors=2))
 def _addition(layer: Any, shapes: Any) -> Operation:
-    return Addition([1.0] * _alike(layer, shapes))
+    return Addition([1.0] * _branches(layer, shapes))
 
 
 @built_in_rule(layers.Average)
 def _average(layer: Any, shapes: Any) -> Operation:
-    count = _alike(layer, shapes)
+    count = _branches(layer, shapes)
     return Addition([1 / count] * count)
 
 
 @built_in_rule(layers.Subtract)
 @built_in_rule(operation_class(keras.ops.subtract, tensors=2))
 def _subtraction(layer: Any, shapes: Any) -> Operation:
-    _alike(layer, shapes)
+    _branches(layer, shapes)
     return Addition([1.0, -1.0])
 
 
 @built_in_rule(layers.Maximum)
 @built_in_rule(layers.Minimum)
 def _extremum(layer: Any, shapes: Any) -> float:
-    _alike(layer, shapes)
+    _branches(layer, shapes)
     return 1.0  # no element changes more than the largest change among the branches
 
 
-def _alike(layer: Any, shapes: Any) -> int:
-    """How many branches a layer merges; they must have one shape."""
+def _branches(layer: Any, shapes: Any) -> int:
+    """The number of branches that a layer merges, which must have one shape."""
     if not isinstance(shapes, list):
         raise UnsupportedLayerError(
             f"{layer.name!r} takes one tensor, or one and a constant; bounds need two tensors here "
@@ -278,8 +278,8 @@ def _concatenation(layer: Any, shapes: Any) -> Operation:
 
 def _overlap(shape: Any, pool: Any, strides: Any, padding: Any) -> int:
     """The largest number of windows that an input lies in."""
-    most = 1
+    windows = 1
     for size, p, s, (before, after) in zip(shape[:-1], pool, strides, padding, strict=True):
         starts = range(-before, size + after - p + 1, s)
-        most *= max(sum(first <= place < first + p for first in starts) for place in range(size))
-    return most
+        windows *= max(sum(first <= place < first + p for first in starts) for place in range(size))
+    return windows

@@ -1,27 +1,29 @@
 """What the certified bound knows of each kind of layer."""
 
-from tfrobust.bounds.operations.activations import Elementwise, activation_of
+from tfrobust.bounds.operations.activations import Elementwise
 from tfrobust.bounds.operations.affine import (
     Affine,
     Convolutional,
     Dense,
+    Permutation,
     Scaling,
     Separable,
-    Shuffle,
-    batch_normalisation_factors,
+    batch_normalization_factors,
     rescaling_factors,
 )
 from tfrobust.bounds.operations.base import (
     UNIT_ROUNDOFF,
     Addition,
     Concatenation,
+    InputBounds,
     Lipschitz,
     Operation,
-    Rows,
     over_margins,
 )
 from tfrobust.bounds.operations.pooling import AveragePooling, MaxPooling, sliding_windows
-from tfrobust.bounds.operations.response_normalization import ResponseNormalisation
+from tfrobust.bounds.operations.response_normalization import ResponseNormalization
+from tfrobust.bounds.operations.slopes import activation_of
+from tfrobust.bounds.operations.support_function import RowGram
 
 __all__ = [
     "UNIT_ROUNDOFF",
@@ -32,16 +34,17 @@ __all__ = [
     "Convolutional",
     "Dense",
     "Elementwise",
+    "InputBounds",
     "Lipschitz",
     "MaxPooling",
     "Operation",
-    "ResponseNormalisation",
-    "Rows",
+    "Permutation",
+    "ResponseNormalization",
+    "RowGram",
     "Scaling",
     "Separable",
-    "Shuffle",
     "activation_of",
-    "batch_normalisation_factors",
+    "batch_normalization_factors",
     "over_margins",
     "rescaling_factors",
     "sliding_windows",

@@ -1,4 +1,9 @@
-"""Linear layers as the certified rules see them: norms, rows, magnitudes and adjoints."""
+"""Linear layers as the certified rules see them: norms, rows, absolute weights and adjoints.
+
+Sums of products in single precision follow the standard model (Higham 2002, chapter 3): with
+u = 2^-24 and gamma_n = n u / (1 - n u), a computed sum of n products a_i x_i, in any order, errs by
+at most gamma_n * sum of |a_i| |x_i|.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +25,9 @@ __all__ = [
     "Affine",
     "Convolutional",
     "Dense",
+    "Permutation",
     "Scaling",
     "Separable",
-    "Shuffle",
 ]
 
 
@@ -31,7 +36,7 @@ class Affine(Operation):
 
     Attributes:
         layer: the Keras layer.
-        norm: an upper bound of A's norm, from `operator_norms`.
+        operator_norm: gives an upper bound of ||A||, from `operator_norms`.
         terms: products that one output sums up.
         adjoint_terms: products that one input sums up in the adjoint.
     """
@@ -40,57 +45,61 @@ class Affine(Operation):
     terms = 1
     adjoint_terms = 1
 
-    def __init__(self, layer: Any, norm: Callable[[], float], rule: str):
-        self.layer, self.norm, self.rule = layer, norm, rule
+    def __init__(self, layer: Any, operator_norm: Callable[[], float], rule: str):
+        self.layer, self.operator_norm, self.rule = layer, operator_norm, rule
         fused = getattr(layer, "activation", None) not in (None, keras.activations.linear)
         trains = not fused and isinstance(layer, keras.layers.Layer) and takes_training(layer)
         bare = WithoutActivation(layer) if fused else layer
         self.function = functools.partial(bare, training=False) if trains else bare
 
-    def constant(self) -> float:
-        return self.norm()
+    def lipschitz_constant(self) -> float:
+        return self.operator_norm()
 
     def apply(self, values):
         return self.function(values[0])
 
     @abc.abstractmethod
-    def magnitude(self, x: tf.Tensor) -> tf.Tensor:
+    def absolute(self, x: tf.Tensor) -> tf.Tensor:
         """|A| x for x >= 0: (batch, *input) -> (batch, *output)."""
 
     @abc.abstractmethod
-    def rows(self) -> tf.Tensor:
+    def row_norms(self) -> tf.Tensor:
         """The l2 norm of each row of A, or more; of a shape that broadcasts to (batch, *output)."""
 
-    def offset(self) -> Any:
+    def absolute_bias(self) -> Any:
         """|b|, of a shape that broadcasts."""
         bias = getattr(self.layer, "bias", None)
         return 0.0 if bias is None else tf.abs(tf.convert_to_tensor(bias))
 
-    def spread(self, values, changes, reaches, constant):
-        # a row meets the change as a whole (Cauchy-Schwarz), or element by element
-        box = self.magnitude(changes[0] * tf.ones_like(values[0]))
-        return tf.minimum(norms.per_example(reaches[0], box) * self.rows(), box)
+    def elementwise_bound(self, inputs):
+        # |<a_i, D>| is at most ||a_i|| l (Cauchy-Schwarz) and at most <|a_i|, e>
+        box = self.absolute(inputs.elementwise[0] * tf.ones_like(inputs.values[0]))
+        return tf.minimum(norms.per_example(inputs.l2[0], box) * self.row_norms(), box)
 
     def adjoint(self, like: tf.Tensor, cotangent: tf.Tensor) -> tf.Tensor:
         """A^T applied to each (batch, *output)."""
         return _adjoint(lambda x: self.apply([x]), like, cotangent)
 
     def adjoint_error(self, like: tf.Tensor, cotangent: tf.Tensor, errors: tf.Tensor) -> tf.Tensor:
-        """Bound of what is wrong with `adjoint` in single precision, as is the cotangent."""
-        step = _roundings(self.adjoint_terms + 2)
-        lost = errors + step * tf.abs(cotangent)
+        """Bound of the rounding error of `adjoint`, of a cotangent with errors of its own.
+
+        |A|^T (errors + gamma |cotangent|).
+        """
+        total = errors + _gamma(self.adjoint_terms + 2) * tf.abs(cotangent)
         # these sums are in single precision too
-        return 1.01 * _adjoint(self.magnitude, like, lost)
+        return 1.01 * _adjoint(self.absolute, like, total)
 
-    def pull(self, values, changes, reaches, constant, cotangent):
-        pulled = over_margins(lambda rows: self.adjoint(values[0], rows), cotangent)
-        return [pulled], tf.zeros(tf.shape(cotangent)[:2], cotangent.dtype)
+    def relax_backward(self, inputs, cotangent):
+        # <a, A D> = <A^T a, D>, without loss
+        input_cotangent = over_margins(lambda a: self.adjoint(inputs.values[0], a), cotangent)
+        return [input_cotangent], tf.zeros(tf.shape(cotangent)[:2], cotangent.dtype)
 
-    def rounding(self, values, changes, output, change, errors):
-        # the standard model: a sum of n products errs by at most n + 1 roundings of each
-        step = _roundings(self.terms + 2)
-        largest = tf.abs(values[0]) + changes[0]
-        return self.magnitude(errors[0] + step * largest) + step * self.offset()
+    def rounding_error(self, values, elementwise, output, output_elementwise, input_errors):
+        # |A| (input errors + gamma (|x| + e)) + gamma |b|, with gamma_(n+1) for n products and the
+        # bias, and one rounding to spare
+        gamma = _gamma(self.terms + 2)
+        largest = tf.abs(values[0]) + elementwise[0]
+        return self.absolute(input_errors[0] + gamma * largest) + gamma * self.absolute_bias()
 
 
 class Dense(Affine):
@@ -104,10 +113,10 @@ class Dense(Affine):
     def adjoint_terms(self):
         return int(self.layer.kernel.shape[1])
 
-    def magnitude(self, x):
+    def absolute(self, x):
         return tf.linalg.matmul(x, tf.abs(tf.convert_to_tensor(self.layer.kernel)))
 
-    def rows(self):
+    def row_norms(self):
         return tf.sqrt(tf.reduce_sum(tf.square(tf.convert_to_tensor(self.layer.kernel)), axis=0))
 
 
@@ -128,7 +137,7 @@ class Convolutional(Affine):
         shape = self.layer.kernel.shape
         return math.prod(shape[:-2]) * shape[-1]
 
-    def magnitude(self, x):
+    def absolute(self, x):
         layer, padding = self.layer, self.layer.padding
         convolve = keras.ops.depthwise_conv if self.depthwise else keras.ops.conv
         if padding == "causal":
@@ -143,9 +152,9 @@ class Convolutional(Affine):
             dilation_rate=layer.dilation_rate,
         )
 
-    def rows(self):
+    def row_norms(self):
         squares = tf.square(tf.convert_to_tensor(self.layer.kernel))
-        if self.depthwise:  # (taps, channels, multiplier), the outputs of a channel together
+        if self.depthwise:  # (taps, channels, multiplier), one channel's outputs side by side
             return tf.reshape(
                 tf.sqrt(tf.reduce_sum(squares, axis=list(range(len(squares.shape) - 2)))), [-1]
             )
@@ -166,7 +175,7 @@ class Separable(Affine):
         first = self.layer.depthwise_kernel.shape
         return math.prod(first[:-2]) * first[-1] + int(self.layer.pointwise_kernel.shape[-1])
 
-    def magnitude(self, x):
+    def absolute(self, x):
         layer = self.layer
         return keras.ops.separable_conv(
             x,
@@ -178,55 +187,58 @@ class Separable(Affine):
             dilation_rate=layer.dilation_rate,
         )
 
-    def rows(self):
+    def row_norms(self):
         first = tf.convert_to_tensor(self.layer.depthwise_kernel)
         second = tf.reshape(self.layer.pointwise_kernel, (*first.shape[-2:], -1))
-        together = tf.square(tf.einsum("...cm,cmo->...co", first, second))
-        return tf.sqrt(tf.reduce_sum(together, axis=list(range(len(together.shape) - 1))))
+        squares = tf.square(tf.einsum("...cm,cmo->...co", first, second))
+        return tf.sqrt(tf.reduce_sum(squares, axis=list(range(len(squares.shape) - 1))))
 
 
 class Scaling(Affine):
-    """Each element times a number: batch normalisation, Rescaling, Normalization."""
+    """Each element times a factor: batch normalization, Rescaling, Normalization."""
 
     terms = adjoint_terms = 8
 
-    def __init__(self, layer, norm, rule, factors: Callable[[], tuple[Any, Any]]):
-        super().__init__(layer, norm, rule)
+    def __init__(self, layer, operator_norm, rule, factors: Callable[[], tuple[Any, Any]]):
+        super().__init__(layer, operator_norm, rule)
         self.factors = factors  # (scale, |offset|), of shapes that broadcast
 
-    def magnitude(self, x):
+    def absolute(self, x):
         return x * tf.abs(self.factors()[0])
 
-    def rows(self):
+    def row_norms(self):
         return tf.abs(self.factors()[0])
 
-    def offset(self):
+    def absolute_bias(self):
         return self.factors()[1]
 
 
-class Shuffle(Affine):
-    """Elements in another order or left out, none changed: flatten, reshape, crop, dropout."""
+class Permutation(Affine):
+    """Identity-like: elements in another order, left out or beside zeros, none changed.
+
+    Flatten, reshape, crop, zero padding, and dropout in inference mode.
+    """
 
     terms = adjoint_terms = 0
 
     def __init__(self, layer, rule: str):
         super().__init__(layer, lambda: 1.0, rule)
 
-    def magnitude(self, x):
+    def absolute(self, x):
         return self.apply([x])
 
-    def rows(self):
+    def row_norms(self):
         return tf.constant(1.0, tf.float32)
 
-    def spread(self, values, changes, reaches, constant):
-        return self.apply([changes[0] * tf.ones_like(values[0])])
+    def elementwise_bound(self, inputs):
+        return self.apply([inputs.elementwise[0] * tf.ones_like(inputs.values[0])])
 
-    def rounding(self, values, changes, output, change, errors):
-        return self.spread(values, errors, None, None)
+    def rounding_error(self, values, elementwise, output, output_elementwise, input_errors):
+        return self.apply([input_errors[0] * tf.ones_like(values[0])])
 
 
-def _roundings(count: int) -> float:
-    """gamma_n, what n roundings one after another come to at most."""
+def _gamma(count: int) -> float:
+    """gamma_n = n u / (1 - n u), what n roundings one after another come to at most."""
     return count * UNIT_ROUNDOFF / (1 - count * UNIT_ROUNDOFF)
 
 
@@ -241,7 +253,7 @@ def _adjoint(
     return tape.gradient(output, zeros, cotangent)
 
 
-def batch_normalisation_factors(layer: Any) -> tuple[tf.Tensor, tf.Tensor]:
+def batch_normalization_factors(layer: Any) -> tuple[tf.Tensor, tf.Tensor]:
     """Scale, and the magnitudes that its offset is summed from, in inference mode."""
     scale = 1 / tf.sqrt(tf.convert_to_tensor(layer.moving_variance) + layer.epsilon)
     if layer.scale:

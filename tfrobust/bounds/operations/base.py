@@ -1,9 +1,17 @@
-"""What the certified rules know of one step: values, Lipschitz constants and changes in a ball.
+"""What the certified rules know of one step: its value, and bounds of its change in a ball.
 
-For a network and a ball about x every step gets a bound of the l2 norm of its input's change
-(`reach`, (batch,)) and of each element's (`change`, (batch, *input)). A step is replaced by a
-linear map plus a residual: margins are then exactly linear in the perturbation but for the
-residuals, each weighed by the margin's gradient behind it (`pull`).
+Let ||d||_2 <= r be a perturbation of the network's input, and D_s the change that it causes in the
+value of step s. Forwards, every step gets two bounds of D_s,
+
+    |D_s[i]| <= e_s[i]  (elementwise)    and    ||D_s||_2 <= l_s  (l2).
+
+Backwards, each step is relaxed linearly, as in CROWN (Zhang et al. 2018), but about x: whatever
+the cotangent a of its output,
+
+    <a, D_out> >= <A^T a, D_in> - loss
+
+for a linear map A of the step's choice and a loss that the two bounds of D_in limit. Down to the
+network's input, the change of a margin is then at least a linear function of d less all losses.
 """
 
 from __future__ import annotations
@@ -16,18 +24,39 @@ import tensorflow as tf
 
 from tfrobust import norms
 
-__all__ = ["UNIT_ROUNDOFF", "Addition", "Concatenation", "Lipschitz", "Operation", "Rows"]
+__all__ = [
+    "UNIT_ROUNDOFF",
+    "Addition",
+    "Concatenation",
+    "InputBounds",
+    "Lipschitz",
+    "Operation",
+    "over_margins",
+]
 
 UNIT_ROUNDOFF = 2.0**-24
 
 
+class InputBounds(NamedTuple):
+    """A step's inputs at x and bounds of their change in the ball; lists of one entry per input."""
+
+    values: Sequence[tf.Tensor]
+    """(batch, *input), at x."""
+    elementwise: Sequence[tf.Tensor]
+    """Bounds e of |change| of every element, of shapes that broadcast to those of `values`."""
+    l2: Sequence[tf.Tensor]
+    """(batch,), bounds l of the change's l2 norm."""
+    lipschitz: tf.Tensor
+    """The step's own Lipschitz constant, rounded up: a scalar."""
+
+
 class Operation(abc.ABC):
-    """One step. Methods but `constant` work in a graph; lists have one entry an input.
+    """One step of a network. Methods but `lipschitz_constant` work in a graph.
 
     Attributes:
-        rule: in words, for the table of layers.
+        rule: a description, for the table of layers.
         linear: whether the step is affine in its input.
-        rounding_is_proved: whether `rounding` is a proven bound.
+        rounding_is_proved: whether `rounding_error` is a proven bound.
     """
 
     rule = ""
@@ -35,37 +64,26 @@ class Operation(abc.ABC):
     rounding_is_proved = True
 
     @abc.abstractmethod
-    def constant(self) -> float:
-        """A proven upper bound of the l2 Lipschitz constant; of each input for `Addition`."""
+    def lipschitz_constant(self) -> float:
+        """A proven upper bound of the l2 Lipschitz constant; per input for `Addition`."""
 
-    def reach(self, reaches: Sequence[tf.Tensor], constant: tf.Tensor) -> tf.Tensor:
-        """Bound of the output's change, from those of the inputs; numbers of any one shape."""
-        return constant * reaches[0]
+    def l2_bound(self, l2: Sequence[tf.Tensor], lipschitz: tf.Tensor) -> tf.Tensor:
+        """Bound of the l2 norm of the output's change, from those of the inputs; of any shape."""
+        return lipschitz * l2[0]
 
     @abc.abstractmethod
     def apply(self, values: Sequence[tf.Tensor]) -> tf.Tensor:
         """The step itself: (batch, *input) -> (batch, *output)."""
 
     @abc.abstractmethod
-    def spread(
-        self,
-        values: Sequence[tf.Tensor],
-        changes: Sequence[tf.Tensor],
-        reaches: Sequence[tf.Tensor],
-        constant: tf.Tensor,
-    ) -> tf.Tensor:
-        """Bound of each output element's change: (batch, *output), or what broadcasts to it."""
+    def elementwise_bound(self, inputs: InputBounds) -> tf.Tensor:
+        """Bound of |change| of each output element: (batch, *output), or what broadcasts to it."""
 
     @abc.abstractmethod
-    def pull(
-        self,
-        values: Sequence[tf.Tensor],
-        changes: Sequence[tf.Tensor],
-        reaches: Sequence[tf.Tensor],
-        constant: tf.Tensor,
-        cotangent: tf.Tensor,
+    def relax_backward(
+        self, inputs: InputBounds, cotangent: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Replace <cotangent, change of the output> by something linear in the input's change.
+        """Backward linear relaxation: <cotangent, change of the output> from below.
 
         Args:
             cotangent: (batch, margins, *output).
@@ -76,17 +94,18 @@ class Operation(abc.ABC):
         """
 
     @abc.abstractmethod
-    def rounding(
+    def rounding_error(
         self,
         values: Sequence[tf.Tensor],
-        changes: Sequence[tf.Tensor],
+        elementwise: Sequence[tf.Tensor],
         output: tf.Tensor,
-        change: tf.Tensor,
-        errors: Sequence[tf.Tensor],
+        output_elementwise: tf.Tensor,
+        input_errors: Sequence[tf.Tensor],
     ) -> tf.Tensor:
         """Bound of the computed output's error in single precision, from the inputs' errors.
 
-        Wherever inputs and output are within `changes` and `change` of `values` and `output`.
+        It holds wherever inputs and output are within `elementwise` and `output_elementwise` of
+        `values` and `output`.
         """
 
 
@@ -103,38 +122,44 @@ class Lipschitz(Operation):
         constant: float,
         output_shape: tuple[int, ...],
         rule: str,
+        *,
         roundings: int | None,
     ):
-        self.function, self.value, self.output_shape = function, float(constant), output_shape
+        self.function, self.constant, self.output_shape = function, float(constant), output_shape
         self.rule = rule
         self.roundings = 0 if roundings is None else roundings
         self.rounding_is_proved = roundings is not None
 
-    def constant(self) -> float:
-        return self.value
+    def lipschitz_constant(self) -> float:
+        return self.constant
 
     def apply(self, values):
         return self.function(values[0] if len(values) == 1 else list(values))
 
-    def spread(self, values, changes, reaches, constant):
-        bound = tf.ones((1, *self.output_shape), values[0].dtype)
-        return norms.per_example(self.reach(reaches, constant), bound) * bound
+    def elementwise_bound(self, inputs):
+        ones = tf.ones((1, *self.output_shape), inputs.values[0].dtype)
+        return norms.per_example(self.l2_bound(inputs.l2, inputs.lipschitz), ones) * ones
 
-    def reach(self, reaches, constant):
-        if len(reaches) == 1:
-            return constant * reaches[0]
-        return constant * tf.sqrt(tf.add_n([reach * reach for reach in reaches]))
+    def l2_bound(self, l2, lipschitz):
+        if len(l2) == 1:
+            return lipschitz * l2[0]
+        return lipschitz * tf.sqrt(tf.add_n([bound * bound for bound in l2]))
 
-    def pull(self, values, changes, reaches, constant, cotangent):
-        lost = over_margins(norms.norm, cotangent) * self.reach(reaches, constant)[:, None]
+    def relax_backward(self, inputs, cotangent):
+        # <a, D_out> >= -||a|| ||D_out||: no linear part is known
+        l2 = self.l2_bound(inputs.l2, inputs.lipschitz)
+        loss = over_margins(norms.norm, cotangent) * l2[:, None]
         shape = tf.shape(cotangent)[:2]
-        empty = [tf.zeros(tf.concat([shape, value.shape[1:]], 0), value.dtype) for value in values]
-        return empty, lost
+        zeros = [
+            tf.zeros(tf.concat([shape, value.shape[1:]], 0), value.dtype) for value in inputs.values
+        ]
+        return zeros, loss
 
-    def rounding(self, values, changes, output, change, errors):
-        moved = self.reach([norms.norm(error) for error in errors], self.value)
-        lost = self.roundings * UNIT_ROUNDOFF * norms.norm(tf.abs(output) + change)
-        return norms.per_example(moved + lost, output)
+    def rounding_error(self, values, elementwise, output, output_elementwise, input_errors):
+        inherited = self.l2_bound([norms.norm(error) for error in input_errors], self.constant)
+        largest = norms.norm(tf.abs(output) + output_elementwise)
+        fresh = self.roundings * UNIT_ROUNDOFF * largest
+        return norms.per_example(inherited + fresh, output)
 
 
 class Addition(Operation):
@@ -146,30 +171,33 @@ class Addition(Operation):
         self.weights = [float(weight) for weight in weights]
         self.rule = "sum of the branches"
 
-    def constant(self) -> float:
+    def lipschitz_constant(self) -> float:
         return 1.0
 
-    def _sum(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:
+    def _absolute_sum(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:
         return sum(abs(weight) * part for weight, part in zip(self.weights, parts, strict=True))
 
-    def reach(self, reaches, constant):
-        return self._sum(reaches)
+    def l2_bound(self, l2, lipschitz):
+        return self._absolute_sum(l2)
 
     def apply(self, values):
         return tf.add_n(
             [weight * value for weight, value in zip(self.weights, values, strict=True)]
         )
 
-    def spread(self, values, changes, reaches, constant):
-        return self._sum(changes)
+    def elementwise_bound(self, inputs):
+        return self._absolute_sum(inputs.elementwise)
 
-    def pull(self, values, changes, reaches, constant, cotangent):
-        lost = tf.zeros(tf.shape(cotangent)[:2], cotangent.dtype)
-        return [weight * cotangent for weight in self.weights], lost
+    def relax_backward(self, inputs, cotangent):
+        loss = tf.zeros(tf.shape(cotangent)[:2], cotangent.dtype)
+        return [weight * cotangent for weight in self.weights], loss
 
-    def rounding(self, values, changes, output, change, errors):
-        magnitude = self._sum([tf.abs(v) + c for v, c in zip(values, changes, strict=True)])
-        return self._sum(errors) + (len(values) + 2) * UNIT_ROUNDOFF * magnitude
+    def rounding_error(self, values, elementwise, output, output_elementwise, input_errors):
+        largest = self._absolute_sum(
+            [tf.abs(v) + e for v, e in zip(values, elementwise, strict=True)]
+        )
+        fresh = (len(values) + 2) * UNIT_ROUNDOFF * largest
+        return self._absolute_sum(input_errors) + fresh
 
 
 class Concatenation(Operation):
@@ -181,83 +209,32 @@ class Concatenation(Operation):
     def __init__(self, axis: int, sizes: Sequence[int]):
         self.axis, self.sizes = axis, list(sizes)  # axis counts the batch
 
-    def constant(self) -> float:
+    def lipschitz_constant(self) -> float:
         return 1.0
 
-    def reach(self, reaches, constant):
-        return sum(reach * reach for reach in reaches) ** 0.5
+    def l2_bound(self, l2, lipschitz):
+        return sum(bound * bound for bound in l2) ** 0.5
 
     def apply(self, values):
         return tf.concat(list(values), self.axis)
 
-    def spread(self, values, changes, reaches, constant):
-        full = [change * tf.ones_like(v) for change, v in zip(changes, values, strict=True)]
+    def elementwise_bound(self, inputs):
+        return self._concatenated(inputs.elementwise, inputs.values)
+
+    def _concatenated(self, parts: Sequence[tf.Tensor], values: Sequence[tf.Tensor]) -> tf.Tensor:
+        full = [part * tf.ones_like(v) for part, v in zip(parts, values, strict=True)]
         return tf.concat(full, self.axis)
 
-    def pull(self, values, changes, reaches, constant, cotangent):
+    def relax_backward(self, inputs, cotangent):
         parts = tf.split(cotangent, self.sizes, self.axis + 1)
         return parts, tf.zeros(tf.shape(cotangent)[:2], cotangent.dtype)
 
-    def rounding(self, values, changes, output, change, errors):
-        return self.spread(values, errors, None, None)
+    def rounding_error(self, values, elementwise, output, output_elementwise, input_errors):
+        return self._concatenated(input_errors, values)
 
 
-def over_margins(function, cotangent: tf.Tensor, *more: tf.Tensor) -> tf.Tensor:
+def over_margins(function, cotangent: tf.Tensor) -> tf.Tensor:
     """Apply a function of a batch to (batch, margins, ...): the first two axes become one."""
     shape = tf.shape(cotangent)
-    result = function(tf.reshape(cotangent, (-1, *cotangent.shape[2:])), *more)
+    result = function(tf.reshape(cotangent, (-1, *cotangent.shape[2:])))
     return tf.reshape(result, tf.concat([shape[:2], tf.shape(result)[1:]], 0))
-
-
-class Rows(NamedTuple):
-    """How the rows of a linear layer overlap: what moves one of its outputs moves few others."""
-
-    overlaps: tf.Tensor
-    """(outputs, outputs), magnitudes of the rows' inner products."""
-    reach: tf.Tensor
-    """(batch,), of the layer's input."""
-
-
-def heaviest_load(
-    weights: tf.Tensor, caps: tf.Tensor, reach: tf.Tensor, rows: Rows | None = None
-) -> tf.Tensor:
-    """An upper bound of sup <w, t> over 0 <= t <= caps with l2 norm at most reach.
-
-    Any multiplier gives a bound by Lagrangian duality; a few steps towards the best one.
-
-    Args:
-        weights: (batch, margins, ...), not negative.
-        caps: (batch, ...), not negative.
-        reach: (batch,).
-        rows: where t is at most the magnitude of A d with ||d|| <= rows.reach; then also
-            <w, t> <= rows.reach * ||sum of w_i +- a_i|| for some signs, whose square is at most
-            w^T |A A^T| w.
-
-    Returns:
-        (batch, margins).
-    """
-    features = 1
-    for size in weights.shape[2:]:
-        features *= size
-    shape = tf.shape(weights)
-    w = tf.reshape(weights, tf.stack([shape[0], shape[1], features]))
-    t = tf.reshape(caps * tf.ones_like(weights[:, 0]), tf.stack([shape[0], 1, features]))
-    radius = reach[:, None]
-    tiny = tf.constant(1e-30, w.dtype)
-    length = tf.sqrt(tf.reduce_sum(w * w, axis=2))
-    best = tf.minimum(tf.reduce_sum(w * t, axis=2), length * radius)
-    if rows is not None:
-        together = tf.reduce_sum(tf.linalg.matmul(w, rows.overlaps) * w, axis=2)
-        best = tf.minimum(best, tf.sqrt(together) * rows.reach[:, None])
-    multiplier = length / tf.maximum(radius, tiny)
-    for _ in range(3):
-        scale = tf.maximum(multiplier, tiny)
-        chosen = tf.minimum(t, w / scale[:, :, None])
-        # w t - (m/2) t^2 + (m/2) r^2 summed, as a product to lose no digits
-        value = tf.reduce_sum(chosen * (w - scale[:, :, None] * chosen / 2), axis=2)
-        best = tf.minimum(best, value + scale * radius * radius / 2)
-        full = tf.cast(w >= scale[:, :, None] * t, w.dtype)
-        left = radius * radius - tf.reduce_sum(full * t * t, axis=2)
-        free = tf.reduce_sum((1 - full) * w * w, axis=2)
-        multiplier = tf.sqrt(free / tf.maximum(left, 1e-6 * radius * radius + tiny))
-    return best

@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.bounds.operations.affine import Affine
-from tfrobust.bounds.operations.base import Operation, heaviest_load, over_margins
+from tfrobust.bounds.operations.base import Operation, over_margins
+from tfrobust.bounds.operations.support_function import support_function_bound
 
 __all__ = ["AveragePooling", "MaxPooling", "sliding_windows"]
 
@@ -18,16 +19,16 @@ __all__ = ["AveragePooling", "MaxPooling", "sliding_windows"]
 class AveragePooling(Affine):
     """Average pooling: no negative weights, no bias."""
 
-    def __init__(self, layer, norm, rule, terms: int, row: float):
-        super().__init__(layer, norm, rule)
-        self.terms, self.row = terms, row
+    def __init__(self, layer, operator_norm, rule, *, terms: int, row_norm: float):
+        super().__init__(layer, operator_norm, rule)
+        self.terms, self.row_norm = terms, row_norm
         self.adjoint_terms = terms  # an input lies in no more windows than a window has inputs
 
-    def magnitude(self, x):
+    def absolute(self, x):
         return self.apply([x])
 
-    def rows(self):
-        return tf.constant(self.row, tf.float32)
+    def row_norms(self):
+        return tf.constant(self.row_norm, tf.float32)
 
 
 class MaxPooling(Operation):
@@ -40,22 +41,58 @@ class MaxPooling(Operation):
 
     def __init__(self, layer: Any, windows: Callable[..., tf.Tensor], overlap: int):
         self.layer, self.windows, self.overlap = layer, windows, overlap
-        self.rule = f"max pooling: root of {overlap} window{'s' * (overlap > 1)} an input"
+        self.rule = f"max pooling: root of {overlap} window{'s' * (overlap > 1)} per input"
 
-    def constant(self):
+    def lipschitz_constant(self):
         return math.sqrt(self.overlap)
 
     def apply(self, values):
         return self.layer(values[0])
 
-    def spread(self, values, changes, reaches, constant):
-        return tf.reduce_max(self.windows(changes[0] * tf.ones_like(values[0]), 0.0), axis=-1)
+    def elementwise_bound(self, inputs):
+        return self._window_maxima(inputs.elementwise[0] * tf.ones_like(inputs.values[0]))
 
-    def pull(self, values, changes, reaches, constant, cotangent):
-        x = values[0]
-        lowest = tf.constant(-1e30, x.dtype)  # padding never wins
-        entries = self.windows(x, lowest)
-        change = self.windows(changes[0] * tf.ones_like(x), 0.0)
+    def _window_maxima(self, x: tf.Tensor) -> tf.Tensor:
+        """Maxima of x >= 0, which padding never wins."""
+        return tf.reduce_max(self.windows(x, 0.0), axis=-1)
+
+    def relax_backward(self, inputs, cotangent):
+        # D_max >= D_winner, because the maximum is at least the winner's value: no loss where the
+        # cotangent is positive. Otherwise a convex combination replaces the winner, and
+        # D_max <= <weights, D> + steepness ||D||, over the window.
+        x = inputs.values[0]
+        winner, weights, steepness, window_l2 = self._relaxation(x, inputs.elementwise[0])
+        upward = cotangent >= 0
+        slopes = tf.where(upward[..., None], winner[:, None], weights[:, None])
+        residual = tf.where(upward, 0.0, -cotangent * steepness[:, None])
+        # an input lies in at most `overlap` windows: the windows' norms have an l2 norm of at most
+        # root(overlap) l, the Lipschitz constant times l
+        loss = support_function_bound(residual, window_l2, inputs.l2[0] * inputs.lipschitz)
+        input_cotangent = over_margins(
+            lambda a: self._windows_adjoint(x, a), cotangent[..., None] * slopes
+        )
+        return [input_cotangent], loss
+
+    def _relaxation(
+        self, x: tf.Tensor, elementwise: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Slopes below and above each maximum, what the upper one misses, and windows' bounds.
+
+        Let g_i = max x - x_i, c a bound of ||D|| over the entries that can win, and w a convex
+        combination of them. Then, e_i being unit vectors,
+
+            D_max - <w, D> = max_i (<e_i - w, D> - g_i) <= max_i (||e_i - w|| ||D|| - g_i)
+                           <= ||D|| max_i (||e_i - w|| - g_i / c),
+
+        for ||D|| <= c, with ||e_i - w||^2 = ||w||^2 - 2 w_i + 1.
+
+        Returns:
+            one-hot winner and w (batch, *output, entries); the steepness, which is that maximum
+            and at least 0, and c, (batch, *output).
+        """
+        padding = tf.constant(-1e30, x.dtype)  # never wins
+        entries = self.windows(x, padding)
+        change = self.windows(elementwise * tf.ones_like(x), 0.0)
         top = tf.reduce_max(entries, axis=-1, keepdims=True)
         winner = tf.one_hot(tf.argmax(entries, axis=-1), entries.shape[-1], dtype=x.dtype)
         # entries that can be the largest somewhere in the ball
@@ -64,34 +101,30 @@ class MaxPooling(Operation):
         contested = tf.reduce_sum(possible, axis=-1) > 1.5
         # padding, and entries that cannot win, are far away
         gaps = tf.where(possible > 0, top - entries, 0.0)
-        cap = tf.sqrt(tf.reduce_sum(possible * change * change, axis=-1, keepdims=True))
-        cap = tf.maximum(cap, 1e-30)
-        # a mean of the possible entries, the nearer ones more: max - mean grows by at most
-        # steepness times the l2 norm of the window's change
-        mean = possible * tf.nn.relu(1 - gaps / cap)
-        mean = mean / tf.reduce_sum(mean, axis=-1, keepdims=True)
-        squares = tf.reduce_sum(mean * mean, axis=-1, keepdims=True) - 2 * mean + 1
-        steepness = tf.reduce_max(possible * (tf.sqrt(tf.nn.relu(squares)) - gaps / cap), axis=-1)
+        window_l2 = tf.sqrt(tf.reduce_sum(possible * change * change, axis=-1, keepdims=True))
+        window_l2 = tf.maximum(window_l2, 1e-30)
+        # the nearer an entry is to the top, the larger its weight
+        weights = possible * tf.nn.relu(1 - gaps / window_l2)
+        weights = weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
+        squares = tf.reduce_sum(weights * weights, axis=-1, keepdims=True) - 2 * weights + 1
+        steepness = possible * (tf.sqrt(tf.nn.relu(squares)) - gaps / window_l2)
+        steepness = tf.reduce_max(steepness, axis=-1)
+        # one possible winner: the window is linear
         steepness = tf.where(contested, tf.nn.relu(steepness), 0.0)
-        mean = tf.where(contested[..., None], mean, winner)
-        # the maximum is at least the winner's value: that side loses nothing
-        upward = cotangent >= 0
-        weights = tf.where(upward[..., None], winner[:, None], mean[:, None])
-        uncertain = tf.where(upward, 0.0, -cotangent * steepness[:, None])
-        lost = heaviest_load(uncertain, cap[..., 0], reaches[0] * constant)
-        pulled = over_margins(lambda rows: self._scatter(x, rows), cotangent[..., None] * weights)
-        return [pulled], lost
+        weights = tf.where(contested[..., None], weights, winner)
+        return winner, weights, steepness, window_l2[..., 0]
 
-    def _scatter(self, like: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        """The adjoint of `windows`."""
-        zeros = tf.zeros(tf.concat([tf.shape(rows)[:1], like.shape[1:]], 0), like.dtype)
+    def _windows_adjoint(self, like: tf.Tensor, cotangent: tf.Tensor) -> tf.Tensor:
+        """The adjoint of `windows`, of (batch, *output, entries)."""
+        zeros = tf.zeros(tf.concat([tf.shape(cotangent)[:1], like.shape[1:]], 0), like.dtype)
         with tf.GradientTape() as tape:
             tape.watch(zeros)
             windows = self.windows(zeros, 0.0)
-        return tape.gradient(windows, zeros, rows)
+        return tape.gradient(windows, zeros, cotangent)
 
-    def rounding(self, values, changes, output, change, errors):
-        return self.spread(values, errors, None, None)
+    def rounding_error(self, values, elementwise, output, output_elementwise, input_errors):
+        # a maximum is exact: it errs by no more than one of its inputs
+        return self._window_maxima(input_errors[0] * tf.ones_like(values[0]))
 
 
 def sliding_windows(
@@ -105,13 +138,13 @@ def sliding_windows(
         counts = [
             (size - p) // s + 1 for size, p, s in zip(x.shape[1:-1], pool, strides, strict=True)
         ]
-        pieces = []
+        entries = []
         for offset in np.ndindex(*pool):
-            cut = tuple(
+            positions = tuple(
                 slice(o, o + (count - 1) * s + 1, s)
                 for o, count, s in zip(offset, counts, strides, strict=True)
             )
-            pieces.append(x[(slice(None), *cut)])
-        return tf.stack(pieces, axis=-1)
+            entries.append(x[(slice(None), *positions)])
+        return tf.stack(entries, axis=-1)
 
     return windows

@@ -1,4 +1,19 @@
-"""Local response normalisation and lp pooling as the certified rules see them."""
+"""Local response normalization (LRN) as the certified rules see it.
+
+    y_i = x_i s_i^-beta,  s_i = k + alpha * sum of x_j^2 over the n neighbours j of channel i.
+
+Its Jacobian at one position, channels by channels, is J = diag(s^-beta) - C, where
+
+    C_ij = 2 alpha beta x_i x_j s_i^(-beta-1)  for neighbours j of i, else 0.
+
+With alpha * sum of x_j^2 = s_i - k, and 2 |x_i x_j| <= x_i^2 + x_j^2, sums of |C| are at most
+
+    along row i:     2 beta sqrt(n) q_i,    q_i = (s_i - k) s_i^(-beta-1),
+    along column j:  beta (n + 1) max q_i,
+
+and ||C|| is at most the root of the product of both (Schur's test). As a function of s, q grows
+until s = k (beta + 1) / beta.
+"""
 
 from __future__ import annotations
 
@@ -10,86 +25,89 @@ import tensorflow as tf
 from tfrobust import norms
 from tfrobust.bounds.operations.base import UNIT_ROUNDOFF, Operation, over_margins
 
-__all__ = ["ResponseNormalisation", "response_normalisation_constant"]
+__all__ = ["ResponseNormalization"]
 
 
-def response_normalisation_constant(layer: Any) -> float:
-    """A Lipschitz constant of LRN, y_i = x_i / (k + alpha * sum of x_j^2)^beta, everywhere.
+class ResponseNormalization(Operation):
+    """LRN: nearly a scaling of each element, by s^-beta at x."""
 
-    With s the bracket, the Jacobian is diag(s^-beta) minus 2 alpha beta x_i x_j s_i^(-beta-1) for
-    n neighbours j. The rows of the latter sum up to at most 2 beta sqrt(n), its columns to at most
-    beta (n + 1), times the largest (s - k) s^(-beta-1); a matrix's norm is at most the root of the
-    product of both (Schur's test).
-    """
-    return float(_constant(layer, math.inf))
-
-
-def _constant(layer: Any, most: Any) -> Any:
-    k, beta = float(layer.bias), float(layer.beta)
-    return k**-beta + _coupling(layer, most)
-
-
-def _coupling(layer: Any, most: Any) -> Any:
-    """The norm of the Jacobian's second part where the bracket s is at most `most`."""
-    k, beta = float(layer.bias), float(layer.beta)
-    neighbours = 2 * int(layer.depth_radius) + 1
-    if beta == 0 or layer.alpha == 0:
-        return most * 0.0 if isinstance(most, tf.Tensor) else 0.0
-    peak = k * (beta + 1) / beta  # (s - k) s^(-beta-1) grows until there
-    s = tf.minimum(most, peak) if isinstance(most, tf.Tensor) else min(most, peak)
-    sums = math.sqrt(2 * math.sqrt(neighbours) * (neighbours + 1))
-    return beta * sums * (s - k) * s ** (-beta - 1)
-
-
-class ResponseNormalisation(Operation):
-    """LRN: nearly a scaling of each element, by the bracket at x."""
+    rule = "local response normalization: Schur's test on its Jacobian"
 
     def __init__(self, layer: Any):
         self.layer = layer
-        self.rule = "local response normalisation: Schur's test on its Jacobian"
 
-    def constant(self):
-        return response_normalisation_constant(self.layer)
+    def lipschitz_constant(self):
+        """k^-beta + ||C||, everywhere."""
+        return float(float(self.layer.bias) ** -float(self.layer.beta) + self._coupling(math.inf))
 
     def apply(self, values):
         return self.layer(values[0])
 
+    def _coupling(self, largest_bracket: Any) -> Any:
+        """Bound of ||C|| where no bracket s exceeds a value."""
+        k, beta = float(self.layer.bias), float(self.layer.beta)
+        neighbours = 2 * int(self.layer.depth_radius) + 1
+        local = isinstance(largest_bracket, tf.Tensor)
+        if beta == 0 or self.layer.alpha == 0:
+            return largest_bracket * 0.0 if local else 0.0
+        peak = k * (beta + 1) / beta
+        s = tf.minimum(largest_bracket, peak) if local else min(largest_bracket, peak)
+        schur = math.sqrt(2 * math.sqrt(neighbours) * (neighbours + 1))
+        return beta * schur * (s - k) * s ** (-beta - 1)
+
     def _brackets(self, x: tf.Tensor) -> tf.Tensor:
-        """k + alpha * sum of neighbours' squares."""
+        """s = k + alpha * sum of neighbours' squares."""
         channels = x.shape[-1]
         radius = min(int(self.layer.depth_radius), channels - 1)
         band = tf.linalg.band_part(tf.ones((channels, channels), x.dtype), radius, radius)
         return self.layer.bias + self.layer.alpha * tf.linalg.matmul(x * x, band)
 
-    def _local(self, values, changes, reaches):
-        """The slope at x, and how far any slope in the ball is from it, at each position."""
-        x, beta = values[0], float(self.layer.beta)
-        change = changes[0] * tf.ones_like(x)
+    def _relaxation(
+        self, x: tf.Tensor, elementwise: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The slopes at x, and how far the Jacobian anywhere in the ball is from their diagonal.
+
+        |x| is within e of |x| at the centre, so that s lies between s(max(0, |x| - e)) and
+        s(|x| + e). By the mean value theorem, at each position,
+
+            ||D_out - s(x)^-beta D|| <= deviation ||D||,
+            deviation = max_i |s_i^-beta - s_i(x)^-beta| + ||C||.
+
+        Returns:
+            s(x)^-beta (batch, *input), deviation (batch, *positions), and the elementwise bound
+            (batch, *input).
+        """
+        beta = float(self.layer.beta)
+        elementwise = elementwise * tf.ones_like(x)
         slope = self._brackets(x) ** -beta
-        largest = self._brackets(tf.abs(x) + change)
-        smallest = self._brackets(tf.nn.relu(tf.abs(x) - change))
-        spread = tf.maximum(smallest**-beta - slope, slope - largest**-beta)
+        largest = self._brackets(tf.abs(x) + elementwise)
+        smallest = self._brackets(tf.nn.relu(tf.abs(x) - elementwise))
+        diagonal = tf.maximum(smallest**-beta - slope, slope - largest**-beta)
         most = tf.reduce_max(largest, axis=-1)
-        away = tf.reduce_max(spread, axis=-1) + _coupling(self.layer, most)
-        return slope, away, change
+        deviation = tf.reduce_max(diagonal, axis=-1) + self._coupling(most)
+        return slope, deviation, elementwise
 
-    def spread(self, values, changes, reaches, constant):
-        slope, away, change = self._local(values, changes, reaches)
-        length = tf.sqrt(tf.reduce_sum(change * change, axis=-1, keepdims=True))
-        return change * slope + away[..., None] * length
+    def elementwise_bound(self, inputs):
+        # |D_out[i]| <= s_i^-beta e_i + deviation ||e||, the norm over the channels
+        slope, deviation, e = self._relaxation(inputs.values[0], inputs.elementwise[0])
+        length = tf.sqrt(tf.reduce_sum(e * e, axis=-1, keepdims=True))
+        return e * slope + deviation[..., None] * length
 
-    def pull(self, values, changes, reaches, constant, cotangent):
-        slope, away, _ = self._local(values, changes, reaches)
-        lost = over_margins(norms.norm, cotangent * away[:, None, ..., None])
-        return [cotangent * slope[:, None]], lost * reaches[0][:, None]
+    def relax_backward(self, inputs, cotangent):
+        # at each position <a, D_out> >= <a s^-beta, D> - deviation ||a|| ||D||, and over the
+        # positions Cauchy-Schwarz
+        slope, deviation, _ = self._relaxation(inputs.values[0], inputs.elementwise[0])
+        residual = over_margins(norms.norm, cotangent * deviation[:, None, ..., None])
+        return [cotangent * slope[:, None]], residual * inputs.l2[0][:, None]
 
-    def rounding(self, values, changes, output, change, errors):
-        # errors move an output by no more than where the bracket is smallest
-        length = tf.sqrt(tf.reduce_sum(errors[0] ** 2, axis=-1, keepdims=True))
+    def rounding_error(self, values, elementwise, output, output_elementwise, input_errors):
+        # inherited: at most as where the bracket is k, its smallest
+        length = tf.sqrt(tf.reduce_sum(input_errors[0] ** 2, axis=-1, keepdims=True))
         steepest = float(self.layer.bias) ** -float(self.layer.beta)
-        moved = steepest * errors[0] + _coupling(self.layer, math.inf) * length
-        # a power magnifies what the sum in the bracket lost, and what its logarithm does
-        largest = self._brackets(tf.abs(values[0]) + changes[0])
+        inherited = steepest * input_errors[0] + self._coupling(math.inf) * length
+        # fresh: s^-beta = exp(-beta log s) magnifies relative errors of s, from the sum of its
+        # terms, by beta, and absolute errors of its logarithm too
+        largest = self._brackets(tf.abs(values[0]) + elementwise[0])
         logarithm = tf.maximum(tf.abs(tf.math.log(largest)), abs(math.log(self.layer.bias)))
-        lost = float(self.layer.beta) * (2 * int(self.layer.depth_radius) + 7 + 4 * logarithm)
-        return moved + (32 + lost) * UNIT_ROUNDOFF * (tf.abs(output) + change)
+        power = float(self.layer.beta) * (2 * int(self.layer.depth_radius) + 7 + 4 * logarithm)
+        return inherited + (32 + power) * UNIT_ROUNDOFF * (tf.abs(output) + output_elementwise)

@@ -3,7 +3,7 @@
 from tfrobust.bounds.operator_norms.convolution import SLACK, largest_singular_value
 from tfrobust.bounds.operator_norms.layers import (
     ISOMETRIES,
-    batch_normalisation_scale,
+    batch_normalization_scale,
     cached_norm,
     check_channels_last,
     folded_norm,
@@ -15,7 +15,7 @@ from tfrobust.bounds.operator_norms.layers import (
 __all__ = [
     "ISOMETRIES",
     "SLACK",
-    "batch_normalisation_scale",
+    "batch_normalization_scale",
     "cached_norm",
     "check_channels_last",
     "folded_norm",

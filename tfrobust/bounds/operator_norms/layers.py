@@ -22,7 +22,7 @@ from tfrobust.errors import InputError
 from tfrobust.layers import FrozenBatchNormalization
 
 __all__ = [
-    "batch_normalisation_scale",
+    "batch_normalization_scale",
     "cached_norm",
     "check_channels_last",
     "folded_norm",
@@ -40,7 +40,7 @@ _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 _SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 _AVERAGES = (layers.AveragePooling1D, layers.AveragePooling2D)
 _GLOBAL_AVERAGES = (layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D)
-NORMALISATIONS = (layers.BatchNormalization, FrozenBatchNormalization)
+NORMALIZATIONS = (layers.BatchNormalization, FrozenBatchNormalization)
 ISOMETRIES = (
     layers.Flatten,
     layers.Reshape,
@@ -68,7 +68,7 @@ def operator_norm_upper_bound(
     For Keras's linear layers that the certified rules cover, and subclasses that compute the same.
 
     Dense layers: the largest singular value. Convolutions, with any stride, padding, dilation and
-    groups: within 2 % for sizes of practice (see `convolution_norms`). Batch normalisation in
+    groups: within 2 % for sizes of practice (see `convolution_norms`). Batch normalization in
     inference mode, rescaling, average pooling: exact. Bias and activation do not enter. Computed in
     double precision once for the same weights and shape, whatever layer holds them.
 
@@ -102,8 +102,8 @@ def operator_norm_upper_bound(
         first, second = _weights(layer, "depthwise_kernel"), _weights(layer, "pointwise_kernel")
         second = second.reshape(*first.shape[-2:], -1)
         return _convolution(layer, shape, np.einsum("...cm,cmo->...co", first, second))
-    if is_plain(layer, *NORMALISATIONS):
-        scale = batch_normalisation_scale(layer)
+    if is_plain(layer, *NORMALIZATIONS):
+        scale = batch_normalization_scale(layer)
         axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
         _check_size(layer, shape, axis - 1 if axis > 0 else axis, len(scale))
         return float(np.abs(scale).max()) * (1 + SLACK)
@@ -132,9 +132,9 @@ def operator_norm_upper_bound(
     )
 
 
-def folded_norm(layer: Any, normalisation: Any, input_shape: tuple[int, ...]) -> float:
-    """The norm of a dense or convolutional layer followed by batch normalisation, as one layer."""
-    scale = batch_normalisation_scale(normalisation)
+def folded_norm(layer: Any, normalization: Any, input_shape: tuple[int, ...]) -> float:
+    """The norm of a dense or convolutional layer followed by batch normalization, as one layer."""
+    scale = batch_normalization_scale(normalization)
     kernel = _weights(layer, "kernel")
     if isinstance(layer, _DEPTHWISE):  # (taps, channels, multiplier)
         kernel = kernel * scale.reshape(kernel.shape[-2:])
@@ -145,7 +145,7 @@ def folded_norm(layer: Any, normalisation: Any, input_shape: tuple[int, ...]) ->
     return _convolution(layer, tuple(input_shape), kernel)
 
 
-def batch_normalisation_scale(layer: Any) -> np.ndarray:
+def batch_normalization_scale(layer: Any) -> np.ndarray:
     """gamma / sqrt(moving variance + epsilon) of each channel, float64."""
     variance = _weights(layer, "moving_variance")
     if (variance + layer.epsilon <= 0).any():

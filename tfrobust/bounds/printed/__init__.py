@@ -1,5 +1,5 @@
 """The rules as the thesis prints them: not always lower bounds."""
 
-from tfrobust.bounds.printed.rules import thesis
+from tfrobust.bounds.printed.bound import thesis
 
 __all__ = ["thesis"]

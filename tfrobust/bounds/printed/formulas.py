@@ -17,13 +17,13 @@ import numpy as np
 
 __all__ = [
     "DERIVATIVES",
-    "batch_normalisation",
+    "batch_normalization",
     "convolution",
     "hessian_bound",
     "last_layer",
-    "perceptron",
+    "mlp",
     "pooling",
-    "response_normalisation",
+    "response_normalization",
 ]
 
 # Table 4.1: the largest first and second derivatives as printed. That of tanh is .770 in truth, and
@@ -54,9 +54,9 @@ def last_layer(hidden: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.
     distances = np.linalg.norm(weights.T[:, None] - weights.T[None], axis=2)[predicted]
     margins = np.abs(logits.max(axis=1, keepdims=True) - logits)
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = np.where(distances > 0, margins / distances, np.inf)
-    found[np.arange(len(found)), predicted] = np.inf
-    return found.min(axis=1)
+        kappa = np.where(distances > 0, margins / distances, np.inf)
+    kappa[np.arange(len(kappa)), predicted] = np.inf
+    return kappa.min(axis=1)
 
 
 def hessian_bound(weights: Sequence[np.ndarray], activations: Sequence[str]) -> float:
@@ -79,7 +79,7 @@ def hessian_bound(weights: Sequence[np.ndarray], activations: Sequence[str]) -> 
     return curvature
 
 
-def perceptron(kappa: np.ndarray, jacobian: np.ndarray, curvature: float, units: int) -> np.ndarray:
+def mlp(kappa: np.ndarray, jacobian: np.ndarray, curvature: float, units: int) -> np.ndarray:
     """Theorem 4.2: (sqrt(||J||^2 + 2 M sqrt(n) kappa) - ||J||) / (M sqrt(n)).
 
     Args:
@@ -118,7 +118,7 @@ def pooling(kappa: np.ndarray, outputs: float, window: float, kind: float | str)
     return kappa / (outputs * window ** (2 / float(kind) - 1))
 
 
-def batch_normalisation(kappa: np.ndarray, output: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def batch_normalization(kappa: np.ndarray, output: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Theorem 5.6, on the false premise that the output's *norm* has to grow by kappa.
 
     Read as: the output is stretched to (1 + kappa / ||y||) y, so that the input changes by
@@ -135,7 +135,7 @@ def batch_normalisation(kappa: np.ndarray, output: np.ndarray, scale: np.ndarray
         return np.where(length > 0, kappa * stretched / length, kappa / np.abs(scale).max())
 
 
-def response_normalisation(
+def response_normalization(
     kappa: np.ndarray, x: np.ndarray, output: np.ndarray, bias: float, beta: float
 ) -> np.ndarray:
     """Theorem 5.9 on the same premise, with Lemma 5.11: ||LRN(x)|| <= ||x|| / k^beta.
