@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from tfrobust.attacks import minimal
 from tfrobust.attacks.foolbox import bridge
-from tfrobust.attacks.foolbox.bridge import FoolboxError, _tries, attack_names
-from tfrobust.attacks.foolbox.radius import smallest_radius
+from tfrobust.attacks.foolbox.bridge import FoolboxError, _radius_trial, attack_names
+from tfrobust.attacks.foolbox.smallest_radius import smallest_radius
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_radius_per_example_is_foolbox_one_by_one(cnn, images, name):
 def test_random_starts_stay_within_each_radius(cnn, images, name):
     made = getattr(foolbox.attacks, name)(steps=2, rel_stepsize=2.0, random_start=True)
     wrapped = foolbox.TensorFlowModel(cnn, bounds=(0, 1), device="/CPU:0")
-    try_radius = _tries(type(made), made, wrapped, lambda rows: cnn(rows, training=False))
+    try_radius = _radius_trial(type(made), made, wrapped, lambda rows: cnn(rows, training=False))
     rows = tf.constant(images[:6])
     labels = tf.argmax(cnn(rows), axis=1, output_type=tf.int32)
     radii = np.geomspace(0.01, 0.5, 6)

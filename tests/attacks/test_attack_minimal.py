@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfrobust.attacks import MinimalPerturbation, minimal
-from tfrobust.attacks.registry import OURS
+from tfrobust.attacks.registry import BUILT_IN
 
 
 def check(model, x, result, value_range):
@@ -33,7 +33,7 @@ def check(model, x, result, value_range):
 @settings(max_examples=8)
 @given(
     seed=st.integers(0, 2**16),
-    attack=st.sampled_from([*OURS, "basic_iterative", "deepfool"]),
+    attack=st.sampled_from([*BUILT_IN, "basic_iterative", "deepfool"]),
     norm=st.sampled_from([1, 2, np.inf]),
     value_range=st.sampled_from([(0.0, 1.0), (-123.68, 151.061), (0.1, 0.7)]),
     given_labels=st.booleans(),
@@ -72,7 +72,7 @@ def test_misclassified_examples_are_not_attacked(cnn, images, monkeypatch):
 
         return run
 
-    monkeypatch.setitem(OURS, "spy", spy)
+    monkeypatch.setitem(BUILT_IN, "spy", spy)
     predicted = np.argmax(cnn(images), axis=1)
     labels = np.where(np.arange(24) % 3 == 0, (predicted + 1) % 5, predicted)
     result = minimal(cnn, images, "spy", labels=labels)
@@ -100,7 +100,7 @@ def test_false_adversarials_are_rejected(cnn, images, monkeypatch):
 
         return run
 
-    monkeypatch.setitem(OURS, "liar", liar)
+    monkeypatch.setitem(BUILT_IN, "liar", liar)
     result = minimal(cnn, x, "liar")
     assert result.success.tolist() == [True, False, False, False, True, False]
     check(cnn, x, result, (0.0, 1.0))

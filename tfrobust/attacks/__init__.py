@@ -1,4 +1,4 @@
-"""Minimal adversarial perturbations: our compiled attacks and Foolbox's, checked alike."""
+"""Minimal adversarial perturbations: compiled attacks and Foolbox's, verified alike."""
 
 from tfrobust.attacks.foolbox import FoolboxError
 from tfrobust.attacks.iterate import IteratedPerturbation, iterate

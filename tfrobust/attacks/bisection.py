@@ -40,7 +40,7 @@ def bisect_along(
         direction_of: `(logits, x, labels, *scalars)` to directions (batch, *input).
         key: of the compiled function; the same for the same `direction_of`.
         model: any classifier.
-        x: (batch, *input), checked already.
+        x: (batch, *input), as `as_images` returns it.
         value_range: smallest and largest valid pixel.
         scalars: handed to `direction_of`.
         max_epsilon: in the pixels' units.
@@ -81,24 +81,28 @@ def _along(direction_of: Direction) -> Callable[[keras.Model], Callable[..., Any
             usable = all_finite(direction)
             direction = tf.where(per_example(usable, x), direction, tf.zeros_like(x))
 
-            def at(epsilon: tf.Tensor) -> tf.Tensor:
+            def image_at(epsilon: tf.Tensor) -> tf.Tensor:
                 return clip_to_range(x + per_example(epsilon, x) * direction, (low, high))
 
-            def wrong(epsilon: tf.Tensor) -> tf.Tensor:
-                return misclassified(logits(at(epsilon), training=False), labels)
+            def is_adversarial(epsilon: tf.Tensor) -> tf.Tensor:
+                return misclassified(logits(image_at(epsilon), training=False), labels)
 
             def halve(
-                step: tf.Tensor, below: tf.Tensor, above: tf.Tensor
+                step: tf.Tensor, lower: tf.Tensor, upper: tf.Tensor
             ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-                middle = (below + above) / 2
-                success = wrong(middle)
-                return step + 1, tf.where(success, below, middle), tf.where(success, middle, above)
+                middle = (lower + upper) / 2
+                adversarial = is_adversarial(middle)
+                return (
+                    step + 1,
+                    tf.where(adversarial, lower, middle),
+                    tf.where(adversarial, middle, upper),
+                )
 
-            above = tf.fill([tf.shape(x)[0]], largest)
-            found = usable & wrong(above)
-            state = (tf.constant(0), tf.zeros_like(above), above)
+            upper = tf.fill([tf.shape(x)[0]], largest)
+            success_at_largest = usable & is_adversarial(upper)
+            state = (tf.constant(0), tf.zeros_like(upper), upper)
             _, _, smallest = tf.while_loop(lambda step, *_: step < steps, halve, state)
-            return at(smallest), found
+            return image_at(smallest), success_at_largest
 
         return run
 

@@ -17,7 +17,7 @@ __all__ = ["AttackFunction", "all_finite", "loss_direction", "misclassified"]
 AttackFunction = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
-# of a softmax near a tie, and of logits in single precision
+# rounding of a softmax near a tie, and of logits in single precision
 ABSOLUTE_ROUNDING, RELATIVE_ROUNDING = 4e-7, 4e-6
 
 
@@ -29,9 +29,9 @@ def loss_direction(logits: keras.Model, x: tf.Tensor, labels: tf.Tensor) -> tf.T
     # cross-entropy = softplus(logsumexp_{j != y} z_j - z_y): the inner gradient is parallel to
     # the loss's and does not underflow when the example is classified with confidence
     values, pull_back = gradients_at(logits, x)
-    own = tf.one_hot(labels, values.shape[1], dtype=values.dtype)
-    others = tf.nn.softmax(tf.where(own > 0, values.dtype.min, values))
-    return pull_back(others - own)
+    is_label = tf.one_hot(labels, values.shape[1], dtype=values.dtype)
+    others = tf.nn.softmax(tf.where(is_label > 0, values.dtype.min, values))
+    return pull_back(others - is_label)
 
 
 def misclassified(values: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -41,10 +41,10 @@ def misclassified(values: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     size, or once a softmax has rounded the tie away.
     """
     values = tf.cast(values, tf.float32)
-    own = tf.one_hot(labels, values.shape[1], on_value=True, off_value=False)
+    is_label = tf.one_hot(labels, values.shape[1], on_value=True, off_value=False)
     lowest = values.dtype.min
-    others = tf.reduce_max(tf.where(own, lowest, values), axis=1)
-    lead = others - tf.reduce_max(tf.where(own, values, lowest), axis=1)
+    others = tf.reduce_max(tf.where(is_label, lowest, values), axis=1)
+    lead = others - tf.reduce_max(tf.where(is_label, values, lowest), axis=1)
     return lead > ABSOLUTE_ROUNDING + RELATIVE_ROUNDING * tf.reduce_max(tf.abs(values), axis=1)
 
 

@@ -31,7 +31,7 @@ def fast_gradient_sign(
 
     Args:
         model: any classifier.
-        x: (batch, *input), checked already.
+        x: (batch, *input), as `as_images` returns it.
         value_range: smallest and largest valid pixel.
         max_epsilon: in the pixels' units; 100/255 of the value range's width where None.
         steps: bisection steps; epsilon is found to max_epsilon / 2**steps.
@@ -62,7 +62,7 @@ def fast_gradient_value(
 
     Args:
         model: any classifier.
-        x: (batch, *input), checked already.
+        x: (batch, *input), as `as_images` returns it.
         value_range: smallest and largest valid pixel.
         max_epsilon: l2, in the pixels' units; that of a change of 100/255 of the value range's
             width in every pixel where None.

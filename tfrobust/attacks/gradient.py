@@ -20,7 +20,7 @@ __all__ = ["gradient_attack"]
 
 # a first success among the first REFINED steps is searched again with REFINED smaller steps
 REFINED = 20
-# images a forward pass, as a multiple of the batch's rows
+# images per forward pass, as a multiple of the batch's rows
 IMAGES_PER_ROW = 2
 
 
@@ -39,7 +39,7 @@ def gradient_attack(
 
     Args:
         model: any classifier.
-        x: (batch, *input), checked already.
+        x: (batch, *input), as `as_images` returns it.
         value_range: smallest and largest valid pixel.
         epsilons: number of evenly spaced epsilons in (0, max_epsilon].
         max_epsilon: largest epsilon, relative to the width of the value range.
@@ -68,38 +68,38 @@ def _build(logits: keras.Model) -> Callable[..., Any]:
         rms = norm(scaled) / math.sqrt(math.prod(x.shape[1:]))
         direction = tf.math.divide_no_nan(scaled, per_example(rms, x)) * (high - low)
 
-        def at(examples: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
+        def images_at(examples: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
             """Images (examples * steps, *input) at epsilon (examples, steps)."""
             size = tf.cast(epsilon, x.dtype)[(..., *[None] * (x.shape.rank - 1))]
             step = size * tf.gather(direction, examples)[:, None]
-            moved = tf.gather(x, examples)[:, None] + step
-            return clip_to_range(tf.reshape(moved, [-1, *x.shape[1:]]), (low, high))
+            shifted = tf.gather(x, examples)[:, None] + step
+            return clip_to_range(tf.reshape(shifted, [-1, *x.shape[1:]]), (low, high))
 
-        def wrong(examples: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
+        def is_adversarial(examples: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
             width = tf.shape(epsilon)[1]
-            values = logits(at(examples, epsilon), training=False)
+            values = logits(images_at(examples, epsilon), training=False)
             classes = tf.repeat(tf.gather(labels, examples), width)
             return tf.reshape(misclassified(values, classes), [-1, width])
 
-        everyone = tf.range(tf.shape(x)[0])
+        every_example = tf.range(tf.shape(x)[0])
         coarse = tf.broadcast_to(grid, [tf.shape(x)[0], tf.shape(grid)[0]])
-        first = _first_success(wrong, coarse, everyone[usable])
-        found = first < tf.shape(grid)[0]
+        first = _first_success(is_adversarial, coarse, every_example[usable])
+        success = first < tf.shape(grid)[0]
         epsilon = tf.gather(grid, tf.minimum(first, tf.shape(grid)[0] - 1))
 
         fractions = tf.range(1, REFINED + 1, dtype=grid.dtype) / REFINED
         fine = epsilon[:, None] * fractions
-        second = _first_success(wrong, fine, everyone[found & (first < REFINED)])
+        second = _first_success(is_adversarial, fine, every_example[success & (first < REFINED)])
         # a `second` past the end: not searched again
         refined = tf.gather(fine, tf.minimum(second, REFINED - 1), batch_dims=1)
         epsilon = tf.where(second < REFINED, refined, epsilon)
-        return at(everyone, epsilon[:, None]), found
+        return images_at(every_example, epsilon[:, None]), success
 
     return run
 
 
 def _first_success(
-    wrong: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], grid: tf.Tensor, active: tf.Tensor
+    is_adversarial: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], grid: tf.Tensor, active: tf.Tensor
 ) -> tf.Tensor:
     """In a graph: where each of the `active` examples is first misclassified along its grid.
 
@@ -123,7 +123,7 @@ def _first_success(
         start: tf.Tensor, active: tf.Tensor, first: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         width = tf.minimum(IMAGES_PER_ROW * batch // tf.size(active), steps - start)
-        tried = wrong(active, tf.gather(grid[:, start : start + width], active))
+        tried = is_adversarial(active, tf.gather(grid[:, start : start + width], active))
         solved = tf.reduce_any(tried, axis=1)
         place = start + tf.argmax(tried, axis=1, output_type=tf.int32)
         first = tf.tensor_scatter_nd_update(first, active[solved][:, None], place[solved])

@@ -37,7 +37,7 @@ def hot_cold(
 
     Args:
         model: any classifier.
-        x: (batch, *input), checked already.
+        x: (batch, *input), as `as_images` returns it.
         value_range: smallest and largest valid pixel.
         hot: "runner_up", the class with the largest logit but the label's, or the index of one
             class for all examples; examples of that class are then unsuccessful.
@@ -50,8 +50,8 @@ def hot_cold(
             number >= 0.
     """
     classes = classes_of(model, x)
-    whole = isinstance(hot, (int, np.integer)) and not isinstance(hot, bool)
-    if hot != "runner_up" and not (whole and 0 <= hot < classes):
+    is_index = isinstance(hot, (int, np.integer)) and not isinstance(hot, bool)
+    if hot != "runner_up" and not (is_index and 0 <= hot < classes):
         raise InputError(f'hot must be "runner_up" or a class in 0..{classes - 1}, got {hot!r}')
     if max_epsilon is None:
         max_epsilon = l2_reach(x, value_range)
@@ -69,9 +69,11 @@ def hot_cold(
 
 def _towards_hot(logits: keras.Model, x: tf.Tensor, labels: tf.Tensor, hot: tf.Tensor) -> tf.Tensor:
     values, pull_back = gradients_at(logits, x)
-    cold = tf.one_hot(labels, values.shape[1], dtype=values.dtype)
-    second = tf.argmax(tf.where(cold > 0, values.dtype.min, values), axis=1, output_type=tf.int32)
-    chosen = tf.where(hot == RUNNER_UP, second, hot)
-    warm = tf.one_hot(chosen, values.shape[1], dtype=values.dtype)
-    direction = pull_back((warm - cold) * tf.abs(values))
+    cold_one_hot = tf.one_hot(labels, values.shape[1], dtype=values.dtype)
+    runner_up = tf.argmax(
+        tf.where(cold_one_hot > 0, values.dtype.min, values), axis=1, output_type=tf.int32
+    )
+    hot_class = tf.where(hot == RUNNER_UP, runner_up, hot)
+    hot_one_hot = tf.one_hot(hot_class, values.shape[1], dtype=values.dtype)
+    direction = pull_back((hot_one_hot - cold_one_hot) * tf.abs(values))
     return unit_direction(direction)

@@ -1,4 +1,4 @@
-"""Minimal perturbations one after another: each starts where the last one ended."""
+"""Iterated minimal perturbations: each starts where the last one ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tfrobust.arguments import as_count, as_range
-from tfrobust.attacks.minimal import inside, minimal, predictions
+from tfrobust.attacks.minimal import as_valid_images, minimal, predictions
 from tfrobust.classifier import as_images
 from tfrobust.errors import InputError, InputTypeError
 from tfrobust.norms import norm as norm_of
@@ -20,7 +20,7 @@ __all__ = ["IteratedPerturbation", "iterate"]
 
 @dataclass(frozen=True)
 class IteratedPerturbation:
-    """The images x_0, x_1, ... of an iterated perturbation, one row an example.
+    """The images x_0, x_1, ... of an iterated perturbation, one row per example.
 
     Attributes:
         images: (batch, steps + 1, *input) float32, x_0 first.
@@ -28,7 +28,7 @@ class IteratedPerturbation:
         step_distance: (batch, steps) float32, lp norm of each step; infinite where the attack found
             none, and from there on: the image then stays what it was.
         distance: (batch, steps + 1) float32, lp norm of x_t - x_0.
-        success: (batch, steps) bool, whether the attack found the step, or none was called for.
+        success: (batch, steps) bool, whether the attack found the step, or none was needed.
         norm: the p of the lp norm.
         attack: the attack's name.
         away_from: "current" or "original", the class that each step leaves.
@@ -44,7 +44,7 @@ class IteratedPerturbation:
     away_from: str
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an example and image, without pixels; step 0 is x itself, distance 0."""
+        """One row per example and image, without pixels; step 0 is x itself, distance 0."""
         batch, count = self.labels.shape
         start = np.zeros((batch, 1), np.float32)
         return pd.DataFrame(
@@ -78,7 +78,7 @@ def iterate(
     """x_{t+1} = x_t + eta(x_t), eta the attack's smallest perturbation at x_t (Peck 2017, (2.7)).
 
     A smallest perturbation ends just behind a boundary, and the nearest way out of the new class is
-    back: with `overshoot` 0, which is the equation to the letter, all steps but the first are tiny
+    back: with `overshoot` 0, which is the equation exactly, all steps but the first are tiny
     and images swing between two classes. Near one flat boundary each step is about `overshoot`
     times the one before, so that images only move on with 1 or more.
 
@@ -94,7 +94,7 @@ def iterate(
         norm: p of the reported distances, 1, 2 or infinity.
         overshoot: each step is (1 + overshoot) * eta, clipped to the range.
         batch_size: examples attacked at a time.
-        attack_steps: the attack's own setting `steps`, whose name is taken here.
+        attack_steps: the attack's setting `steps`, a name that has another meaning here.
         settings: all other settings of the attack, as in `minimal`.
 
     Raises:
@@ -111,21 +111,21 @@ def iterate(
         raise InputError(f"overshoot must be finite and not negative, got {overshoot}")
     if "labels" in settings:
         raise InputTypeError(
-            "iterate leaves the model's own classes and takes no labels: see away_from"
+            "iterate leaves the classes that the model predicts and takes no labels: see away_from"
         )
     if attack_steps is not None:
         settings["steps"] = attack_steps
     low, high = as_range(value_range)
-    images = [inside(as_images(model, x), (low, high))]
+    images = [as_valid_images(as_images(model, x), (low, high))]
     labels = [predictions(model, images[0], batch_size)]
-    lengths, found = [], [np.ones(len(images[0]), bool)]
+    lengths, successes = [], [np.ones(len(images[0]), bool)]
     for _ in range(steps):
-        now, alive = images[-1].copy(), found[-1].copy()
-        rows = np.flatnonzero(alive)
+        current, success = images[-1].copy(), successes[-1].copy()
+        rows = np.flatnonzero(success)
         if len(rows):
             result = minimal(
                 model,
-                now[rows],
+                current[rows],
                 attack,
                 labels=labels[0 if away_from == "original" else -1][rows],
                 value_range=value_range,
@@ -133,19 +133,23 @@ def iterate(
                 batch_size=batch_size,
                 **settings,
             )
-            now[rows] = np.clip(now[rows] + (1 + overshoot) * result.perturbation, low, high)
-            alive[rows] = result.success
-        step = np.asarray(norm_of(now - images[-1], norm))
-        lengths.append(np.where(alive, step, np.float32(np.inf)))
-        images.append(now)
-        labels.append(predictions(model, now, batch_size))
-        found.append(alive)
+            current[rows] = np.clip(
+                current[rows] + (1 + overshoot) * result.perturbation, low, high
+            )
+            success[rows] = result.success
+        length = np.asarray(norm_of(current - images[-1], norm))
+        lengths.append(np.where(success, length, np.float32(np.inf)))
+        images.append(current)
+        labels.append(predictions(model, current, batch_size))
+        successes.append(success)
     return IteratedPerturbation(
         images=np.stack(images, axis=1),
         labels=np.stack(labels, axis=1),
         step_distance=np.stack(lengths, axis=1),
-        distance=np.stack([np.asarray(norm_of(now - images[0], norm)) for now in images], axis=1),
-        success=np.stack(found[1:], axis=1),
+        distance=np.stack(
+            [np.asarray(norm_of(image - images[0], norm)) for image in images], axis=1
+        ),
+        success=np.stack(successes[1:], axis=1),
         norm=float(norm),
         attack=attack,
         away_from=away_from,

@@ -18,10 +18,10 @@ from tfrobust.errors import InputError
 
 __all__ = ["lbfgs"]
 
-# c is first changed by this factor, at most so many times, until both outcomes are seen
-FACTOR, TIMES = 10.0, 8
+# c is first changed by this factor, at most so many times, until both outcomes occur
+FACTOR, CHANGES = 10.0, 8
 # relative change of the value, and projected gradient, at which L-BFGS-B stops
-FLAT = 1e-5
+TOLERANCE = 1e-5
 
 
 def lbfgs(
@@ -45,16 +45,16 @@ def lbfgs(
     the square is smooth at r = 0.)
 
     Examples are attacked one at a time, each in about ten minimisations, together a hundred or two
-    forward and backward passes of one image a target: slow beside attacks of whole batches. What
-    is found before a loss or a gradient that is not finite is kept, and the search ends there.
+    forward and backward passes of one image per target: slow compared with attacks on batches. The
+    search ends at a loss or gradient that is not finite, and keeps what it found before.
 
     Args:
         model: any classifier.
-        x: (batch, *input), checked already.
+        x: (batch, *input), as `as_images` returns it.
         value_range: smallest and largest valid pixel.
         targets: "runner_up", the class with the largest logit but the label's; "all" other classes,
-            which costs as many times as much; or one class or several by index. An example of
-            which no target is left but its own class is unsuccessful.
+            which costs as many times as much; or one class or several by index. An example
+            whose only target is its label is unsuccessful.
         initial_const: the first c; of a perturbation in units of the value range's width.
         steps: bisections of c; it is found to a factor of 10**(2**-steps).
         max_iterations: of L-BFGS-B at each c.
@@ -73,15 +73,15 @@ def lbfgs(
 
     def run(rows: tf.Tensor, labels: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
         logits = values_at(rows).numpy()
-        images, found = rows.numpy(), np.zeros(len(rows), bool)
+        images, success = rows.numpy(), np.zeros(len(rows), bool)
         # L-BFGS-B's matrices are too small to share: BLAS threads only wait for one another
         with threadpool_limits(limits=1, user_api="blas"):
             for row, label in enumerate(labels.numpy()):
                 search = _Search(loss_at, images[row], label, value_range, max_iterations)
                 for target in targets_of(logits[row], label):
                     search.towards(target, initial_const, steps)
-                images[row], found[row] = search.best, np.isfinite(search.length)
-        return images, found
+                images[row], success[row] = search.best, np.isfinite(search.length)
+        return images, success
 
     return run
 
@@ -93,24 +93,24 @@ def _targets(targets: Any, classes: int) -> Callable[[np.ndarray, int], Iterator
     elif isinstance(targets, str) and targets == "all":
         count, chosen = classes, range(classes)
     else:
-        given = np.atleast_1d(np.asarray(targets))
-        inside = given.dtype.kind in "iu" and given.ndim == 1 and len(given)
-        if not inside or (given < 0).any() or (given >= classes).any():
+        indices = np.atleast_1d(np.asarray(targets))
+        valid = indices.dtype.kind in "iu" and indices.ndim == 1 and len(indices)
+        if not valid or (indices < 0).any() or (indices >= classes).any():
             raise InputError(
                 f'targets must be "runner_up", "all", or classes in 0..{classes - 1}, '
                 f"got {targets!r}"
             )
-        count, chosen = classes, sorted(set(given.tolist()))
+        count, chosen = classes, sorted(set(indices.tolist()))
 
-    def of(logits: np.ndarray, label: int) -> Iterator[int]:
-        others = [each for each in chosen if each != label]
-        return iter(sorted(others, key=lambda each: -logits[each])[:count])
+    def targets_of(logits: np.ndarray, label: int) -> Iterator[int]:
+        others = [target for target in chosen if target != label]
+        return iter(sorted(others, key=lambda target: -logits[target])[:count])
 
-    return of
+    return targets_of
 
 
 class _NotFiniteError(ArithmeticError):
-    """The loss or its gradient is infinite or NaN: there is nowhere to go."""
+    """The loss or its gradient is infinite or NaN, so that the search cannot go on."""
 
 
 class _Search:
@@ -137,7 +137,7 @@ class _Search:
         """Try one target: bracket c, then bisect it."""
         goal, start, below, above = tf.constant([target]), self.x, None, None
         try:
-            for _ in range(TIMES + 1):
+            for _ in range(CHANGES + 1):
                 end, holds = self._minimum(goal, const, start)
                 start, below, above = (end, const, above) if holds else (start, below, const)
                 if below and above:
@@ -155,13 +155,13 @@ class _Search:
     def _minimum(
         self, target: tf.Tensor, const: float, start: np.ndarray
     ) -> tuple[np.ndarray, bool]:
-        """Where L-BFGS-B ends, and whether that is adversarial; notes the smallest on its way."""
+        """Where L-BFGS-B ends, and whether that is adversarial; keeps the smallest on the way."""
 
         def value(z: np.ndarray) -> tuple[float, np.ndarray]:
             loss, gradient, change, _ = self._at(z, target)
             return const * float(change @ change) + loss, 2 * const * change + gradient
 
-        options = {"maxiter": self.max_iterations, "ftol": FLAT, "gtol": FLAT}
+        options = {"maxiter": self.max_iterations, "ftol": TOLERANCE, "gtol": TOLERANCE}
         bounds = [(0.0, 1.0)] * len(start)
         end = minimize(value, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         return end.x, self._at(end.x, target)[3]
@@ -170,15 +170,15 @@ class _Search:
         """Loss, its gradient, the change, and whether the image is adversarial."""
         image = (self.low + self.width * z).astype(np.float32).reshape(self.best.shape)
         image = np.clip(image, np.float32(self.low), np.float32(self.high))
-        loss, gradient, wrong = self.loss_at(tf.constant(image[None]), target, self.label)
+        loss, gradient, adversarial = self.loss_at(tf.constant(image[None]), target, self.label)
         loss, gradient = float(loss[0]), gradient.numpy().astype(np.float64).ravel() * self.width
         if not (np.isfinite(loss) and np.isfinite(gradient).all()):
             raise _NotFiniteError
-        change, wrong = z - self.x, bool(wrong[0])
+        change, adversarial = z - self.x, bool(adversarial[0])
         square = float(change @ change)
-        if wrong and square < self.length:
+        if adversarial and square < self.length:
             self.best, self.length = image, square
-        return loss, gradient, change, wrong
+        return loss, gradient, change, adversarial
 
 
 def _loss(logits: keras.Model) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""The smallest adversarial perturbation that an attack finds, checked on the model itself."""
+"""The smallest adversarial perturbation that an attack finds, verified on the model itself."""
 
 from __future__ import annotations
 
@@ -37,23 +37,24 @@ def minimal(
 ) -> MinimalPerturbation:
     """The smallest perturbation by which an attack makes the model change each example's class.
 
-    Every adversarial is checked again on `model` as it was given; one that is not finite, leaves
-    the value range or is not misclassified counts as not found. An example that is misclassified
+    Every adversarial is verified on `model` as passed in; one that is not finite, leaves the
+    value range or is not misclassified counts as not found. An example that is misclassified
     to begin with has distance 0 and is not attacked.
 
     Args:
         model: any classifier, also one that ends in a softmax.
         x: (batch, *input), inside `value_range` but for float rounding, which is clipped.
-        attack: ours are "gradient" (Etmann 2019), and "fast_gradient_sign", "fast_gradient_value",
-            "lbfgs" and "hot_cold" (Peck 2017, chapter 2); "basic_iterative", "carlini_wagner" and
-            "deepfool" are Foolbox's with the settings of Etmann 2019; any other attack of
-            Foolbox's goes by its class name in `foolbox.attacks`.
-        labels: (batch,) classes to get away from; the model's own predictions where None.
+        attack: built in are "gradient" (Etmann 2019), and "fast_gradient_sign",
+            "fast_gradient_value", "lbfgs" and "hot_cold" (Peck 2017, chapter 2); "basic_iterative",
+            "carlini_wagner" and "deepfool" are Foolbox's with the settings of Etmann 2019; any
+            other attack of Foolbox's is named by its class in `foolbox.attacks`.
+        labels: (batch,) classes that the perturbation must leave; the model's predictions where
+            None.
         value_range: smallest and largest valid pixel.
         norm: p of the reported distance, 1, 2 or infinity. It does not change what an attack
             minimises: an l2 attack's distances may be reported in another norm.
         batch_size: examples attacked at a time; bounds the memory. Attacks of Foolbox's that
-            watch the whole batch, as "carlini_wagner" does to stop early, depend on it slightly.
+            look at the whole batch, as "carlini_wagner" does to stop early, depend on it slightly.
         settings: of the attack: `epsilons` and `max_epsilon` of "gradient"; `max_epsilon` and
             `steps` of "fast_gradient_sign", "fast_gradient_value" and "hot_cold", and `hot` of the
             last; `targets`, `initial_const`, `steps` and `max_iterations` of "lbfgs"; the
@@ -61,8 +62,8 @@ def minimal(
             described where the attack is, in the modules of `tfrobust.attacks`.
 
     Raises:
-        ValueError: x, labels, the range, the norm or the attack's name make no sense, or
-            images lie outside the range.
+        ValueError: x, labels, the range, the norm or the attack's name is invalid, or images
+            lie outside the range.
         TypeError: the attack has no such setting.
         NotLogitsError: the model has no logits to attack.
         FoolboxError: an attack of Foolbox's refuses its settings or the images.
@@ -71,7 +72,7 @@ def minimal(
         raise InputError(f"norm must be 1, 2 or infinity, got {norm!r}")
     x = as_images(model, x)
     value_range = as_range(value_range)
-    x = inside(x, value_range)
+    x = as_valid_images(x, value_range)
     classes = classes_of(model, x)
     if labels is not None:
         labels = as_labels(labels, len(x), classes)
@@ -81,7 +82,7 @@ def minimal(
         labels = predictions(model, x, batch_size)
 
     perturbation, success, adversarial_label, distance = in_batches(
-        lambda rows, chosen: _attacked(original, run, rows, chosen, value_range, norm),
+        lambda rows, row_labels: _attacked(original, run, rows, row_labels, value_range, norm),
         x,
         labels,
         batch_size=batch_size,
@@ -99,20 +100,20 @@ def minimal(
 
 
 def predictions(model: keras.Model, x: np.ndarray, batch_size: int) -> np.ndarray:
-    """The model's own classes of checked images (batch, *input): (batch,) int32."""
+    """The model's classes of images that `as_images` returned (batch, *input): (batch,) int32."""
     original = compiled(model, ("attack", "original"), _original(model), x)
     outputs = in_batches(original, x, batch_size=batch_size, description="predictions")
     return np.argmax(outputs, axis=1).astype(np.int32)
 
 
-def inside(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """x, checked to lie in the range; rounding is clipped."""
+def as_valid_images(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    """x clipped to the range, which it may leave by rounding only."""
     low, high = value_range
     slack = ROUNDING * (high - low)
     if x.min() < low - slack or x.max() > high + slack:
         raise InputError(
             f"x holds values from {x.min():g} to {x.max():g}, outside value_range "
-            f"({low:g}, {high:g}): give the range of the model's own input"
+            f"({low:g}, {high:g}): give the range of the model's input"
         )
     return np.clip(x, low, high)
 
@@ -136,19 +137,22 @@ def _attacked(
     predicted = np.argmax(original(x), axis=1).astype(np.int32)
     success = predicted != labels.numpy()
     perturbation = np.zeros(x.shape, np.float32)
-    todo = np.flatnonzero(~success)
-    if len(todo):
-        rows, chosen = tf.gather(x, todo), tf.gather(labels, todo)
-        candidates, found = run(rows, chosen)
-        changes, classes, holds = _checked(original, rows, candidates, chosen, value_range)
-        holds &= np.asarray(found)
-        kept = todo[holds]
-        perturbation[kept], predicted[kept], success[kept] = changes[holds], classes[holds], True
+    attacked = np.flatnonzero(~success)
+    if len(attacked):
+        rows, row_labels = tf.gather(x, attacked), tf.gather(labels, attacked)
+        candidates, claimed = run(rows, row_labels)
+        changes, classes, adversarial = _verified(
+            original, rows, candidates, row_labels, value_range
+        )
+        adversarial &= np.asarray(claimed)
+        successful = attacked[adversarial]
+        perturbation[successful], predicted[successful] = changes[adversarial], classes[adversarial]
+        success[successful] = True
     distance = np.where(success, norms.norm(perturbation, norm), np.float32(np.inf))
     return perturbation, success, np.where(success, predicted, -1).astype(np.int32), distance
 
 
-def _checked(
+def _verified(
     original: Callable[[tf.Tensor], tf.Tensor],
     x: tf.Tensor,
     candidates: tf.Tensor,
@@ -163,8 +167,8 @@ def _checked(
     valid = tf.reduce_all(norms.flatten(valid), axis=1)
     clipped = norms.clip_to_range(candidates, value_range)
     changes = tf.where(norms.per_example(valid, x), clipped - x, tf.zeros_like(x))
-    # what a user gets by adding the perturbation, not the attack's own image
+    # of what a user gets by adding the perturbation, not of the attack's image
     outputs = original(norms.clip_to_range(x + changes, value_range))
     classes = np.argmax(outputs, axis=1).astype(np.int32)
-    holds = valid.numpy() & all_finite(outputs).numpy() & (classes != labels.numpy())
-    return changes.numpy(), classes, holds
+    adversarial = valid.numpy() & all_finite(outputs).numpy() & (classes != labels.numpy())
+    return changes.numpy(), classes, adversarial

@@ -1,4 +1,4 @@
-"""Attacks by name: ours, and Foolbox's."""
+"""Attacks by name: built-in ones, and Foolbox's."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tfrobust.attacks.foolbox import (
     attack_class,
     attack_names,
     foolbox_attack,
-    settings_of,
+    setting_names,
 )
 from tfrobust.attacks.gradient import gradient_attack
 from tfrobust.attacks.hot_cold import hot_cold
 from tfrobust.attacks.lbfgs import lbfgs
 from tfrobust.errors import InputError, InputTypeError
 
-__all__ = ["OURS", "prepare"]
+__all__ = ["BUILT_IN", "prepare"]
 
 # model, x, value_range and keyword settings to an attack made ready for the model
-OURS: dict[str, Callable[..., AttackFunction]] = {
+BUILT_IN: dict[str, Callable[..., AttackFunction]] = {
     "gradient": gradient_attack,
     "fast_gradient_sign": fast_gradient_sign,
     "fast_gradient_value": fast_gradient_value,
@@ -51,15 +51,15 @@ def prepare(
         TypeError: the attack has no setting of that name.
         FoolboxError: Foolbox refuses the settings.
     """
-    if attack in OURS:
-        parameters = inspect.signature(OURS[attack]).parameters.values()
+    if attack in BUILT_IN:
+        parameters = inspect.signature(BUILT_IN[attack]).parameters.values()
         _check_settings(attack, settings, [p.name for p in parameters if p.kind == p.KEYWORD_ONLY])
-        return OURS[attack](model, x, value_range, **settings)
+        return BUILT_IN[attack](model, x, value_range, **settings)
     name, defaults = ALIASES.get(attack, (attack, {}))
     cls = attack_class(str(name))
     if cls is None:
         raise InputError(_unknown(attack))
-    _check_settings(attack, settings, settings_of(cls))
+    _check_settings(attack, settings, setting_names(cls))
     return foolbox_attack(cls, model, x, value_range, norm, **{**defaults, **settings})
 
 
@@ -71,10 +71,11 @@ def _check_settings(attack: str, settings: dict[str, Any], accepted: list[str]) 
 
 
 def _unknown(attack: Any) -> str:
-    names = [*OURS, *ALIASES, *attack_names()]
+    names = [*BUILT_IN, *ALIASES, *attack_names()]
     close = difflib.get_close_matches(str(attack), names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    known = ", ".join(map(repr, [*BUILT_IN, *ALIASES]))
     return (
-        f"unknown attack {attack!r}.{hint} Known are {', '.join(map(repr, [*OURS, *ALIASES]))}, "
-        "and every class of foolbox.attacks by its name, for instance 'LinfPGD' or 'L2FMNAttack'."
+        f"unknown attack {attack!r}.{hint} Known are {known}, and "
+        "every class of foolbox.attacks by its name, for instance 'LinfPGD' or 'L2FMNAttack'."
     )

@@ -1,4 +1,4 @@
-"""What an attack found: the smallest perturbation of each example."""
+"""The result of an attack: the smallest perturbation of each example."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class MinimalPerturbation:
         """Median distance over examples whose distance is > 0 (Etmann 2019, section 4).
 
         Examples without an adversarial (infinite distance) are left out, so read it beside
-        `success_rate`. NaN where nothing is left.
+        `success_rate`. NaN where none remains.
         """
         counted = self.distance[(self.distance > 0) & np.isfinite(self.distance)]
         return float(np.median(counted)) if len(counted) else float("nan")
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an example, without the perturbation's pixels."""
+        """One row per example, without the perturbation's pixels."""
         return pd.DataFrame(
             {
                 "label": self.labels,

@@ -1,4 +1,9 @@
-"""Foolbox's attacks behind the interface of our own."""
+"""Foolbox's attacks behind the interface of the built-in ones.
+
+`bridge` makes an attack of Foolbox's ready for a model; `gradient_descent` gives its gradient
+descents compiled gradients and a radius per example; `smallest_radius` bisects the radius of those
+that take a fixed one.
+"""
 
 from tfrobust.attacks.foolbox.bridge import (
     ALIASES,
@@ -6,7 +11,7 @@ from tfrobust.attacks.foolbox.bridge import (
     attack_class,
     attack_names,
     foolbox_attack,
-    settings_of,
+    setting_names,
 )
 
 __all__ = [
@@ -15,5 +20,5 @@ __all__ = [
     "attack_class",
     "attack_names",
     "foolbox_attack",
-    "settings_of",
+    "setting_names",
 ]

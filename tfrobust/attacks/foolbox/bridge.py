@@ -1,4 +1,4 @@
-"""The bridge to Foolbox: any of its attacks by name, on a compiled model."""
+"""The bridge to Foolbox: any of its attacks by name, on compiled logits."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from foolbox.attacks.gradient_descent_base import BaseGradientDescent
 
 from tfrobust.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, misclassified
-from tfrobust.attacks.foolbox.descent import with_radius_per_example, without_underflow
-from tfrobust.attacks.foolbox.radius import smallest_radius
+from tfrobust.attacks.foolbox.gradient_descent import with_radius_per_example, without_underflow
+from tfrobust.attacks.foolbox.smallest_radius import smallest_radius
 from tfrobust.classifier import compiled
 from tfrobust.errors import TfrobustError
 from tfrobust.norms import flatten, per_example
@@ -27,10 +27,10 @@ __all__ = [
     "attack_class",
     "attack_names",
     "foolbox_attack",
-    "settings_of",
+    "setting_names",
 ]
 
-# our names for Foolbox's attacks, with the settings of Etmann 2019, section 4
+# short names of Foolbox's attacks, with the settings of Etmann 2019, section 4
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     # Foolbox 1.8 stepped .05 within a ball of .3, and kept the ratio while it bisected
     "basic_iterative": ("L2BasicIterativeAttack", {"steps": 10, "rel_stepsize": 1 / 6}),
@@ -68,18 +68,18 @@ class FoolboxError(TfrobustError, RuntimeError):
 
 
 def attack_names() -> list[str]:
-    """Names of Foolbox's attacks, its own short names among them."""
+    """Names of Foolbox's attacks, Foolbox's aliases among them."""
     return [name for name in dir(foolbox.attacks) if attack_class(name)]
 
 
 def attack_class(name: str) -> type[foolbox.attacks.Attack] | None:
     """The attack of that name in `foolbox.attacks`; None where there is none."""
-    found = getattr(foolbox.attacks, name, None)
-    known = inspect.isclass(found) and issubclass(found, foolbox.attacks.Attack)
-    return found if known and not inspect.isabstract(found) else None
+    cls = getattr(foolbox.attacks, name, None)
+    is_attack = inspect.isclass(cls) and issubclass(cls, foolbox.attacks.Attack)
+    return cls if is_attack and not inspect.isabstract(cls) else None
 
 
-def settings_of(cls: type[foolbox.attacks.Attack]) -> list[str]:
+def setting_names(cls: type[foolbox.attacks.Attack]) -> list[str]:
     """Names of the settings that `foolbox_attack` takes for an attack."""
     names = list(inspect.signature(cls).parameters)
     return [*names, "bisection_steps"] if issubclass(cls, FixedEpsilonAttack) else names
@@ -96,12 +96,12 @@ def foolbox_attack(
     """An attack of Foolbox's made ready for a model.
 
     Attacks that minimise run as they are. Those with a fixed radius get the smallest radius that
-    succeeds, in their own norm, by bisection for each example.
+    succeeds, in the attack's norm, by bisection for each example.
 
     Args:
         cls: the attack's class.
         model: any classifier.
-        x: (batch, *input), checked already.
+        x: (batch, *input), as `as_images` returns it.
         value_range: smallest and largest valid pixel.
         norm: p of the norm to minimise, for attacks that leave it open.
         settings: of the attack's constructor; `bisection_steps`, where the radius is searched.
@@ -113,7 +113,7 @@ def foolbox_attack(
     steps = as_count("bisection_steps", settings.pop("bisection_steps", BISECTION_STEPS), 1)
     if issubclass(cls, FlexibleDistanceMinimizationAttack):
         settings.setdefault("distance", foolbox.distances.LpDistance(norm))
-    attack = _reporting(cls, cls)(**settings)
+    attack = _raising_foolbox_errors(cls, cls)(**settings)
     logits = compiled(model, ("attack", "logits"), _logits, x, rowwise=0)
     # a named device: Foolbox would otherwise probe for a GPU in a deprecated way
     device = tf.constant(x[:1]).device
@@ -123,7 +123,7 @@ def foolbox_attack(
     if not isinstance(attack, FixedEpsilonAttack):
         return functools.partial(_minimised, cls, attack, wrapped)
 
-    try_radius = _tries(cls, attack, wrapped, logits)
+    try_radius = _radius_trial(cls, attack, wrapped, logits)
 
     def run(rows: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return smallest_radius(
@@ -137,8 +137,8 @@ def _logits(logits: Any) -> Callable[[tf.Tensor], tf.Tensor]:
     return lambda rows: tf.cast(logits(rows, training=False), tf.float32)
 
 
-def _reporting(cls: type, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, with Foolbox's own errors told apart from ours."""
+def _raising_foolbox_errors(cls: type, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, with Foolbox's errors raised as FoolboxError."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -151,7 +151,7 @@ def _reporting(cls: type, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _criterion(labels: tf.Tensor) -> foolbox.Misclassification:
-    # the type of Foolbox's own class indices: it cannot compare two types under NumPy 2
+    # the type of Foolbox's class indices: it cannot compare two types under NumPy 2
     return foolbox.Misclassification(tf.cast(labels, tf.int64))
 
 
@@ -162,13 +162,15 @@ def _minimised(
     rows: tf.Tensor,
     labels: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    _, images, found = _reporting(cls, attack)(wrapped, rows, _criterion(labels), epsilons=None)
+    _, images, success = _raising_foolbox_errors(cls, attack)(
+        wrapped, rows, _criterion(labels), epsilons=None
+    )
     if cls in _ZERO_IS_NONE:
-        found = found & tf.reduce_any(flatten(images) != 0, axis=1)
-    return images, found
+        success = success & tf.reduce_any(flatten(images) != 0, axis=1)
+    return images, success
 
 
-def _tries(
+def _radius_trial(
     cls: type[FixedEpsilonAttack],
     attack: FixedEpsilonAttack,
     wrapped: foolbox.TensorFlowModel,
@@ -177,27 +179,27 @@ def _tries(
     """A function of images, labels and radii (batch,) to candidates and which are adversarial."""
     if isinstance(attack, BaseGradientDescent) and with_radius_per_example(attack):
 
-        def one_call(
+        def with_radii(
             rows: tf.Tensor, labels: tf.Tensor, radius: np.ndarray
         ) -> tuple[tf.Tensor, tf.Tensor]:
             epsilon = per_example(tf.constant(radius, rows.dtype), rows)
-            run = _reporting(cls, attack.run)
+            run = _raising_foolbox_errors(cls, attack.run)
             images = run(wrapped, rows, _criterion(labels), epsilon=epsilon)
             return images, misclassified(logits(images), labels)
 
-        return one_call
+        return with_radii
 
-    def call_by_radius(
+    def with_each_radius(
         rows: tf.Tensor, labels: tf.Tensor, radius: np.ndarray
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        images, found = rows.numpy(), np.zeros(len(rows), bool)
+        images, success = rows.numpy(), np.zeros(len(rows), bool)
         for epsilon in np.unique(radius):
-            same = np.flatnonzero(radius == epsilon)
-            run = _reporting(cls, attack)
-            chosen, classes = tf.gather(rows, same), _criterion(tf.gather(labels, same))
-            _, clipped, _ = run(wrapped, chosen, classes, epsilons=float(epsilon))
-            images[same] = clipped.numpy()
-            found[same] = misclassified(logits(clipped), tf.gather(labels, same)).numpy()
-        return tf.constant(images), tf.constant(found)
+            indices = np.flatnonzero(radius == epsilon)
+            run = _raising_foolbox_errors(cls, attack)
+            at_radius, criterion = tf.gather(rows, indices), _criterion(tf.gather(labels, indices))
+            _, clipped, _ = run(wrapped, at_radius, criterion, epsilons=float(epsilon))
+            images[indices] = clipped.numpy()
+            success[indices] = misclassified(logits(clipped), tf.gather(labels, indices)).numpy()
+        return tf.constant(images), tf.constant(success)
 
-    return call_by_radius
+    return with_each_radius

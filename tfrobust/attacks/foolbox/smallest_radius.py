@@ -39,8 +39,8 @@ def smallest_radius(
         bisection_steps: the radius is found to a relative 2**-bisection_steps.
 
     Returns:
-        images (batch, *input), smallest in that norm among the adversarials seen, and found
-        (batch,).
+        images (batch, *input), smallest in that norm among the adversarials seen, and which
+        examples have one (batch,).
     """
     features = math.prod(x.shape[1:])
     diameter = (value_range[1] - value_range[0]) * features ** (1 / p)
@@ -50,20 +50,22 @@ def smallest_radius(
     active = np.arange(len(x))
     while len(active):
         rows = tf.gather(x, active)
-        images, found = try_radius(rows, tf.gather(labels, active), radius[active])
-        images, found = np.asarray(images), np.asarray(found)
-        found = found & np.isfinite(images).reshape(len(images), -1).all(axis=1)
+        images, success = try_radius(rows, tf.gather(labels, active), radius[active])
+        images, success = np.asarray(images), np.asarray(success)
+        success = success & np.isfinite(images).reshape(len(images), -1).all(axis=1)
         lengths = np.asarray(norm(tf.constant(images) - rows, p))
-        better = found & (lengths < best_norm[active])
+        better = success & (lengths < best_norm[active])
         best[active[better]], best_norm[active[better]] = images[better], lengths[better]
-        upper[active[found]] = radius[active[found]]
-        lower[active[~found]] = radius[active[~found]]
+        upper[active[success]] = radius[active[success]]
+        lower[active[~success]] = radius[active[~success]]
 
-        growing = np.isinf(upper)
-        shrinking = (lower == 0) & ~growing
-        done = np.where(growing, lower >= diameter, upper - lower <= 2.0**-bisection_steps * upper)
-        done |= shrinking & (upper <= SMALLEST * diameter)
+        unbounded = np.isinf(upper)
+        always_successful = (lower == 0) & ~unbounded
+        converged = np.where(
+            unbounded, lower >= diameter, upper - lower <= 2.0**-bisection_steps * upper
+        )
+        converged |= always_successful & (upper <= SMALLEST * diameter)
         doubled = np.minimum(2 * lower, diameter)
-        radius = np.where(growing, doubled, (lower + np.where(growing, 0, upper)) / 2)
-        active = active[~done[active]]
+        radius = np.where(unbounded, doubled, (lower + np.where(unbounded, 0, upper)) / 2)
+        active = active[~converged[active]]
     return best, np.isfinite(best_norm)

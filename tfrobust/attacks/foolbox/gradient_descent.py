@@ -1,4 +1,4 @@
-"""Foolbox's gradient descent with compiled gradients and a radius for each example."""
+"""Foolbox's gradient descent with compiled gradients and a radius per example."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tfrobust.norms import norm, per_example
 
 __all__ = ["with_radius_per_example", "without_underflow"]
 
-_STOCK = (L1BaseGradientDescent, L2BaseGradientDescent, LinfBaseGradientDescent)
+_WITH_PROJECTION = (L1BaseGradientDescent, L2BaseGradientDescent, LinfBaseGradientDescent)
 
 
 def without_underflow(attack: BaseGradientDescent, model: Any, x: np.ndarray) -> None:
@@ -45,15 +45,15 @@ def without_underflow(attack: BaseGradientDescent, model: Any, x: np.ndarray) ->
 
 
 def with_radius_per_example(attack: BaseGradientDescent) -> bool:
-    """Let this attack object take epsilon of shape (batch, 1, ...), one radius an example.
+    """Let this attack object take epsilon of shape (batch, 1, ...), one radius per example.
 
     Returns:
-        False where the attack projects in a way of its own, and takes a single epsilon only.
+        False where the attack overrides the projection, and takes a single epsilon only.
     """
-    stock = [base for base in _STOCK if type(attack).project is base.project]
-    if not stock:
+    bases = [base for base in _WITH_PROJECTION if type(attack).project is base.project]
+    if not bases:
         return False
-    p = stock[0].distance.p
+    p = bases[0].distance.p
 
     def project(x: ep.Tensor, x0: ep.Tensor, epsilon: Any) -> ep.Tensor:
         step = x - x0
