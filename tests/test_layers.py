@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.derivatives import second_derivative
-from helpers.nets import computing_in, randomise
+from helpers.nets import double_precision, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ from tfrobust.objectives import CrossEntropy, DoubleBackprop
 
 def frozen_net():
     layers = keras.layers
-    with computing_in("float64"):
+    with double_precision():
         inputs = keras.Input((3,), dtype="float64")
         x = layers.Dense(3, activation="softplus")(inputs)
         x = FrozenBatchNormalization(momentum=0.9)(x)
@@ -184,7 +184,7 @@ def test_tensorflow_has_no_second_derivative_of_it(rng):
 
 def test_double_backpropagation_through_the_new_layers(rng):
     layers = keras.layers
-    with computing_in("float64"):
+    with double_precision():
         inputs = keras.Input((9, 9, 2), dtype="float64")
         x = layers.Conv2D(4, 3)(inputs)
         x = LocalResponseNormalization(alpha=0.5)(x)

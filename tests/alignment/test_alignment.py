@@ -6,12 +6,13 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from helpers.nets import computing_in, piecewise_linear_net, randomise
+from helpers.nets import piecewise_linear_net, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfrobust.alignment.measure import Alignment, decompose, measure
 from tfrobust.classifier.derivatives import input_gradient, jacobian, predict_logits
+from tfrobust.training import computing_in
 
 layers = keras.layers
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers.nets import computing_in, piecewise_linear_net, randomise
+from helpers.nets import double_precision, piecewise_linear_net, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +36,7 @@ def test_without_biases_the_bias_part_vanishes():
 def test_bias_part_by_scaling_all_biases():
     """d/dt Psi(x; (1 + t) b) at t = 0 by central differences, in a smooth net with BN."""
     inputs = keras.Input((6, 6, 1), dtype="float64")
-    with computing_in("float64"):
+    with double_precision():
         x = layers.Conv2D(3, 3, activation="softplus")(inputs)
         x = layers.BatchNormalization()(x)
         outputs = layers.Dense(4)(layers.Flatten()(x))

@@ -4,12 +4,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.nets import computing_in, piecewise_linear_net, randomise
+from helpers.nets import piecewise_linear_net, randomise
 from scipy import stats
 
 from tfrobust.alignment.measure import decompose, measure
 from tfrobust.alignment.sketch import gradient_gaps, interval, sums_of_squares
 from tfrobust.classifier.derivatives import jacobian
+from tfrobust.training import computing_in
 
 layers = keras.layers
 

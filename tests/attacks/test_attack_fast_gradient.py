@@ -65,8 +65,8 @@ def test_value_finds_the_exact_distance_of_linear_models(linear):
     assert (result.distance >= exact * (1 - 1e-4)).all()
     np.testing.assert_allclose(result.distance, exact, rtol=1e-3, atol=1e-5)
     towards = np.where(result.labels == 0, 1, -1)[:, None] * normal / np.linalg.norm(normal)
-    found = result.perturbation.reshape(16, 36)
-    np.testing.assert_allclose(found, towards * result.distance[:, None], atol=1e-6)
+    perturbation = result.perturbation.reshape(16, 36)
+    np.testing.assert_allclose(perturbation, towards * result.distance[:, None], atol=1e-6)
 
 
 def test_value_goes_along_the_loss_gradient(cnn, images):
@@ -100,13 +100,13 @@ def test_reaches_a_change_of_100_in_255_of_every_pixel(linear, attack, value_ran
     model = linear[0]
     low, high = value_range
     x = np.full((2, 6, 6, 1), (low + high) / 2, np.float32)
-    for reach, found in ((0.999, True), (1.001, False)):
+    for reach, reached in ((0.999, True), (1.001, False)):
         # the mean pixel has to grow by this part of 100/255 of the range
         goal = x.mean() + reach * 100 / 255 * (high - low)
         kernel = np.full((36, 1), 1 / 36) * [-0.5, 0.5]
         model.layers[-1].set_weights([kernel, np.array([0.5, -0.5]) * goal])
         result = minimal(model, x, attack, value_range=value_range)
-        assert (result.success == found).all()
+        assert (result.success == reached).all()
 
 
 @pytest.mark.parametrize("attack", ["fast_gradient_value", "hot_cold"])

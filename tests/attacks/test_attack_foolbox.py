@@ -72,8 +72,8 @@ def test_radius_per_example_is_foolbox_one_by_one(cnn, images, name):
     seen = {}
 
     def spy(try_radius, x, classes, p, value_range, *, bisection_steps):
-        seen["images"], seen["found"] = try_radius(x, classes, radii)
-        return seen["images"], seen["found"]
+        seen["images"], seen["success"] = try_radius(x, classes, radii)
+        return seen["images"], seen["success"]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bridge, "smallest_radius", spy)
@@ -89,7 +89,7 @@ def test_radius_per_example_is_foolbox_one_by_one(cnn, images, name):
             epsilons=float(radius),
         )
         np.testing.assert_allclose(seen["images"][row], alone[0], atol=2e-4)
-        assert bool(seen["found"][row]) == bool(success[0])
+        assert bool(seen["success"][row]) == bool(success[0])
 
 
 @pytest.mark.parametrize("name", ["L1PGD", "L2PGD", "LinfPGD"])
@@ -100,8 +100,8 @@ def test_random_starts_stay_within_each_radius(cnn, images, name):
     rows = tf.constant(images[:6])
     labels = tf.argmax(cnn(rows), axis=1, output_type=tf.int32)
     radii = np.geomspace(0.01, 0.5, 6)
-    moved, _ = try_radius(rows, labels, radii)
-    change = (moved - rows).numpy().reshape(6, -1)
+    shifted, _ = try_radius(rows, labels, radii)
+    change = (shifted - rows).numpy().reshape(6, -1)
     lengths = np.linalg.norm(change, ord=made.distance.p, axis=1)
     assert (lengths <= radii * (1 + 1e-4)).all()
     assert (lengths > radii * 0.2).all()
@@ -153,15 +153,15 @@ def test_bisection_of_a_known_radius(threshold):
 
     def try_radius(rows, labels, radius):
         calls.append(len(radius))
-        moved = np.zeros(rows.shape, np.float32)
-        moved[:, 0, 0, 0] = radius
-        return moved, radius >= thresholds[labels.numpy()]
+        shifted = np.zeros(rows.shape, np.float32)
+        shifted[:, 0, 0, 0] = radius
+        return shifted, radius >= thresholds[labels.numpy()]
 
-    best, found = smallest_radius(
+    best, has_adversarial = smallest_radius(
         try_radius, tf.constant(x), tf.range(3), 2, (0.0, 1.0), bisection_steps=8
     )
     reachable = thresholds <= 10  # the box's diameter
-    np.testing.assert_array_equal(found, reachable)
+    np.testing.assert_array_equal(has_adversarial, reachable)
     radius = best[reachable, 0, 0, 0]
     assert (radius >= thresholds[reachable] * (1 - 1e-6)).all()
     assert (radius <= thresholds[reachable] * (1 + 2.0**-7)).all()

@@ -40,13 +40,13 @@ def slow_attack(model, image, label, epsilons=1000, max_epsilon=1.0, low=0.0, hi
 def test_linear_closed_form(linear):
     model, x, normal, margin = linear
     exact = margin / np.linalg.norm(normal)
-    found = minimal(model, x).distance
+    distance = minimal(model, x).distance
     step = np.sqrt(36) / 1000  # one epsilon in l2
     first = np.ceil(exact / step)
     step = np.where(first <= 20, first * step / 20, step)
     assert (first <= 20).any() and (first > 20).any()
-    assert (found >= exact * (1 - 1e-5)).all()
-    assert (found <= exact + step * (1 + 1e-3)).all()
+    assert (distance >= exact * (1 - 1e-5)).all()
+    assert (distance <= exact + step * (1 + 1e-3)).all()
 
 
 @pytest.mark.parametrize("value_range", [(0.0, 1.0), (-1.0, 2.0)])
@@ -128,10 +128,10 @@ def test_zero_gradient_is_unsuccessful(cnn, images):
 def test_independent_of_batch_size(cnn, images):
     quick = {"basic_iterative": {"bisection_steps": 4}}
     for attack in ("gradient", "fast_gradient_sign", "basic_iterative"):
-        whole = minimal(cnn, images[:7], attack, batch_size=10, **quick.get(attack, {}))
-        parts = minimal(cnn, images[:7], attack, batch_size=4, **quick.get(attack, {}))
-        np.testing.assert_allclose(parts.distance, whole.distance, rtol=1e-3)
-        np.testing.assert_array_equal(parts.adversarial_label, whole.adversarial_label)
+        one_batch = minimal(cnn, images[:7], attack, batch_size=10, **quick.get(attack, {}))
+        small_batches = minimal(cnn, images[:7], attack, batch_size=4, **quick.get(attack, {}))
+        np.testing.assert_allclose(small_batches.distance, one_batch.distance, rtol=1e-3)
+        np.testing.assert_array_equal(small_batches.adversarial_label, one_batch.adversarial_label)
 
 
 class CountsTraces(keras.layers.Layer):

@@ -23,8 +23,8 @@ def test_each_step_is_minimal_from_the_last_image(cnn, images, attack, overshoot
         step = minimal(cnn, before, attack, labels=result.labels[:, t])
         alive = result.success[:, t]
         np.testing.assert_array_equal(alive, step.success & result.success[:, :t].all(axis=1))
-        moved = np.clip(before + (1 + overshoot) * step.perturbation, 0, 1)
-        np.testing.assert_allclose(after[alive], moved[alive], atol=1e-5)
+        shifted = np.clip(before + (1 + overshoot) * step.perturbation, 0, 1)
+        np.testing.assert_allclose(after[alive], shifted[alive], atol=1e-5)
         np.testing.assert_array_equal(after[~alive], before[~alive])
         length = np.linalg.norm((after - before).reshape(5, -1), axis=1)
         np.testing.assert_allclose(result.step_distance[alive, t], length[alive], rtol=1e-5)
@@ -107,10 +107,10 @@ def test_bad_arguments(cnn, images, arguments, error, message):
         iterate(cnn, images, **arguments)
 
 
-def made(steps=3, shape=(6, 6, 1), found=True):
+def iterated_result(steps=3, shape=(6, 6, 1), success_after_first=True):
     count = steps + 1
     success = np.ones((2, steps), bool)
-    success[1, 1:] = found
+    success[1, 1:] = success_after_first
     return IteratedPerturbation(
         images=np.random.default_rng(0).uniform(0, 1, (2, count, *shape)).astype(np.float32),
         labels=np.arange(2 * count, dtype=np.int32).reshape(2, count) % 3,
@@ -124,7 +124,7 @@ def made(steps=3, shape=(6, 6, 1), found=True):
 
 
 def test_table():
-    frame = made(found=False).to_frame()
+    frame = iterated_result(success_after_first=False).to_frame()
     assert frame["example"].tolist() == [0] * 4 + [1] * 4
     assert frame["step"].tolist() == [0, 1, 2, 3] * 2
     assert frame["label"].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
@@ -138,7 +138,7 @@ def test_table():
 def test_picture(tmp_path, monkeypatch, shape):
     drawn = []
     monkeypatch.setattr(figures, "save", lambda figure, *_: drawn.append(figure))
-    result = made(steps=5, shape=shape, found=False)
+    result = iterated_result(steps=5, shape=shape, success_after_first=False)
     figures.iterated_perturbation(result, "p.png", class_names=["ash", "bay", "elm"], most=3)
     (figure,) = drawn
     rows = np.array(figure.axes).reshape(2, 5)
@@ -157,7 +157,7 @@ def test_picture(tmp_path, monkeypatch, shape):
 
 
 def test_picture_is_written(tmp_path):
-    path = figures.iterated_perturbation(made(), tmp_path / "new" / "walk.png")
+    path = figures.iterated_perturbation(iterated_result(), tmp_path / "new" / "walk.png")
     assert path == tmp_path / "new" / "walk.png"
     assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
     picture = imread(path)
@@ -167,14 +167,14 @@ def test_picture_is_written(tmp_path):
 
 def test_picture_of_what_makes_no_sense(tmp_path):
     with pytest.raises(ValueError, match=r"only images .* got examples of shape \(4,\)"):
-        figures.iterated_perturbation(made(shape=(4,)), "p.png")
+        figures.iterated_perturbation(iterated_result(shape=(4,)), "p.png")
     with pytest.raises(ValueError, match="most must be at least 1, got 0"):
-        figures.iterated_perturbation(made(), "p.png", most=0)
+        figures.iterated_perturbation(iterated_result(), "p.png", most=0)
     for wrong in ((1, 1), (1, 0), (0, 1, 2), (0, np.nan)):
         with pytest.raises(ValueError, match=r"value_range must be \(minimum, maximum\)"):
-            figures.iterated_perturbation(made(), "p.png", value_range=wrong)
+            figures.iterated_perturbation(iterated_result(), "p.png", value_range=wrong)
     with pytest.raises(ValueError, match="name every class, got 2 names and class 2"):
-        figures.iterated_perturbation(made(), "p.png", class_names=["ash", "bay"])
+        figures.iterated_perturbation(iterated_result(), "p.png", class_names=["ash", "bay"])
     with pytest.raises(ValueError, match=r"must end in \.png or in nothing, got 'it3\.jpg'"):
-        figures.iterated_perturbation(made(), tmp_path / "it3.jpg")
+        figures.iterated_perturbation(iterated_result(), tmp_path / "it3.jpg")
     assert not list(tmp_path.iterdir())

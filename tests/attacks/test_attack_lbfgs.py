@@ -105,10 +105,10 @@ def test_all_targets_are_the_smallest_of_each(cnn, images):
 
 def test_neither_batch_nor_order_matters(digits):
     model, x = digits
-    whole = minimal(model, x[:4], "lbfgs", steps=2)
+    unordered = minimal(model, x[:4], "lbfgs", steps=2)
     order = np.array([3, 0, 2, 1])
     again = minimal(model, x[:4][order], "lbfgs", steps=2, batch_size=3)
-    np.testing.assert_allclose(again.distance, whole.distance[order], rtol=1e-5)
+    np.testing.assert_allclose(again.distance, unordered.distance[order], rtol=1e-5)
 
 
 def test_pixels_of_another_range(digits):

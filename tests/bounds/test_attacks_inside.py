@@ -21,7 +21,7 @@ def trained(model, images, labels, epochs=1, rate=1e-3):
     return model
 
 
-def perceptron(features, hidden, classes):
+def mlp(features, hidden, classes):
     return keras.Sequential(
         [
             keras.Input((features,)),
@@ -59,21 +59,21 @@ def small_residual():
     return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
 
-def descend(model, x, labels, radius, starts, steps, rng):
+def projected_gradient_descent(model, x, labels, radius, starts, steps, rng):
     """Projected gradient descent on the margin inside each example's ball: (batch,) successes."""
     shape = [-1] + [1] * (x.ndim - 1)
-    found = np.zeros(len(x), bool)
-    own = tf.one_hot(labels, int(model.output_shape[-1]))
+    success = np.zeros(len(x), bool)
+    is_label = tf.one_hot(labels, int(model.output_shape[-1]))
 
     @tf.function
     def step(change, centre, size):
         with tf.GradientTape() as tape:
             tape.watch(change)
             logits = model(centre + change, training=False)
-            other = tf.reduce_max(logits - 1e9 * own, axis=1)
-            gap = other - tf.reduce_sum(own * logits, axis=1)
-        moved = change + size * tfrobust.norms.unit(tape.gradient(gap, change))
-        return tfrobust.norms.project_ball(moved, radius), gap
+            other = tf.reduce_max(logits - 1e9 * is_label, axis=1)
+            gap = other - tf.reduce_sum(is_label * logits, axis=1)
+        perturbed = change + size * tfrobust.norms.unit(tape.gradient(gap, change))
+        return tfrobust.norms.project_ball(perturbed, radius), gap
 
     for _ in range(starts):
         change = rng.normal(size=x.shape).astype(np.float32)
@@ -82,18 +82,18 @@ def descend(model, x, labels, radius, starts, steps, rng):
         for k in range(steps):
             size = tf.constant(radius.reshape(shape) * (0.5 if k < steps // 2 else 0.1), tf.float32)
             change, gap = step(change, tf.constant(x), size)
-            found |= gap.numpy() > 0
-    return found
+            success |= gap.numpy() > 0
+    return success
 
 
-def nothing_inside(model, x, *, low, high, starts, steps, wagner):
-    found = robustness(model, x)
-    assert found.tightened and (found.bound >= found.untightened).all()
-    assert (found.bound[found.margin > 0] > 0).all()
+def assert_attacks_stay_outside(model, x, *, low, high, starts, steps, wagner):
+    result = robustness(model, x)
+    assert result.tightened and (result.bound >= result.untightened).all()
+    assert (result.bound[result.margin > 0] > 0).all()
     rng = np.random.default_rng(0)
-    radius = found.bound * np.float32(0.9999)
-    inside = descend(model, x, found.predicted, radius, starts, steps, rng)
-    assert not inside.any()
+    radius = result.bound * np.float32(0.9999)
+    success = projected_gradient_descent(model, x, result.predicted, radius, starts, steps, rng)
+    assert not success.any()
     for attack, settings in (
         ("carlini_wagner", {"steps": wagner, "binary_search_steps": 5, "stepsize": 0.05}),
         ("deepfool", {}),
@@ -102,33 +102,35 @@ def nothing_inside(model, x, *, low, high, starts, steps, wagner):
         distance = tfrobust.minimal(
             model, x, attack, value_range=(low, high), batch_size=500, **settings
         ).distance
-        assert (distance >= found.bound).all(), attack
-    return found
+        assert (distance >= result.bound).all(), attack
+    return result
 
 
 @pytest.mark.parametrize(("name", "hidden"), [("iris", (5,)), ("wine", (5, 3))])
-def test_perceptrons(name, hidden):
+def test_mlps(name, hidden):
     train = data.load(name, "train")
-    model = trained(
-        perceptron(train.images.shape[1], hidden, 3), *train.arrays, epochs=60, rate=0.02
-    )
+    model = trained(mlp(train.images.shape[1], hidden, 3), *train.arrays, epochs=60, rate=0.02)
     low, high = train.value_range
-    nothing_inside(model, train.images, low=low, high=high, starts=10, steps=10, wagner=50)
+    assert_attacks_stay_outside(
+        model, train.images, low=low, high=high, starts=10, steps=10, wagner=50
+    )
 
 
 def test_small_residual_network_on_digits():
     train, test = data.load("digits", "train"), data.load("digits", "test")
     model = trained(small_residual(), *train.arrays, epochs=3, rate=3e-3)
-    nothing_inside(model, test.images[:100], low=0, high=1, starts=3, steps=10, wagner=10)
+    assert_attacks_stay_outside(
+        model, test.images[:100], low=0, high=1, starts=3, steps=10, wagner=10
+    )
 
 
 @pytest.mark.slow
 def test_spambase(data_dir):
     train = data.load("spambase", "train")
-    model = trained(perceptron(57, (7, 5, 3), 2), *train.arrays, epochs=20, rate=5e-3)
+    model = trained(mlp(57, (7, 5, 3), 2), *train.arrays, epochs=20, rate=5e-3)
     low, high = train.value_range
     images = train.images[:1000]
-    nothing_inside(model, images, low=low, high=high, starts=20, steps=20, wagner=200)
+    assert_attacks_stay_outside(model, images, low=low, high=high, starts=20, steps=20, wagner=200)
 
 
 @pytest.mark.slow
@@ -136,4 +138,6 @@ def test_spambase(data_dir):
 def test_convolutional_networks_on_mnist(build, data_dir):
     train, test = data.load("mnist", "train"), data.load("mnist", "test")
     model = trained(build(), *train.arrays, epochs=1)
-    nothing_inside(model, test.images[:1000], low=0, high=1, starts=10, steps=20, wagner=60)
+    assert_attacks_stay_outside(
+        model, test.images[:1000], low=0, high=1, starts=10, steps=20, wagner=60
+    )

@@ -92,8 +92,8 @@ def test_table_4_1_second_derivative_of_tanh():
     hidden = unit(inputs)
     unit.kernel.assign([[v]])
     model = keras.Model(inputs, against_zero(1, 1.0, -boundary)(hidden))
-    whole, certified = both(model, [[x]])
-    assert whole == pytest.approx(2.465, abs=2e-3)
+    one_batch, certified = both(model, [[x]])
+    assert one_batch == pytest.approx(2.465, abs=2e-3)
     assert changes_class(model, [[x]], [[-distance * 1.001]])
     assert all(bound <= distance for bound in certified)
     # with the true constant, 4 / (3 sqrt 3), Theorem 4.2 holds

@@ -152,10 +152,10 @@ def test_slopes_hold_every_chord(name, rng):
     )
     for share in (-1, -0.7, -0.01, 0.01, 0.4, 1):
         step = share * t + 1e-9
-        ahead, here = (
+        at_end, at_center = (
             np.asarray(activation.function(tf.constant(v, tf.float64))) for v in (x + step, x)
         )
-        chord = (ahead - here) / step
+        chord = (at_end - at_center) / step
         far = np.abs(step) > 1e-3  # nearer, single precision hides the slope
         assert (chord[far] >= low[far] - 1e-4).all() and (chord[far] <= high[far] + 1e-4).all()
     assert np.abs(np.stack([low, high])).max() <= activation.lipschitz * (1 + 1e-5)
@@ -177,17 +177,21 @@ def test_rounding_of_one_layer(name, rng):
     twin.build((None, *shape))
     if twin.weights:
         twin.set_weights([np.asarray(w, np.float64) for w in op.layer.get_weights()])
-    here = op.apply([tf.constant(x)])
+    at_center = op.apply([tf.constant(x)])
     for size, width in ((0.0, 0.0), (1e-6, 0.0), (1e-6, 1.0)):
         # anywhere in a box about x, where inputs have errors
         change = width * rng.uniform(0, 1, x.shape).astype(np.float32)
-        moved = (x + change * rng.choice(np.float32([-1, 1]), x.shape)).astype(np.float32)
-        computed = op.apply([tf.constant(moved)])
+        perturbed = (x + change * rng.choice(np.float32([-1, 1]), x.shape)).astype(np.float32)
+        computed = op.apply([tf.constant(perturbed)])
         errors = size * rng.uniform(0, 1, x.shape).astype(np.float32)
-        exact = moved + errors.astype(np.float64) * rng.choice([-1, 1], x.shape)
-        changes = [tf.constant(np.nextafter(change + np.spacing(np.abs(moved)), np.float32(1e9)))]
-        grown = tf.abs(computed - here) * 1.000001
-        allowed = op.rounding_error([tf.constant(x)], changes, here, grown, [tf.constant(errors)])
+        exact = perturbed + errors.astype(np.float64) * rng.choice([-1, 1], x.shape)
+        changes = [
+            tf.constant(np.nextafter(change + np.spacing(np.abs(perturbed)), np.float32(1e9)))
+        ]
+        grown = tf.abs(computed - at_center) * 1.000001
+        allowed = op.rounding_error(
+            [tf.constant(x)], changes, at_center, grown, [tf.constant(errors)]
+        )
         error = np.abs(np.asarray(computed, np.float64) - np.asarray(twin(exact)))
         assert (error <= np.asarray(allowed) * (1 + 1e-6) + 1e-6 * size).all()
         if size and not width:
@@ -229,8 +233,8 @@ def test_claims_of_merges_hold_inside_the_ball(name, radius, rng):
     relaxed, loss = op.relax_backward(inputs, tf.constant(cotangent))
     for _ in range(DRAWS):
         changes = [changes_in_ball(rng, (5,), r, b) for r, b in zip(radii, boxes, strict=True)]
-        moved = [tf.constant(x + c) for x, c in zip(xs, changes, strict=True)]
-        after = np.asarray(op.apply(moved) - before)
+        perturbed = [tf.constant(x + c) for x, c in zip(xs, changes, strict=True)]
+        after = np.asarray(op.apply(perturbed) - before)
         assert (np.abs(after) <= elementwise * (1 + 1e-4) + 1e-5).all()
         assert (np.asarray(norms.norm(after)) <= l2 * (1 + 1e-4) + 1e-5).all()
         true = np.einsum("bmk,bk->bm", cotangent, after)

@@ -25,7 +25,7 @@ def dense_matrix(layer, shape):
     return (columns.astype(np.float64) - zero).T
 
 
-def check(layer, shape, within=1.02):
+def assert_bounds_norm(layer, shape, within=1.02):
     norm = np.linalg.norm(dense_matrix(layer, shape), 2)
     bound = operator_norm_upper_bound(layer, shape)
     assert norm * (1 - 1e-5) <= bound <= norm * within + 1e-6  # the matrix is in float32
@@ -61,7 +61,7 @@ def test_convolutions(seed, size, taps, strides, dilation, padding, groups, chan
     randomise(layer, seed)
     if positive:  # kernels of one sign have their norm at frequency zero, where edges matter most
         layer.kernel.assign(abs(layer.kernel))
-    check(layer, shape)
+    assert_bounds_norm(layer, shape)
 
 
 @settings(max_examples=30)
@@ -80,7 +80,7 @@ def test_depthwise_convolutions(seed, size, taps, strides, padding, channels, mu
     )
     shape = (*size, channels)
     layer.build((None, *shape))
-    check(randomise(layer, seed), shape)
+    assert_bounds_norm(randomise(layer, seed), shape)
 
 
 @settings(max_examples=20)
@@ -99,7 +99,7 @@ def test_separable_convolutions(seed, size, taps, strides, padding, channels, mu
     )
     shape = (*size, channels)
     layer.build((None, *shape))
-    check(randomise(layer, seed), shape)
+    assert_bounds_norm(randomise(layer, seed), shape)
 
 
 @settings(max_examples=20)
@@ -113,7 +113,7 @@ def test_separable_convolutions(seed, size, taps, strides, padding, channels, mu
 def test_one_dimensional_convolutions(seed, size, taps, strides, padding):
     layer = layers.Conv1D(3, taps, strides=strides, padding=padding)
     layer.build((None, size, 2))
-    check(randomise(layer, seed), (size, 2))
+    assert_bounds_norm(randomise(layer, seed), (size, 2))
 
 
 @settings(max_examples=30)
@@ -125,7 +125,7 @@ def test_one_dimensional_convolutions(seed, size, taps, strides, padding):
 )
 def test_average_pooling(size, pool, strides, padding):
     layer = layers.AveragePooling2D(pool, strides=strides, padding=padding)
-    check(layer, (*size, 2), within=1 + 1e-5)
+    assert_bounds_norm(layer, (*size, 2), within=1 + 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_average_pooling(size, pool, strides, padding):
 def test_other_linear_layers_are_exact(layer):
     shape = (6, 5, 3)
     layer.build((None, *shape))
-    check(randomise(layer, 1), shape, within=1 + 1e-4)
+    assert_bounds_norm(randomise(layer, 1), shape, within=1 + 1e-4)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -169,7 +169,7 @@ def test_large_convolutions_against_lanczos(seed, monkeypatch):
     )
     monkeypatch.setattr(convolution_norms, "DENSE_COST", 0)
     bound = convolution_norms.convolution_norm(convolution)
-    matrix = convolution_norms.written_out(convolution)
+    matrix = convolution_norms.sparse_matrix(convolution)
     norm = scipy.sparse.linalg.svds(
         matrix, k=1, return_singular_vectors=False, tol=1e-6, random_state=0
     )[0]
@@ -197,7 +197,7 @@ def test_frequencies_bound_small_convolutions_too(seed, size, taps, strides, dil
     )
     if min(convolution.output_size) < 1:
         return
-    norm = np.linalg.norm(convolution_norms.written_out(convolution).toarray(), 2)
+    norm = np.linalg.norm(convolution_norms.sparse_matrix(convolution).toarray(), 2)
     assert convolution_norms._spectral_norm(convolution, 0) >= norm * (1 - 1e-12)
 
 

@@ -71,7 +71,7 @@ def test_theorem_4_2_and_algorithm_4_1(seed, activations):
     x = rng.normal(size=(3, 4)).astype(np.float32)
     weights = [np.asarray(w, np.float64) for w in model.get_weights()]
     tables = {"tanh": (1, 0.385), "sigmoid": (0.25, 0.0962), "relu": (1, 1)}
-    for row, found in zip(x, robustness(model, x, rules="thesis").bound, strict=True):
+    for row, result in zip(x, robustness(model, x, rules="thesis").bound, strict=True):
         h, jacobian, first, second = row.astype(np.float64), np.eye(4), 1.0, 0.0
         for k, name in enumerate(activations):
             w, b = weights[2 * k], weights[2 * k + 1]
@@ -90,7 +90,7 @@ def test_theorem_4_2_and_algorithm_4_1(seed, activations):
         kappa = printed.last_layer(h[None], weights[-2], weights[-1])[0]
         j, m = np.linalg.norm(jacobian, 2), second * np.sqrt(widths[-1])
         expected = (np.sqrt(j**2 + 2 * m * kappa) - j) / m
-        assert found == pytest.approx(expected, rel=1e-4, abs=1e-9)
+        assert result == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
 @settings(max_examples=20)
@@ -144,7 +144,7 @@ def test_a_convolutional_chain_layer_by_layer():
     model = keras.Model(inputs, layers.Dense(3, name="logits")(layers.Flatten(name="flat")(x)))
     randomise(model, 0)
     images = rng.normal(size=(2, 12, 12, 1)).astype(np.float32)
-    found = {layer.name: layer.kappa for layer in kappas(model, images) if layer.kind != "relu"}
+    result = {layer.name: layer.kappa for layer in kappas(model, images) if layer.kind != "relu"}
     value = {
         layer.name: np.asarray(keras.Model(inputs, layer.output)(images))
         for layer in model.layers[1:]
@@ -163,7 +163,7 @@ def test_a_convolutional_chain_layer_by_layer():
         ("c1", lambda k: k / np.linalg.norm(model.get_layer("c1").kernel)),
     ):
         expected = step(expected)
-        np.testing.assert_allclose(found[name], expected, rtol=1e-3, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(result[name], expected, rtol=1e-3, atol=1e-7, err_msg=name)
 
 
 def _stretched(kappa, y, layer):
@@ -204,8 +204,10 @@ def test_softmax_and_batches_change_nothing():
     )
     randomise(model, 0)
     x = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
-    whole, parts = (robustness(model, x, rules="thesis", batch_size=n).bound for n in (100, 2))
-    np.testing.assert_allclose(whole, parts, rtol=1e-5)
+    one_batch, small_batches = (
+        robustness(model, x, rules="thesis", batch_size=n).bound for n in (100, 2)
+    )
+    np.testing.assert_allclose(one_batch, small_batches, rtol=1e-5)
     assert kappas(model, x)[0].rule == "Theorem 4.2, Algorithm 4.1"
 
 

@@ -11,10 +11,10 @@ layers = keras.layers
 
 
 @contextlib.contextmanager
-def computing_in(policy):
-    """Layers made in the block compute in another precision, "float64" for instance."""
+def double_precision():
+    """Layers made in the block compute in double precision, and keep such weights."""
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
+    keras.config.set_dtype_policy("float64")
     try:
         yield
     finally:
@@ -71,8 +71,15 @@ def disc(count, rng):
 
 
 def nothing_inside(model, x, bound, points):
-    """No point of the disc of radius `bound` about any x is in another class."""
+    """Whether no point of the disc of radius `bound` about any x is in another class."""
     predicted = tfrobust.predict_logits(model, x).argmax(1)
-    moved = x[:, None] + (bound[:, None, None] * (1 - 1e-6)) * points[None]
-    classes = tfrobust.predict_logits(model, moved.reshape(-1, 2), batch_size=50_000).argmax(1)
+    perturbed = x[:, None] + (bound[:, None, None] * (1 - 1e-6)) * points[None]
+    classes = tfrobust.predict_logits(model, perturbed.reshape(-1, 2), batch_size=50_000).argmax(1)
     return (classes.reshape(len(x), -1) == predicted[:, None]).all()
+
+
+def classifier(shape, *middle):
+    """Layers between an input and three logits, and ten random inputs."""
+    model = keras.Sequential([keras.Input(shape), *middle, layers.Flatten(), layers.Dense(3)])
+    x = np.random.default_rng(0).normal(size=(10, *shape)).astype(np.float32)
+    return model, x

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.nets import computing_in, randomise
+from helpers.nets import double_precision, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +31,7 @@ TERMS = [
 
 def problem(seed=0, activation="softplus", count=6):
     """A float64 convolutional classifier, images and labels."""
-    with computing_in("float64"):
+    with double_precision():
         model = keras.Sequential(
             [
                 keras.Input((6, 6, 1), dtype="float64"),
@@ -123,7 +123,7 @@ def test_alignment_penalty_is_not_negative(seed):
 
 
 def test_alignment_penalty_vanishes_for_parallel_gradients():
-    with computing_in("float64"):
+    with double_precision():
         model = keras.Sequential([keras.Input((3,), dtype="float64"), layers.Dense(2)])
     direction = np.array([1.0, -2.0, 0.5])
     model.set_weights([np.stack([direction, -direction], axis=1), np.zeros(2)])

@@ -1,6 +1,6 @@
 """Proven upper bounds of a convolution's operator norm for its input size, stride and padding.
 
-Small convolutions are written out as matrices: Lanczos proposes a norm and a Cholesky
+Small convolutions become matrices: Lanczos proposes a norm and a Cholesky
 factorization of a little more than it proves it. Large ones are submatrices of (twisted) circulant
 operators, whose norm is the largest over frequencies (Sedghi et al. 2019). Everything is computed
 in double precision; `SLACK` covers its rounding.
@@ -23,7 +23,7 @@ __all__ = ["Convolution", "convolution_norm", "gram_norm", "largest_singular_val
 
 # relative; the factorizations here err by less than their size times 1e-16
 SLACK = 1e-9
-# operations that writing out a matrix and factorizing it may cost: a matrix of about 3,100 rows
+# operations that a dense matrix and its factorization may cost: about 3,100 rows
 DENSE_COST = 3e10
 # more than that, and only one twist of the grid of frequencies is bounded
 SPECTRAL_COST = 1e8
@@ -61,7 +61,7 @@ def convolution_norm(convolution: Convolution) -> float:
     rows = min(math.prod(convolution.size) * inputs, math.prod(convolution.output_size) * outputs)
     if groups * float(rows) ** 3 <= DENSE_COST:
         return max(_matrix_norm(convolution, group) for group in range(groups))
-    # products of many small matrices: threads that wait for each other cost a hundredfold
+    # products of many small matrices: synchronising BLAS threads costs a hundredfold
     with threadpool_limits(1, "blas"):
         return max(_spectral_norm(convolution, group) for group in range(groups))
 
@@ -83,13 +83,13 @@ def gram_norm(gram: np.ndarray) -> float:
         return 0.0
     if count <= 256:
         return math.sqrt(max(float(np.linalg.eigvalsh(gram)[-1]), 0) + SLACK * scale / count)
-    guess = float(
+    estimate = float(
         scipy.sparse.linalg.eigsh(
             gram, k=1, tol=1e-5, v0=np.random.default_rng(0).random(count), ncv=min(40, count)
         )[0][0]
     )
     for excess in (1e-4, 1e-3, 1e-2):
-        bound = guess * (1 + excess)
+        bound = estimate * (1 + excess)
         # positive definite only if no eigenvalue exceeds the bound
         if scipy.linalg.lapack.dpotrf(bound * np.eye(count) - gram, overwrite_a=True)[1] == 0:
             return math.sqrt(bound) * (1 + SLACK)
@@ -97,12 +97,12 @@ def gram_norm(gram: np.ndarray) -> float:
 
 
 def _matrix_norm(convolution: Convolution, group: int) -> float:
-    matrix = written_out(convolution, group)
+    matrix = sparse_matrix(convolution, group)
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
     return gram_norm(gram.toarray())
 
 
-def written_out(convolution: Convolution, group: int = 0) -> scipy.sparse.csr_matrix:
+def sparse_matrix(convolution: Convolution, group: int = 0) -> scipy.sparse.csr_matrix:
     """The sparse matrix (outputs, inputs) of one group."""
     total = None
     for row, column in np.ndindex(*convolution.kernel.shape[:2]):
@@ -139,8 +139,8 @@ def _spectral_norm(convolution: Convolution, group: int) -> float:
         return largest_singular_value(kernel[0, 0])
     twists = list(itertools.product(*[(0.0, math.pi) if count > 1 else (0.0,) for count in taps]))
     if math.prod(grids) * min(kernel.shape[2:]) ** 3 > SPECTRAL_COST:
-        # the one whose norm seems the smallest; what is proved is its own norm
-        twists = [min(twists, key=lambda twist: _guess(kernel, grids, twist))]
+        # the one whose norm seems the smallest; what is proved is the norm of that one
+        twists = [min(twists, key=lambda twist: _lower_estimate(kernel, grids, twist))]
     return min(_over_frequencies(kernel, grids, twist) for twist in twists)
 
 
@@ -163,12 +163,12 @@ def _with_stride_one(
         inputs, outputs = -(-inputs // dilation), -(-outputs // dilation)
         return kernel, max(max(inputs + p, outputs + taps - 1 - p) for p in offsets)
     if stride > 1:
-        moved = np.moveaxis(kernel, axis, 0)
+        taps_first = np.moveaxis(kernel, axis, 0)
         shift, phase = np.divmod(np.arange(taps) - before, stride)
         before = -int(shift.min())
         # (taps, phases, other taps, inputs, outputs)
-        phases = np.zeros((int(shift.max()) + before + 1, stride, *moved.shape[1:]))
-        phases[shift + before, phase] = moved
+        phases = np.zeros((int(shift.max()) + before + 1, stride, *taps_first.shape[1:]))
+        phases[shift + before, phase] = taps_first
         taps, inputs = len(phases), -(-inputs // stride)
         phases = np.moveaxis(phases, 1, 2)  # (taps, other taps, phases, inputs, outputs)
         kernel = phases.reshape(*phases.shape[:2], -1, phases.shape[-1])
@@ -185,8 +185,8 @@ def _over_frequencies(kernel: np.ndarray, grids: list[int], twist: tuple[float, 
     return best * (1 + SLACK)
 
 
-def _guess(kernel: np.ndarray, grids: list[int], twist: tuple[float, float]) -> float:
-    """About that norm, from below: a few steps of the power method at every frequency."""
+def _lower_estimate(kernel: np.ndarray, grids: list[int], twist: tuple[float, float]) -> float:
+    """A lower estimate of that norm: a few steps of the power method at every frequency."""
     best = 0.0
     for block in _blocks(kernel.astype(np.float32), grids, twist):
         vectors = np.ones((len(block), block.shape[2], 1), block.dtype)
@@ -222,8 +222,9 @@ def _blocks(
 def _largest_norm(matrices: np.ndarray, floor: float) -> float:
     """An upper bound of the largest norm among complex matrices, or `floor` where none exceeds it.
 
-    Gram iteration (Delattre et al. 2023): the Frobenius norm of a power of the Gram matrix bounds
-    that power's eigenvalues from above, and divided by the root of its size from below.
+    Gram iteration (Delattre et al. 2023), with G = A A^* of n rows and k doubled at every step:
+
+        ||G^k||_F^(1/2k) n^(-1/4k) <= ||A|| <= ||G^k||_F^(1/2k).
     """
     if matrices.shape[1] > matrices.shape[2]:
         matrices = np.swapaxes(matrices, 1, 2)

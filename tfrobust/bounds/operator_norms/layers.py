@@ -1,4 +1,4 @@
-"""Upper bounds of the operator norm of any linear Keras layer, cached for its weights."""
+"""Upper bounds of the operator norm of any linear Keras layer, cached by its weights."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def operator_norm_upper_bound(
     For Keras's linear layers that the certified rules cover, and subclasses that compute the same.
 
     Dense layers: the largest singular value. Convolutions, with any stride, padding, dilation and
-    groups: within 2 % for sizes of practice (see `convolution_norms`). Batch normalization in
+    groups: within 2 % for the sizes used in practice (see `convolution`). Batch normalization in
     inference mode, rescaling, average pooling: exact. Bias and activation do not enter. Computed in
     double precision once for the same weights and shape, whatever layer holds them.
 
@@ -81,15 +81,7 @@ def operator_norm_upper_bound(
         UnsupportedLayerError: the layer is not linear, or not known.
         ValueError: it has no weights yet, weights that are not finite, or the shape does not fit.
     """
-    try:
-        shape = tuple(input_shape)
-    except TypeError:
-        raise InputError(f"input_shape must be a sequence of sizes, got {input_shape!r}") from None
-    if shape and shape[0] is None:
-        shape = shape[1:]
-    if any(size is None or size < 1 for size in shape):
-        raise InputError(f"input_shape must hold positive sizes, got {tuple(input_shape)}")
-    shape = tuple(int(size) for size in shape)
+    shape = _sizes(input_shape)
     if getattr(layer, "quantization_mode", None):
         raise UnsupportedLayerError(f"layer {layer.name!r} is quantized, and not linear")
     if is_plain(layer, layers.Dense):
@@ -132,6 +124,19 @@ def operator_norm_upper_bound(
     )
 
 
+def _sizes(input_shape: Sequence[int | None]) -> tuple[int, ...]:
+    """The sizes of one example."""
+    try:
+        shape = tuple(input_shape)
+    except TypeError:
+        raise InputError(f"input_shape must be a sequence of sizes, got {input_shape!r}") from None
+    if shape and shape[0] is None:
+        shape = shape[1:]
+    if any(size is None or size < 1 for size in shape):
+        raise InputError(f"input_shape must hold positive sizes, got {tuple(input_shape)}")
+    return tuple(int(size) for size in shape)
+
+
 def folded_norm(layer: Any, normalization: Any, input_shape: tuple[int, ...]) -> float:
     """The norm of a dense or convolutional layer followed by batch normalization, as one layer."""
     scale = batch_normalization_scale(normalization)
@@ -172,7 +177,7 @@ def _convolution(layer: Any, shape: tuple[int, ...], kernel: np.ndarray) -> floa
         zeros_around(layer.padding, n, k, s, d)
         for n, k, s, d in zip(size, taps, strides, dilation, strict=True)
     )
-    if isinstance(layer, _DEPTHWISE):  # one group a channel
+    if isinstance(layer, _DEPTHWISE):  # one group per channel
         grouped = np.moveaxis(kernel, 2, -1)[:, :, None]
     else:  # output channels of a group lie side by side
         grouped = kernel.reshape(*kernel.shape[:-1], groups, -1)
@@ -256,6 +261,7 @@ def _weights(layer: Any, name: str) -> np.ndarray:
 def cached_norm(
     kind: str, arrays: list[np.ndarray], settings: Any, compute: Callable[..., float]
 ) -> float:
+    """`compute(*arrays)`, or its result for equal arrays and settings before."""
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
         digest.update(repr(array.shape).encode())
