@@ -1,5 +1,7 @@
 """Certified bounds: no smaller perturbation is ever found, on plain and on nasty networks."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -93,6 +95,13 @@ def plane_net(name, classes=3):
     return keras.Model(inputs, layers.Dense(classes)(NETS[name](inputs)))
 
 
+@functools.cache
+def piecewise_linear(seed):
+    """A network, inputs, and their tightened bounds, which several tests read."""
+    model, x = piecewise_linear_net(seed)
+    return model, x, robustness(model, x)
+
+
 @pytest.mark.parametrize("name", sorted(NETS))
 def test_brute_force_in_two_dimensions(name):
     """Dozens of networks of each kind, with a dozen examples each."""
@@ -169,9 +178,8 @@ def test_attacks_find_nothing_inside(seed):
 
 def test_tightening_never_loosens_and_often_helps():
     for seed in range(3):
-        model, x = piecewise_linear_net(seed)
+        model, x, tightened = piecewise_linear(seed)
         loose = robustness(model, x, tighten=False).bound
-        tightened = robustness(model, x, tighten=True)
         np.testing.assert_array_equal(tightened.untightened, loose)
         tight = tightened.bound
         assert (tight >= loose).all()
@@ -220,8 +228,7 @@ def test_users_can_register_a_layer():
 
 
 def test_results_can_be_read():
-    model, x = piecewise_linear_net(0)
-    result = robustness(model, x)
+    model, x, result = piecewise_linear(0)
     assert result.bound.dtype == np.float32 and result.predicted.dtype == np.int32
     assert result.rules == "certified" and result.tightened
     np.testing.assert_array_equal(result.predicted, tfrobust.predict_logits(model, x).argmax(1))

@@ -7,7 +7,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.nets import computing_in
 
 from tfrobust.classifier import (
     NotLogitsError,
@@ -17,6 +16,7 @@ from tfrobust.classifier import (
     logits_model,
     predict_logits,
 )
+from tfrobust.training import computing_in
 
 layers = keras.layers
 SHAPE = (6, 5, 1)
