@@ -93,7 +93,7 @@ def _search(problem: Problem, start: tf.Tensor) -> tf.Tensor:
         slope, left = certified_margin(problem, radius)
         safe = left > 0
         best = tf.where(safe, tf.maximum(best, radius), best)
-        # no ball is larger than a linear network's would be, margin / slope
+        # look no farther than the radius of a linear network of this slope
         linear = tf.reduce_min(tf.maximum(problem.margin, 0.0) / tf.maximum(slope, 1e-30), axis=1)
         linear = tf.maximum(linear, start)
         # not from zero: bisection takes geometric means; `high` counts as unsafe until it is tried
