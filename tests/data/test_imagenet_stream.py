@@ -70,11 +70,23 @@ def epoch_of(stream, batch_size=4, hosts=1, host=0, replicas=None, seed=3, epoch
     share = Share.of(batch_size, replicas or hosts, hosts, host)
     steps = stream.training_batches(batch_size, share, seed=seed, epoch=epoch)
     batches = list(steps.as_numpy_iterator())
-    assert all(len(images) == len(labels) == share.rows for images, labels in batches)
-    images = np.concatenate([images for images, _ in batches])
-    labels = np.concatenate([labels for _, labels in batches])
+    assert all(len(tensor) == share.rows for batch in batches for tensor in batch.values())
+    images = np.concatenate([batch["images"] for batch in batches])
+    labels = np.concatenate([batch["labels"] for batch in batches])
     wide = share.stop - share.start
     return images.reshape(-1, wide, *images.shape[1:]), labels.reshape(-1, wide)
+
+
+def test_an_epoch_resumed_at_a_step_goes_on_with_the_same_batches(tree):
+    stream = load(tree)
+    images, labels = epoch_of(stream)
+    for first_step in (1, 4, 5):
+        rest = stream.training_batches(4, Share.of(4), seed=3, epoch=1, first_step=first_step)
+        batches = list(rest.as_numpy_iterator())
+        assert len(batches) == 5 - first_step
+        for batch, x, y in zip(batches, images[first_step:], labels[first_step:], strict=True):
+            np.testing.assert_array_equal(batch["images"], x)
+            np.testing.assert_array_equal(batch["labels"], y)
 
 
 def test_settings_are_checked(tree):
@@ -205,8 +217,9 @@ def test_hosts_share_evaluation(tree):
     images, labels = whole(stream)
     parts = [list(stream.evaluation_batches(4, hosts=3, host=host)) for host in range(3)]
     for host, part in enumerate(parts):
-        np.testing.assert_array_equal(np.concatenate([x for x, _ in part]), images[host::3])
-        np.testing.assert_array_equal(np.concatenate([y for _, y in part]), labels[host::3])
+        for name, expected in (("images", images), ("labels", labels)):
+            found = np.concatenate([batch[name] for batch in part])
+            np.testing.assert_array_equal(found, expected[host::3])
 
 
 def test_a_limit_takes_a_fixed_choice_from_all_classes(tree):

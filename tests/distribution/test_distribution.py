@@ -120,7 +120,7 @@ def test_a_killed_worker_is_said_and_both_resume(alone, tmp_path):
         _, errors = both[0].communicate(timeout=90)
         assert both[0].returncode != 0
         assert "WorkerLostError: a worker of 2 was lost" in errors
-        assert "go on after the last finished epoch" in errors
+        assert "resumed from the last checkpoint" in errors
     finally:
         for process in both:
             process.kill()
@@ -150,8 +150,8 @@ def test_hosts_that_see_different_folders(tmp_path):
     for process in both:
         _, errors = process.communicate(timeout=90)
         assert process.returncode != 0
-        assert "hosts see different checkpoints" in errors
-        assert "on storage that all hosts share" in errors
+        assert "workers see different checkpoints" in errors
+        assert "on storage that all workers share" in errors
 
 
 def test_a_worker_that_never_comes(monkeypatch):

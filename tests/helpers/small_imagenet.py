@@ -100,4 +100,4 @@ def whole(stream, hosts=1):
         for host in range(hosts)
         for batch in stream.evaluation_batches(5, hosts=hosts, host=host).as_numpy_iterator()
     ]
-    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+    return tuple(np.concatenate([part[name] for part in parts]) for name in ("images", "labels"))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tfrobust.training.schedules import Constant, Cosine, Plateau, StepDecay
+from tfrobust.training.schedules import Cosine, Plateau, StepDecay
 
 
 def test_step_decay_of_the_paper():
@@ -20,10 +20,6 @@ def test_cosine_falls_from_the_rate_towards_zero():
     assert rates[5] == pytest.approx(0.05)
     assert all(np.diff(rates) < 0)
     assert rates[-1] == pytest.approx(0.05 * (1 + math.cos(0.9 * math.pi)))
-
-
-def test_constant():
-    assert Constant(0.3)(7, 9, []) == 0.3
 
 
 def test_plateau_waits_and_divides_again():

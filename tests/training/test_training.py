@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import keras
@@ -15,12 +14,13 @@ from helpers.small_training import run_to, sgd, small_data, small_model, weights
 
 from tfrobust import training
 from tfrobust.objectives import CrossEntropy, DoubleBackprop, WeightDecay
-from tfrobust.training import checkpoints
-from tfrobust.training.fit import NonFiniteLossError, SettingsChangedError, evaluate, fit
+from tfrobust.training import NonFiniteLossError, SettingsChangedError, checkpoints, evaluate, fit
 from tfrobust.training.schedules import Cosine, Plateau, StepDecay
 
 layers = keras.layers
-SCRIPT = Path(__file__).parents[1] / "helpers" / "train_and_be_killed.py"
+TESTS = Path(__file__).parents[1]
+SCRIPT = TESTS / "helpers" / "train_and_be_killed.py"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
 
 
 def assert_same_weights(one, other):
@@ -133,38 +133,43 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
     assert_same_weights(whole, again)
 
 
-def start(folder, log):
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(folder)],
-        stdout=log.open("a"),
-        stderr=subprocess.STDOUT,
-        env=environment,
+def run(*words):
+    """The helper in a process of its own: its exit status."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, words)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
+    return done.returncode
 
 
-def wait_for(folder, epoch, process, seconds=120):
-    """Until the checkpoint of an epoch is there; the process may not end before."""
-    deadline = time.monotonic() + seconds
-    while not (folder / f"epoch-{epoch:06d}.npz").exists():
-        assert process.poll() is None, "ended too soon"
-        assert time.monotonic() < deadline, "too slow"
-        time.sleep(0.002)
+@pytest.mark.parametrize(
+    ("kind", "kills"),
+    [
+        # the checkpoint of step 35 is not there yet: 28, the fifth step of the second epoch, is
+        ("arrays", [("after", 14, 14, 14), ("while", 35, 28, 5)]),
+        ("two_devices", [("after", 35, 35, 12)]),
+        ("images", [("after", 14, 14, 14)]),
+    ],
+)
+def test_a_run_killed_inside_epochs_ends_as_one_never_killed(kind, kills, tmp_path):
+    """Weights and records bit for bit, with batch normalisation, dropout and corrupt images.
 
-
-def test_a_run_killed_twice_ends_as_one_never_killed(tmp_path):
-    log = tmp_path / "log"
-    assert start(tmp_path / "whole", log).wait(240) == 0, log.read_text()
-    killed = tmp_path / "killed"
-    for epoch, pause in ((2, 0.0), (4, 0.031)):
-        process = start(killed, log)
-        wait_for(killed, epoch, process)
-        time.sleep(pause)  # once in the middle of writing or training, wherever that is
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(30) == -signal.SIGKILL
-        assert not (killed / "final.npz").exists()
-    assert start(killed, log).wait(240) == 0, log.read_text()
-    with np.load(tmp_path / "whole" / "final.npz") as one, np.load(killed / "final.npz") as other:
+    An epoch has 23 steps and a checkpoint comes every 7, so that groups of steps are cut too.
+    """
+    folder = tmp_path / "killed"
+    for moment, step, newest, in_epoch in kills:
+        assert run(kind, folder, moment, step) == -signal.SIGKILL
+        path = checkpoints.newest(folder)
+        state, values = checkpoints.read(path)
+        assert (checkpoints.step_of(path), state["progress"]["steps"]) == (newest, in_epoch)
+        assert any(key.startswith("replicas") for key in values) == (kind == "two_devices")
+    assert run(kind, folder, "never") == 0
+    with np.load(tmp_path / "whole.npz") as one, np.load(tmp_path / "resumed.npz") as other:
         assert one.files == other.files
         for name in one.files:
             np.testing.assert_array_equal(one[name], other[name])
@@ -176,8 +181,8 @@ def test_what_the_folder_holds(tmp_path):
     assert names == {
         "best.keras",
         "last.keras",
-        "epoch-000003.npz",
-        "epoch-000004.npz",
+        "step-000000009.npz",
+        "step-000000012.npz",
         "tensorboard",
     }
     x = small_data(30, seed=9)[0]
@@ -223,7 +228,7 @@ def test_a_non_finite_loss_names_where_and_keeps_the_checkpoint(tmp_path):
     assert "double_backprop" in message
     assert "'weight': 0.1" in message
     assert "Learning rate 5e+28" in message
-    assert checkpoints.newest(tmp_path / "other").name == "epoch-000002.npz"
+    assert checkpoints.newest(tmp_path / "other").name == "step-000000006.npz"
     # the model in memory is the last good one
     assert all(np.isfinite(w).all() for w in weights_of(broken))
     _, values = checkpoints.read(checkpoints.newest(tmp_path / "other"))
@@ -239,7 +244,7 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_goes_on(tmp_path):
     with pytest.raises(checkpoints.DamagedCheckpointError) as error:
         run_to(tmp_path / "cut", 4)
     assert str(newest) in str(error.value)
-    assert "Delete it to go on from epoch-000002.npz" in str(error.value)
+    assert "Delete it to resume from step-000000006.npz" in str(error.value)
     newest.unlink()
     resumed, _ = run_to(tmp_path / "cut", 4)
     assert_same_weights(whole, resumed)
@@ -262,7 +267,7 @@ def test_a_checkpoint_of_another_model(tmp_path):
     optimizer = sgd()
     optimizer.build(wider.trainable_variables)
     with pytest.raises(checkpoints.DamagedCheckpointError, match="another model"):
-        checkpoints.assign(values, wider, optimizer)
+        checkpoints.assign(values, {"model": wider.variables, "optimizer": optimizer.variables})
 
 
 @pytest.mark.parametrize(
@@ -325,10 +330,10 @@ def test_a_full_disk_loses_no_earlier_epoch(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match=r"could not write .*epoch-000003.npz: No space left"):
+    with pytest.raises(OSError, match=r"could not write .*step-000000009.npz: No space left"):
         run_to(tmp_path, 3)
     monkeypatch.undo()
-    assert checkpoints.newest(tmp_path).name == "epoch-000002.npz"
+    assert checkpoints.newest(tmp_path).name == "step-000000006.npz"
     whole, _ = run_to(tmp_path / "whole", 3)
     resumed, _ = run_to(tmp_path, 3)
     assert_same_weights(whole, resumed)
@@ -338,6 +343,10 @@ def test_an_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write to the folder"):
         run_to(tmp_path / "file" / "below", 1)
+
+
+def named(**others):
+    return {"images": np.zeros((90, 6, 6, 1)), "labels": np.zeros(90), **others}
 
 
 @pytest.mark.parametrize(
@@ -350,6 +359,11 @@ def test_an_unwritable_folder(tmp_path):
         ((np.zeros((10, 6, 6, 1)), np.zeros(10)), "do not fill one batch of 30"),
         ((np.zeros((0, 6, 6, 1)), np.zeros(0)), "empty batch"),
         (np.zeros((90, 6, 6, 1)), "must be a pair"),
+        ({"images": np.zeros((90, 6, 6, 1))}, "must have images and labels, got images"),
+        (named(targets=np.zeros(80)), r"targets must have one row per image, 90, got shape \(80,"),
+        (named(targets=np.full(90, np.nan)), "targets has NaN"),
+        (named(targets=np.full(90, "a")), "targets must be numbers"),
+        (named(**{"a target": np.zeros(90)}), "letters, digits and underscores, got 'a target'"),
     ],
 )
 def test_bad_data(data, message):
@@ -380,9 +394,8 @@ one = run(tf.distribute.get_strategy())
 two = run(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
 print("difference", max(np.abs(a - b).max() for a, b in zip(one, two)))
 """
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout.split("difference")[-1]) < 1e-5

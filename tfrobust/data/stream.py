@@ -1,7 +1,7 @@
-"""What training reads: batches whose content depends on seed and epoch only.
+"""What training reads: batches of named tensors whose content depends on seed and epoch only.
 
-A global batch is cut into equal parts, one a replica, so that every number of devices and hosts
-sees the same examples in the same steps.
+A global batch is cut into equal parts, one per replica, so that every number of devices and
+workers sees the same examples in the same steps.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import zlib
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,10 +19,12 @@ from tfrobust.errors import InputError
 
 __all__ = ["Arrays", "Share", "Stream"]
 
+_REQUIRED = ("images", "labels")
+
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Rows of every global batch that one input pipeline (one host) feeds."""
+    """Rows of every global batch that one input pipeline (one worker) feeds."""
 
     start: int
     """First row."""
@@ -32,12 +35,12 @@ class Share:
 
     @classmethod
     def of(cls, batch_size: int, replicas: int = 1, hosts: int = 1, host: int = 0) -> Share:
-        """The share of one host.
+        """The share of one worker.
 
         Args:
             batch_size: rows of a global batch.
-            replicas: over all hosts; the same number on each.
-            hosts: that train together.
+            replicas: over all workers; the same number on each.
+            hosts: workers that train together.
             host: index of this one.
 
         Raises:
@@ -54,7 +57,11 @@ class Share:
 
 @runtime_checkable
 class Stream(Protocol):
-    """A data set that `fit` and `evaluate` read batch by batch."""
+    """A data set that `fit` and `evaluate` read batch by batch.
+
+    A batch is a dict of tensors with one row per example: "images" (rows, *input) float32,
+    "labels" (rows,) int32, and any others.
+    """
 
     examples: int
     classes: int
@@ -64,62 +71,89 @@ class Stream(Protocol):
         """Plain data that changes when the examples, or what is done to them, change."""
 
     def training_batches(
-        self, batch_size: int, share: Share, *, seed: int, epoch: int
+        self, batch_size: int, share: Share, *, seed: int, epoch: int, first_step: int = 0
     ) -> tf.data.Dataset:
-        """examples // batch_size steps of images and labels in the order of (seed, epoch).
+        """examples // batch_size steps in the order of (seed, epoch), from `first_step` on.
 
-        Each step is (share.stop - share.start) / share.rows elements of `share.rows` rows.
+        Each step is (share.stop - share.start) / share.rows elements of `share.rows` rows. An
+        epoch that is resumed at `first_step` gives the same batches as one that is not.
         """
 
     def evaluation_batches(self, batch_size: int, *, hosts: int, host: int) -> tf.data.Dataset:
-        """Every example that falls to `host`, once, in batches of up to `batch_size` rows."""
+        """Every example of worker `host` of `hosts`, once, in batches of up to `batch_size`."""
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
         """Inside the block, errors of reading come out as errors that say what to do."""
 
 
 class Arrays:
-    """Examples in memory.
+    """Examples in memory: named arrays that are cut, sharded and shuffled together.
 
     Args:
-        images: (count, *input) float32, checked already.
-        labels: (count,) int32.
+        tensors: "images" (count, *input), "labels" (count,) and any others (count, ...): numbers,
+            of which floats become float32.
         classes: number of classes.
+
+    Raises:
+        ValueError: images or labels are missing, a name is not an identifier, or an array is not
+            of finite numbers, or has another number of rows than the images.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: int):
-        self.images, self.labels = images, labels
-        self.examples, self.classes = len(images), classes
-        self.input_shape = images.shape[1:]
+    def __init__(self, tensors: Mapping[str, Any], classes: int):
+        missing = [name for name in _REQUIRED if name not in tensors]
+        if missing:
+            raise InputError(f"no {missing[0]} among the tensors {', '.join(map(str, tensors))}")
+        self.examples, self.classes = len(tensors["images"]), classes
+        self.tensors = {name: self._checked(name, array) for name, array in tensors.items()}
+        self.input_shape = self.tensors["images"].shape[1:]
+        self._constants: dict[str, tf.Tensor] = {}
+
+    def _checked(self, name: str, array: Any) -> np.ndarray:
+        if not (isinstance(name, str) and name.isidentifier()):
+            raise InputError(
+                f"a tensor's name must be letters, digits and underscores, got {name!r}"
+            )
+        array = np.asarray(array)
+        if array.dtype.kind == "f":
+            array = array.astype(np.float32, copy=False)
+        elif array.dtype.kind not in "biu":
+            raise InputError(f"{name} must be numbers, got {array.dtype}")
+        if array.shape[:1] != (self.examples,):
+            raise InputError(
+                f"{name} must have one row per image, {self.examples}, got shape {array.shape}"
+            )
+        if not np.isfinite(array).all():
+            raise InputError(f"{name} has NaN or infinite values")
+        return array
 
     def fingerprint(self) -> int:
-        images = np.ascontiguousarray(self.images)
-        return zlib.crc32(self.labels.tobytes(), zlib.crc32(images.data))
+        """A checksum of all tensors and their names."""
+        checksum = 0
+        for name, array in sorted(self.tensors.items()):
+            checksum = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), checksum)
+            checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+        return checksum
 
     def training_batches(
-        self, batch_size: int, share: Share, *, seed: int, epoch: int
+        self, batch_size: int, share: Share, *, seed: int, epoch: int, first_step: int = 0
     ) -> tf.data.Dataset:
         order = np.random.default_rng([seed, epoch]).permutation(self.examples)
         steps = self.examples // batch_size
-        mine = order[: steps * batch_size].reshape(steps, batch_size)[:, share.start : share.stop]
-        images, labels = self._tensors
+        rows = order[: steps * batch_size].reshape(steps, batch_size)
+        rows = rows[first_step:, share.start : share.stop].reshape(-1)
+        if not self._constants:
+            self._constants = {name: tf.constant(array) for name, array in self.tensors.items()}
         return (
-            tf.data.Dataset.from_tensor_slices(mine.reshape(-1))
+            tf.data.Dataset.from_tensor_slices(rows)
             .batch(share.rows, drop_remainder=True)
-            .map(lambda rows: (tf.gather(images, rows), tf.gather(labels, rows)))
+            .map(lambda rows: {name: tf.gather(t, rows) for name, t in self._constants.items()})
             .prefetch(2)
         )
 
     def evaluation_batches(self, batch_size: int, *, hosts: int, host: int) -> tf.data.Dataset:
         rows = slice(host, None, hosts)
-        arrays = (self.images[rows], self.labels[rows])
+        arrays = {name: array[rows] for name, array in self.tensors.items()}
         return tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size)
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
-
-    @property
-    def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
-        if not hasattr(self, "_constants"):
-            self._constants = tf.constant(self.images), tf.constant(self.labels)
-        return self._constants

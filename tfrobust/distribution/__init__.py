@@ -10,7 +10,9 @@ from tfrobust.distribution.replicas import (
     hosts,
     is_chief,
     is_spread,
+    replica_values,
     replicas,
+    set_replica_values,
     spread,
 )
 from tfrobust.distribution.strategy import strategy
@@ -26,7 +28,9 @@ __all__ = [
     "is_chief",
     "is_spread",
     "map_cohort",
+    "replica_values",
     "replicas",
+    "set_replica_values",
     "spread",
     "strategy",
 ]

@@ -7,7 +7,7 @@ only one of them makes waits for the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -23,7 +23,9 @@ __all__ = [
     "is_chief",
     "is_spread",
     "local_replicas",
+    "replica_values",
     "replicas",
+    "set_replica_values",
     "spread",
 ]
 
@@ -94,24 +96,49 @@ def average(variables: Sequence[keras.Variable]) -> None:
     Batch statistics' moving averages differ between devices, each having seen its own examples;
     integers (seeds, counters) do not and are left alone.
     """
-    chosen = [variable for variable in variables if "float" in str(variable.dtype)]
-    if replicas() == 1 or not chosen:
+    if replicas() == 1:
         return
+    flat = gather_rows(_local_values(variables).mean(axis=0)[None]).mean(axis=0)
+    for variable, values in _by_variable(variables, flat):
+        variable.assign(values)
+
+
+def replica_values(variables: Sequence[keras.Variable]) -> np.ndarray:
+    """What each replica holds of the floating-point variables, (replicas, numbers) float64."""
+    return gather_rows(_local_values(variables))
+
+
+def set_replica_values(variables: Sequence[keras.Variable], values: np.ndarray) -> None:
+    """Give each replica of this worker its row of `replica_values`."""
     results = tf.distribute.get_strategy().experimental_local_results
-    local = np.mean(
-        [
-            np.concatenate([np.ravel(results(variable.value)[k]) for variable in chosen])
-            for k in range(local_replicas())
-        ],
-        axis=0,
-        dtype=np.float64,
-    )
-    flat = gather_rows(local[None]).mean(axis=0)
+    first = host() * local_replicas()
+    for k in range(local_replicas()):
+        for variable, value in _by_variable(variables, values[first + k]):
+            component = results(variable.value)[k]
+            component.assign(value.astype(component.dtype.as_numpy_dtype))
+
+
+def _local_values(variables: Sequence[keras.Variable]) -> np.ndarray:
+    results = tf.distribute.get_strategy().experimental_local_results
+    rows = np.zeros((local_replicas(), 0))
+    for variable in _floating(variables):
+        values = [np.ravel(value).astype(np.float64) for value in results(variable.value)]
+        rows = np.concatenate([rows, values], axis=1)
+    return rows
+
+
+def _by_variable(
+    variables: Sequence[keras.Variable], flat: np.ndarray
+) -> Iterator[tuple[keras.Variable, np.ndarray]]:
     start = 0
-    for variable in chosen:
+    for variable in _floating(variables):
         size = math.prod(variable.shape)
-        variable.assign(flat[start : start + size].reshape(variable.shape))
+        yield variable, flat[start : start + size].reshape(variable.shape)
         start += size
+
+
+def _floating(variables: Sequence[keras.Variable]) -> list[keras.Variable]:
+    return [variable for variable in variables if "float" in str(variable.dtype)]
 
 
 def spread(function: Callable[..., Any], rowwise: int | None) -> Callable[..., Any]:

@@ -1,9 +1,11 @@
 """fit(): the one training loop, and what it needs."""
 
 from tfrobust.training.checkpoints import DamagedCheckpointError
-from tfrobust.training.fit import History, SettingsChangedError, evaluate, fit
+from tfrobust.training.evaluation import evaluate
+from tfrobust.training.fit import History, fit
 from tfrobust.training.loop import NonFiniteLossError, WorkerLostError
 from tfrobust.training.precision import Precision, computing_in
+from tfrobust.training.run_folder import SettingsChangedError
 from tfrobust.training.schedules import Cosine, Plateau, Schedule, StepDecay
 
 __all__ = [

@@ -1,4 +1,8 @@
-"""Training checkpoints: every variable of a model and its optimizer in one checked file an epoch.
+"""Checkpoints of training: named sets of variables in one checked file.
+
+    save(folder, step, {"model": model.variables, "optimizer": optimizer.variables}, state)
+    state, values = read(newest(folder))
+    assign(values, {"model": model.variables, "optimizer": optimizer.variables})
 
 A checkpoint is a NumPy archive without pickles, written whole or not at all. The two newest stay.
 """
@@ -8,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,55 +22,57 @@ import numpy as np
 from tfrobust.errors import TfrobustError
 from tfrobust.files import atomic_path
 
-__all__ = ["DamagedCheckpointError", "assign", "newest", "read", "save"]
+__all__ = ["DamagedCheckpointError", "assign", "newest", "read", "save", "step_of"]
 
-_PATTERN = re.compile(r"epoch-(\d{6})\.npz")
+_PATTERN = re.compile(r"step-(\d{9})\.npz")
 _KEPT = 2
+_STATE = "state"
 
 
 class DamagedCheckpointError(TfrobustError, RuntimeError):
-    """A checkpoint cannot be read, or does not belong to this model."""
+    """A checkpoint cannot be read, or does not belong to these variables."""
 
 
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint in `folder`, None where there is none."""
-    found = _all(folder)
-    return found[-1] if found else None
+    paths = _all(folder)
+    return paths[-1] if paths else None
+
+
+def step_of(path: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(_PATTERN.fullmatch(path.name).group(1))
 
 
 def save(
     folder: Path,
-    epoch: int,
-    model: keras.Model,
-    optimizer: keras.optimizers.Optimizer,
+    step: int,
+    sets: Mapping[str, Sequence[keras.Variable | np.ndarray]],
     state: dict[str, Any],
 ) -> Path:
-    """Write the checkpoint of a finished epoch, counted from 1, and drop all but the newest two.
+    """Write the checkpoint after a step, and delete all but the newest two.
 
     Args:
         folder: exists and is writable.
-        epoch: epochs finished.
-        model: its variables are saved, seeds and moving statistics included.
-        optimizer: its slots, step count and learning rate are saved.
+        step: steps taken since training began.
+        sets: variables or arrays by the name of their set. A model's variables hold its seeds and
+            moving statistics, an optimizer's its slots, step count and learning rate.
         state: anything JSON can hold.
 
     Raises:
         OSError: the file could not be written; the checkpoints before it are untouched.
     """
-    arrays = {
-        key: keras.ops.convert_to_numpy(variable)
-        for key, variable in _variables(model, optimizer).items()
-    }
-    path = folder / f"epoch-{epoch:06d}.npz"
+    arrays = {key: keras.ops.convert_to_numpy(variable) for key, variable in _by_key(sets).items()}
+    path = folder / f"step-{step:09d}.npz"
     with atomic_path(path) as temporary:
-        np.savez(temporary, state=np.array(json.dumps(state)), **arrays)
+        np.savez(temporary, **{_STATE: np.array(json.dumps(state))}, **arrays)
     for old in _all(folder)[:-_KEPT]:
         old.unlink()
     return path
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The state and the variables' values in a checkpoint.
+    """The state and the values in a checkpoint; a value's key is "set.position.name".
 
     Raises:
         DamagedCheckpointError: the file is truncated or otherwise unreadable.
@@ -73,24 +80,22 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             values = {key: archive[key] for key in archive.files}
-        return json.loads(str(values.pop("state"))), values
+        return json.loads(str(values.pop(_STATE))), values
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         older = [other for other in _all(path.parent) if other != path]
-        onward = f"go on from {older[-1].name}" if older else "start again"
+        remedy = f"resume from {older[-1].name}" if older else "start again"
         raise DamagedCheckpointError(
-            f"the checkpoint {path} is damaged ({error}). Delete it to {onward}."
+            f"the checkpoint {path} is damaged ({error}). Delete it to {remedy}."
         ) from error
 
 
-def assign(
-    values: dict[str, np.ndarray], model: keras.Model, optimizer: keras.optimizers.Optimizer
-) -> None:
+def assign(values: Mapping[str, np.ndarray], sets: Mapping[str, Sequence[keras.Variable]]) -> None:
     """Give every variable its value from `read`, or none if they do not all fit.
 
     Raises:
-        DamagedCheckpointError: the values are another model's.
+        DamagedCheckpointError: the values are of other variables.
     """
-    variables = _variables(model, optimizer)
+    variables = _by_key(sets)
     if values.keys() != variables.keys():
         different = sorted(values.keys() ^ variables.keys())
         raise DamagedCheckpointError(
@@ -107,16 +112,14 @@ def assign(
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("epoch-*.npz") if _PATTERN.fullmatch(path.name))
+    return sorted(path for path in folder.glob("step-*.npz") if _PATTERN.fullmatch(path.name))
 
 
-def _variables(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer
-) -> dict[str, keras.Variable]:
-    """Variables by position and own name; automatic layer names differ between processes."""
-    named = {}
-    for owner, variables in (("model", model.variables), ("optimizer", optimizer.variables)):
+def _by_key(sets: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Variables by set, position and name; the numbers in automatic names differ by process."""
+    keys = {}
+    for name, variables in sets.items():
         for position, variable in enumerate(variables):
-            kind = variable.name if owner == "model" else "slot"
-            named[f"{owner}.{position:04d}.{kind}"] = variable
-    return named
+            kind = re.sub(r"_\d+", "", getattr(variable, "name", "array"))
+            keys[f"{name}.{position:04d}.{kind}"] = variable
+    return keys

@@ -1,10 +1,11 @@
-"""The compiled steps of training, on whatever `tf.distribute` strategy is in scope."""
+"""The steps of an epoch: batches in, running sums of the epoch's record out."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -17,10 +18,11 @@ from tfrobust.distribution import host, hosts, replicas
 from tfrobust.errors import TfrobustError
 from tfrobust.objectives import Objective
 from tfrobust.training.precision import SMALLEST, LossScale, needs_loss_scale
+from tfrobust.training.steps import compile_steps
 
-__all__ = ["Loop", "NonFiniteLossError", "WorkerLostError", "worker_losses"]
+__all__ = ["Loop", "NonFiniteLossError", "Progress", "WorkerLostError", "worker_losses"]
 
-# between looks at the loss, in one graph
+# in one graph, between looks at the loss
 STEPS_PER_CALL = 20
 
 
@@ -29,12 +31,12 @@ class NonFiniteLossError(TfrobustError, ArithmeticError):
 
 
 class WorkerLostError(TfrobustError, RuntimeError):
-    """Another host of a multi-host run is gone."""
+    """Another worker of a multi-worker run is gone."""
 
 
 @contextlib.contextmanager
 def worker_losses() -> Iterator[None]:
-    """Say what to do when a host is lost, instead of what a collective operation says."""
+    """Say what to do when a worker is lost, instead of what a collective operation says."""
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
@@ -42,13 +44,38 @@ def worker_losses() -> Iterator[None]:
             raise
         first = str(error).strip().splitlines()[-1][:300]
         raise WorkerLostError(
-            f"a worker of {hosts()} was lost while host {host()} was training ({first}). Start all "
-            "workers again with the same command: they go on after the last finished epoch."
+            f"a worker of {hosts()} was lost while worker {host()} was training ({first}). Start "
+            "all workers again with the same command: training is resumed from the last checkpoint."
         ) from error
 
 
+@dataclasses.dataclass
+class Progress:
+    """How far an epoch has come, with the running sums of its record: plain numbers."""
+
+    epoch: int
+    """Counted from 0."""
+    steps: int = 0
+    """Steps taken."""
+    updates: int = 0
+    """Of these, the steps that updated the weights."""
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of each part of the objective and the accuracy, over whole groups of `STEPS_PER_CALL`."""
+    group: dict[str, float] = dataclasses.field(default_factory=dict)
+    """The same over the steps of the group that is not whole; single precision, as in the graph."""
+    seconds: float = 0.0
+    """Spent on the epoch before it was resumed."""
+
+    def means(self) -> dict[str, float]:
+        """Over the updates."""
+        return {
+            name: (self.sums.get(name, 0.0) + value) / max(self.updates, 1)
+            for name, value in self.group.items()
+        }
+
+
 class Loop:
-    """The compiled steps of one call of `fit`.
+    """The steps of one call of `fit`.
 
     Args:
         model: its trainable weights are updated.
@@ -56,7 +83,7 @@ class Loop:
         objective: what is minimised.
         optimizer: built here, for the model's weights.
         data: what is read.
-        batch_size: examples a step, over all replicas.
+        batch_size: examples per step, over all replicas.
         seed: of the order of examples.
         jit: compile gradients with XLA.
     """
@@ -72,156 +99,86 @@ class Loop:
         seed: int,
         jit: bool = False,
     ):
-        self.model = model
-        self.logits = logits
-        self.objective = objective
-        self.optimizer = optimizer
-        self.data = data
-        self.batch_size = batch_size
-        self.share = Share.of(batch_size, replicas(), hosts(), host())
-        self.seed = seed
         self.steps = data.examples // batch_size
-        self.strategy = tf.distribute.get_strategy()
         self.loss_scale = LossScale() if needs_loss_scale(logits) else None
+        self._model, self._optimizer, self._objective = model, optimizer, objective
+        self._data, self._batch_size, self._seed = data, batch_size, seed
+        self._share = Share.of(batch_size, replicas(), hosts(), host())
+        self._parts = [*(term.name for term in objective.terms), "accuracy"]
         optimizer.build(model.trainable_variables)
-        self.run = self._compile(self._gradients(jit))
+        self._run = compile_steps(logits, objective, optimizer, self.loss_scale, jit=jit)
 
-    def _gradients(self, jit: bool) -> Callable[..., Any]:
-        """Gradients of one replica's share of a step, and the parts of the objective."""
-        objective, logits = self.objective, self.logits
-        variables = logits.trainable_variables
-        # the optimizer sums over replicas
-        count = replicas()
+    def batches(self, progress: Progress) -> Iterator[Any]:
+        """The batches of an epoch that are still to come."""
 
-        def gradients(
-            x: tf.Tensor, labels: tf.Tensor, scale: tf.Tensor
-        ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
-            scaled = None if self.loss_scale is None else scale
-            with tf.GradientTape() as tape:
-                batch = objective.forward(
-                    logits, {"images": x, "labels": labels}, training=True, gradient_scale=scaled
-                )
-                parts = objective.parts(batch)
-                total = tf.add_n(list(parts.values())) / count
-                if scaled is not None:
-                    total *= scale
-            values = tape.gradient(total, variables)
-            if scaled is not None:
-                values = [None if value is None else value / scale for value in values]
-            hits = tf.argmax(batch.logits, axis=1, output_type=tf.int32) == labels
-            return values, {**parts, "accuracy": tf.reduce_mean(tf.cast(hits, tf.float32))}
-
-        return tf.function(gradients, jit_compile=True) if jit else gradients
-
-    def _compile(self, gradients: Callable[..., Any]) -> Callable[..., Any]:
-        strategy, variables = self.strategy, self.logits.trainable_variables
-        optimizer, loss_scale = self.optimizer, self.loss_scale
-        names = [*(term.name for term in self.objective.terms), "accuracy"]
-
-        def update(values: list[tf.Tensor]) -> None:
-            optimizer.apply_gradients(zip(values, variables, strict=True))
-
-        def step(x: tf.Tensor, labels: tf.Tensor, scale: tf.Tensor) -> dict[str, tf.Tensor]:
-            values, parts = gradients(x, labels, scale)
-            update(values)
-            return parts
-
-        def all_finite(values: list[tf.Tensor], parts: dict[str, tf.Tensor]) -> tf.Tensor:
-            flat = [value for value in (*values, *parts.values()) if value is not None]
-            finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in flat])
-            return tf.cast(finite, tf.float32)
-
-        def mean(each: dict[str, Any]) -> dict[str, tf.Tensor]:
-            return {name: strategy.reduce("MEAN", each[name], axis=None) for name in names}
-
-        @tf.function
-        def run(iterator: Any, count: tf.Tensor, scale: tf.Tensor, good: tf.Tensor) -> Any:
-            totals = {name: tf.constant(0.0) for name in names}
-            done = tf.constant(0)
-            finite = tf.constant(True)
-            while tf.logical_and(done < count, finite):
-                x, labels = next(iterator)
-                parts = mean(strategy.run(step, args=(x, labels, scale)))
-                finite = tf.math.is_finite(tf.add_n([parts[name] for name in names]))
-                totals = {name: totals[name] + parts[name] for name in names}
-                done += 1
-            return totals, done, done, scale, good
-
-        @tf.function
-        def run_scaled(iterator: Any, count: tf.Tensor, scale: tf.Tensor, good: tf.Tensor) -> Any:
-            totals = {name: tf.constant(0.0) for name in names}
-            done, used = tf.constant(0), tf.constant(0)
-            while tf.logical_and(done < count, scale >= SMALLEST):
-                x, labels = next(iterator)
-                values, each = strategy.run(gradients, args=(x, labels, scale))
-                flags = strategy.run(all_finite, args=(values, each))
-                # all devices update, or none
-                finite = strategy.reduce("MEAN", flags, axis=None) == 1.0
-                parts = mean(each)
-                if finite:
-                    strategy.run(update, args=(values,))
-                    totals = {name: totals[name] + parts[name] for name in names}
-                    used += 1
-                scale, good = loss_scale.after(scale, good, finite)
-                done += 1
-            return totals, done, used, scale, good
-
-        return run if loss_scale is None else run_scaled
-
-    def _batches(self, epoch: int) -> Iterable[Any]:
-        def mine() -> tf.data.Dataset:
-            return self.data.training_batches(
-                self.batch_size, self.share, seed=self.seed, epoch=epoch
+        def dataset() -> tf.data.Dataset:
+            return self._data.training_batches(
+                self._batch_size,
+                self._share,
+                seed=self._seed,
+                epoch=progress.epoch,
+                first_step=progress.steps,
             )
 
+        batches: Iterable[Any] = dataset()
         if replicas() > 1:
-            return self.strategy.distribute_datasets_from_function(lambda _: mine())
-        return mine()
+            strategy = tf.distribute.get_strategy()
+            batches = strategy.distribute_datasets_from_function(lambda _: dataset())
+        return iter(batches)
 
-    def epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
-        """One pass; the mean of each part over its steps.
+    def advance(self, batches: Iterator[Any], progress: Progress, stop: int, bar: tqdm) -> None:
+        """Take the steps of an epoch up to step `stop`; `progress` is updated.
 
         Raises:
-            NonFiniteLossError: the objective is infinite or NaN.
-            WorkerLostError: another host is gone.
+            NonFiniteLossError: the objective or a weight is infinite or NaN.
+            WorkerLostError: another worker is gone.
         """
-        iterator = iter(self._batches(epoch))
-        sums: dict[str, float] = {}
-        finished = updates = 0
-        scale = self.loss_scale
-        while finished < self.steps:
-            count = tf.constant(min(STEPS_PER_CALL, self.steps - finished))
-            state = (scale.value, scale.good_steps) if scale else (1.0, 0)
-            with self.data.errors(), worker_losses():
-                totals, done, used, *after = self.run(
-                    iterator, count, tf.constant(state[0]), tf.constant(state[1])
-                )
-            totals = {name: float(value) for name, value in totals.items()}
-            done, used = int(done), int(used)
-            finished, updates = finished + done, updates + used
-            if scale:
-                scale.value, scale.good_steps = float(after[0]), int(after[1])
-                if scale.value < SMALLEST:
-                    raise NonFiniteLossError(self._message(epoch, finished, {"loss": math.nan}))
-            if not all(map(math.isfinite, totals.values())):
-                raise NonFiniteLossError(self._message(epoch, finished, totals))
-            for name, value in totals.items():
-                sums[name] = sums.get(name, 0.0) + value
-            bar.update(done)
-            bar.set_postfix({name: f"{value / max(used, 1):.3g}" for name, value in totals.items()})
-        for variable in self.model.trainable_variables:
+        while progress.steps < stop:
+            before = progress.steps
+            group_end = (before // STEPS_PER_CALL + 1) * STEPS_PER_CALL
+            self._call(batches, progress, min(stop, group_end) - before)
+            bar.update(progress.steps - before)
+            bar.set_postfix({name: f"{mean:.3g}" for name, mean in progress.means().items()})
+        for variable in self._model.trainable_variables:
             if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
-                raise NonFiniteLossError(self._message(epoch, finished, {variable.path: math.nan}))
-        record = {name: value / max(updates, 1) for name, value in sums.items()}
+                raise NonFiniteLossError(self._message(progress, [variable.path]))
+
+    def _call(self, batches: Iterator[Any], progress: Progress, count: int) -> None:
+        scale = self.loss_scale
+        scale_state = (scale.value, scale.good_steps) if scale else (1.0, 0)
+        totals = {name: tf.constant(progress.group.get(name, 0.0)) for name in self._parts}
+        with self._data.errors(), worker_losses():
+            totals, done, updates, *after = self._run(
+                batches, tf.constant(count), totals, *map(tf.constant, scale_state)
+            )
+        progress.group = {name: float(totals[name]) for name in self._parts}
+        progress.steps += int(done)
+        progress.updates += int(updates)
         if scale:
-            record |= {"loss_scale": scale.value, "skipped_steps": finished - updates}
+            scale.value, scale.good_steps = float(after[0]), int(after[1])
+            if scale.value < SMALLEST:
+                raise NonFiniteLossError(self._message(progress, ["loss"]))
+        bad = [name for name, value in progress.group.items() if not math.isfinite(value)]
+        if bad:
+            raise NonFiniteLossError(self._message(progress, bad))
+        if progress.steps % STEPS_PER_CALL == 0 or progress.steps == self.steps:
+            for name, value in progress.group.items():
+                progress.sums[name] = progress.sums.get(name, 0.0) + value
+                progress.group[name] = 0.0
+
+    def record(self, progress: Progress) -> dict[str, float]:
+        """Means over a finished epoch, and what became of the loss scale."""
+        record = progress.means()
+        if self.loss_scale:
+            skipped = progress.steps - progress.updates
+            record |= {"loss_scale": self.loss_scale.value, "skipped_steps": skipped}
         return record
 
-    def _message(self, epoch: int, step: int, parts: dict[str, float]) -> str:
-        bad = ", ".join(name for name, value in parts.items() if not math.isfinite(value))
+    def _message(self, progress: Progress, names: list[str]) -> str:
+        rate = float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
         return (
-            f"{bad} is not finite in epoch {epoch + 1}, step {step} of {self.steps}. "
-            f"Learning rate {float(keras.ops.convert_to_numpy(self.optimizer.learning_rate)):g}, "
-            f"objective {self.objective.describe()}. Lower the rate or the weights of the "
-            "penalties; checkpoints of earlier epochs are kept."
+            f"{', '.join(names)} is not finite in epoch {progress.epoch + 1}, step "
+            f"{progress.steps} of {self.steps}. Learning rate {rate:g}, objective "
+            f"{self._objective.describe()}. Lower the rate or the weights of the penalties; "
+            "earlier checkpoints are kept."
         )

@@ -8,27 +8,23 @@ from collections.abc import Sequence
 
 from tfrobust.errors import InputError, InputTypeError
 
-__all__ = ["Constant", "Cosine", "Plateau", "Schedule", "StepDecay"]
+__all__ = ["Cosine", "Plateau", "Schedule", "StepDecay"]
 
 
 class Schedule:
-    """A learning rate that depends on the epoch and on what was monitored in earlier ones."""
+    """A learning rate that depends on the epoch and on what was monitored in earlier ones.
 
-    monitor = "validation_loss"
+    A schedule is a frozen dataclass: its fields are written beside checkpoints.
+    """
+
+    monitor: str | None = None
+    """Column of the records that the rate depends on."""
+    needs_epochs = False
+    """Whether the rate depends on the number of epochs in all."""
 
     def __call__(self, epoch: int, epochs: int, monitored: Sequence[float]) -> float:
-        """Rate of `epoch`, counted from 0, of `epochs`, given one monitored value an epoch."""
+        """Rate of `epoch`, counted from 0, of `epochs`, given one monitored value per epoch."""
         raise InputTypeError(f"{type(self).__name__} must define its rate")
-
-
-@dataclasses.dataclass(frozen=True)
-class Constant(Schedule):
-    """The same rate throughout."""
-
-    rate: float
-
-    def __call__(self, epoch: int, epochs: int, monitored: Sequence[float]) -> float:
-        return self.rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +48,7 @@ class Cosine(Schedule):
     """rate * (1 + cos(pi * epoch / epochs)) / 2 (Loshchilov and Hutter 2017, one cycle)."""
 
     rate: float
+    needs_epochs = True
 
     def __call__(self, epoch: int, epochs: int, monitored: Sequence[float]) -> float:
         return self.rate * (1 + math.cos(math.pi * epoch / epochs)) / 2

@@ -173,9 +173,9 @@ class ImageStream:
         return files | {"classes": self.classes} | self._preprocessor.settings()
 
     def training_batches(
-        self, batch_size: int, share: Share, *, seed: int, epoch: int
+        self, batch_size: int, share: Share, *, seed: int, epoch: int, first_step: int = 0
     ) -> tf.data.Dataset:
-        """examples // batch_size steps of augmented images and labels, ordered by (seed, epoch).
+        """Steps from `first_step` on of augmented images and labels, ordered by (seed, epoch).
 
         Element e of the order is row e % batch_size of step e // batch_size, whatever the share.
         Records are visited 16 shards at a time, shuffled among them, which spares slow disks;
@@ -184,7 +184,7 @@ class ImageStream:
         """
         steps = self.examples // batch_size
         positions = np.arange(steps * batch_size).reshape(steps, batch_size)
-        positions = positions[:, share.start : share.stop].ravel()
+        positions = positions[first_step:, share.start : share.stop].ravel()
         rows = self._order(seed, epoch)[positions]
         pair = np.random.SeedSequence([seed, epoch]).generate_state(2).view(np.int32)
 
@@ -196,11 +196,12 @@ class ImageStream:
                 pixels, tf.random.fold_in(pair, position)
             ), label
 
+        to_network = self._preprocessor.network_input
         return (
             tf.data.Dataset.from_tensor_slices((positions, rows))
             .map(element, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
             .batch(share.rows, drop_remainder=True)
-            .map(lambda images, labels: (self._preprocessor.network_input(images), labels))
+            .map(lambda images, labels: {"images": to_network(images), "labels": labels})
             .prefetch(2)
         )
 
@@ -209,7 +210,7 @@ class ImageStream:
     ) -> tf.data.Dataset:
         """Centre crops and labels of every good example that falls to `host`, once."""
         crops = self._crops(self._rows[host::hosts], batch_size)
-        return crops.map(lambda images, labels, names: (images, labels)).prefetch(2)
+        return crops.map(lambda images, labels, _: {"images": images, "labels": labels}).prefetch(2)
 
     def take(self, count: int, *, seed: int | None = None) -> Examples:
         """The first `count` intact examples, centre-cropped; with a seed, a random choice of them.

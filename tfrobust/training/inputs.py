@@ -1,0 +1,62 @@
+"""What `fit` and `evaluate` take as data, as a stream whose examples the model can take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfrobust.classifier import as_images, as_labels, classes_of, model_input_shape
+from tfrobust.data import Arrays, Stream
+from tfrobust.errors import InputError
+
+__all__ = ["Data", "as_stream"]
+
+Data = tuple[Any, Any] | Mapping[str, Any] | Stream
+
+
+def as_stream(model: keras.Model, data: Data, name: str) -> Stream:
+    """Data, checked against a model, as a stream.
+
+    Args:
+        model: any Keras classifier.
+        data: images and labels, a dict of named tensors with "images" and "labels" among them, or
+            a `Stream`.
+        name: of the argument, for messages.
+
+    Raises:
+        ValueError: malformed data, or images or classes that the model does not have.
+    """
+    if isinstance(data, Stream):
+        _check_stream(model, data, name)
+        return data
+    if not isinstance(data, Mapping):
+        try:
+            images, labels = data
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{name} must be a pair, images and labels, a dict of named tensors, or a Stream"
+            ) from None
+        data = {"images": images, "labels": labels}
+    missing = [key for key in ("images", "labels") if key not in data]
+    if missing:
+        raise InputError(f"{name} must have images and labels, got {', '.join(map(str, data))}")
+    images = as_images(model, data["images"], f"{name} images")
+    classes = classes_of(model, images[:1])
+    labels = as_labels(data["labels"], len(images), classes, f"{name} labels")
+    return Arrays({**data, "images": images, "labels": labels}, classes)
+
+
+def _check_stream(model: keras.Model, stream: Stream, name: str) -> None:
+    expected = model_input_shape(model)
+    pairs = zip(expected or (), stream.input_shape, strict=False)
+    if expected is not None and (
+        len(expected) != len(stream.input_shape)
+        or any(want is not None and want != have for want, have in pairs)
+    ):
+        raise InputError(f"{name} has images {stream.input_shape}, but the model takes {expected}")
+    classes = classes_of(model, np.zeros((1, *stream.input_shape), np.float32))
+    if stream.classes > classes:
+        raise InputError(f"{name} has {stream.classes} classes, the model {classes}")
