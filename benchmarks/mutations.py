@@ -3,8 +3,9 @@
     python -m benchmarks.mutations                 # all, about a quarter of an hour on 2 cores
     python -m benchmarks.mutations "norm" "sketch" # those whose names hold one of the words
 
-Each fault is made in a copy of the working tree, in which the tests of the concept it belongs to run
-until the first failure. "caught": a test failed. "MISSED": all passed; the exit status is then 1.
+Each fault is made in a copy of the working tree, in which the tests of the concept that it belongs
+to run until the first failure. "caught": a test failed. "MISSED": all passed; the exit status is
+then 1.
 """
 
 from __future__ import annotations
