@@ -22,7 +22,9 @@ import tyro
 
 from benchmarks.speed import compare
 from tfrobust.alignment import Alignment, measure
-from tfrobust.errors import MissingFileError
+from tfrobust.arguments import as_count
+from tfrobust.commands import run
+from tfrobust.errors import InputError, MissingFileError
 from tfrobust.report import versions
 
 CLASSES = 1000
@@ -47,17 +49,39 @@ class Settings:
     """Height and width for the peak of memory."""
 
 
-def load_images(size: int, count: int) -> tuple[np.ndarray, str]:
-    """Preprocessed images (count, size, size, 3), and in words where they come from."""
+def check(settings: Settings) -> None:
+    """Raises: InputError for a setting out of range, MissingFileError where images are missing."""
+    least = {"size": 32, "images": 1, "directions": 1, "repeats": 1, "memory_size": 32}
+    for name, smallest in least.items():
+        as_count(name, getattr(settings, name), smallest)
+    if settings.images > SETTLING:
+        raise InputError(f"images must be at most {SETTLING}, got {settings.images}")
+    image_files()
+
+
+def image_files() -> list[Path] | None:
+    """ImageNet's validation images in the folder of data sets; None where none is named.
+
+    Raises:
+        MissingFileError: fewer than are needed.
+    """
     folder = os.environ.get("TFROBUST_DATA_DIR")
     if not folder:
+        return None
+    place = Path(folder) / "imagenet_sample" / "val"
+    files = sorted(place.glob("*/*.JPEG"))
+    if len(files) < SETTLING:
+        raise MissingFileError(f"{place} holds {len(files)} images, {SETTLING} are needed")
+    return files
+
+
+def load_images(size: int, count: int) -> tuple[np.ndarray, str]:
+    """Preprocessed images (count, size, size, 3), and their source."""
+    files = image_files()
+    if files is None:
         pixels = np.random.default_rng(0).uniform(0, 255, (count, size, size, 3))
         source = "uniform noise (TFROBUST_DATA_DIR names no folder of data sets)"
     else:
-        place = Path(folder) / "imagenet_sample" / "val"
-        files = sorted(place.glob("*/*.JPEG"))
-        if len(files) < count:
-            raise MissingFileError(f"{place} holds {len(files)} images, {count} are needed")
         chosen = files[:: len(files) // count][:count]
         pixels = np.stack([_centre(path, size) for path in chosen])
         source = "ImageNet images"
@@ -119,8 +143,15 @@ def memory(size: int, count: int, directions: int) -> tuple[float, float]:
     return before, after
 
 
-def main(settings: Settings) -> int:
-    """Print the ratios and the memory; 1 if a limit is missed."""
+def main(arguments: list[str] | None = None) -> None:
+    """Print the ratios and the memory.
+
+    Raises:
+        SystemExit: status 1 where a limit is missed.
+        TfrobustError: a setting out of range, or no images in the folder of data sets.
+    """
+    settings = tyro.cli(Settings, prog="benchmarks.sketch", args=arguments)
+    check(settings)
     print(versions()["machine"], "- TensorFlow", tf.__version__)
     # first: a process that starts another bequeaths it the peak of its own memory
     before, after = memory(settings.memory_size, settings.images, settings.directions)
@@ -148,8 +179,8 @@ def main(settings: Settings) -> int:
     apart = float(np.abs(rho[0] / rho[1] - 1).max())
 
     few = ", ".join(map(str, gradients["sketch"]))
-    print(f"\nexact gradients of each image: exact {CLASSES}, sketch {few}")
-    print(f"passes an image: exact {CLASSES}, sketch {passes:.1f}")
+    print(f"\nexact gradients per image: exact {CLASSES}, sketch {few}")
+    print(f"passes per image: exact {CLASSES}, sketch {passes:.1f}")
     print(f"{fewer:.1f} times fewer passes (limit {FEWER_PASSES})")
     print(
         f"seconds: exact {timed.other:.2f}, sketch {timed.ours:.2f}; {1 / timed.ratio:.1f} times "
@@ -165,9 +196,10 @@ def main(settings: Settings) -> int:
     failed = ["passes"] if fewer < FEWER_PASSES else []
     failed += ["time"] if timed.ratio > timed.limit else []
     failed += ["agreement"] if same < 1 or apart > 1e-4 else []
-    print("\nwithin all limits" if not failed else f"\nLIMIT MISSED: {', '.join(failed)}")
-    return 1 if failed else 0
+    if failed:
+        sys.exit(f"\nLIMIT MISSED: {', '.join(failed)}")
+    print("\nwithin all limits")
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Settings)))
+    run(main)

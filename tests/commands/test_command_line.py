@@ -2,13 +2,11 @@
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from helpers.commands import tfrobust
 
 from tfrobust.commands import catalogue, dispatch, main, run
 from tfrobust.errors import InputError
@@ -37,18 +35,6 @@ study = "Peck 2017"
 command = "python -m experiments.peck2017"
 what = "Bounds."
 """
-
-
-def tfrobust(*arguments, code=None, **options):
-    """The finished process of the command, or of Python code, started in another folder."""
-    command = ["-c", code] if code else ["-m", "tfrobust", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for name in ("TF_CPP_MIN_LOG_LEVEL", "CUDA_VISIBLE_DEVICES"):  # what conftest sets
-        environment.pop(name, None)
-    return subprocess.run(
-        [sys.executable, *command],
-        **{"cwd": "/", "env": environment, "capture_output": True, "text": True, **options},
-    )
 
 
 def one_line(done, status):

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.commands import tfrobust as tfrobust_process
 from helpers.nets import randomise
 from helpers.pictures import encoded, smooth
 
@@ -98,6 +99,18 @@ def test_the_page(run):
     assert page.count("data:image/png;base64,") == 1
 
 
+def test_the_command_as_users_start_it(run, model, tmp_path):
+    """Another process computes the same, and writes nothing but JSON to stdout, no noise."""
+    more = ("--attacks", "deepfool", "gradient", "--json")
+    done = tfrobust_process("evaluate", *options(model, *more))
+    assert (done.returncode, done.stderr) == (0, "")
+    summary, expected = json.loads(done.stdout), json.loads((run / "summary.json").read_text())
+    assert summary.keys() == expected.keys()
+    for name, value in expected.items():
+        exactly = not isinstance(value, float)
+        assert summary[name] == (value if exactly else pytest.approx(value, rel=1e-3)), name
+
+
 def test_a_second_call_computes_nothing(run, model, monkeypatch, capsys):
     monkeypatch.setattr(steps, "benchmark", lambda *_, **__: pytest.fail("computed again"))
     more = ("--attacks", "deepfool", "gradient", "--out", run)
@@ -186,6 +199,7 @@ def test_a_limit_takes_images_of_every_class(pictures, tmp_path):
         (("--data", "digits", "--epsilon", -1), "epsilon must be"),
         (("--data", "digits", "--limit", 0), "limit must be at least 1"),
         (("--data", "digits", "--open"), "no page to open"),
+        (("--data", "imagenet"), "imagenet is a folder of images: --images"),
         (("--data", "letters"), "unknown data set 'letters'"),
         (("--data", "iris"), r"input|shape"),
         (("--data", "digits", "--attacks", "foo"), "unknown attack 'foo'"),

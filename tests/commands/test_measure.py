@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.commands import tfrobust
 from helpers.pictures import encoded, jpeg, smooth
 from keras import layers
 from keras.src.backend import config
@@ -198,6 +199,17 @@ def test_the_page_says_what_was_measured(application, own, folder, classifier):
     assert "0..255 becomes -1..1." in text_of(application)
     assert "4 classes, input 20 x 24 x 3" in text_of(own)
     assert "0..255 becomes -2.118..2.249, -2.036..2.429, -1.804..2.64 by channel" in text_of(own)
+
+
+def test_the_command_as_users_start_it(folder, classifier, tmp_path):
+    few = ("--preprocessing", "torch", "--limit", 2, "--pictured", 1)
+    given = ("--model", classifier, "--images", folder, "--out", tmp_path / "run", *few)
+    done = tfrobust("measure", *given)
+    assert done.returncode == 0
+    assert "report: file://" in done.stdout
+    # no noise: what tfrobust warns of alone
+    (warned,) = done.stderr.splitlines()
+    assert warned.startswith("warning: the homogeneous decomposition is not exact")
 
 
 def test_the_page_needs_no_other_file(application, own):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.commands import tfrobust
 from helpers.nets import randomise
 
 from tfrobust import attacks, data
@@ -72,6 +73,12 @@ def test_three_models_are_ranked(files, tmp_path, capsys):
     page = (tmp_path / "run" / "report.html").read_text()
     assert "3 models ranked on digits" in page and "report:" in printed
     assert verdict(page) == "held"
+
+
+def test_the_command_as_users_start_it(files, tmp_path):
+    done = tfrobust("rank", *arguments(files, tmp_path, "m0", "m1", images=3))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "report: file://" in done.stdout
 
 
 def test_a_second_call_computes_nothing(files, tmp_path, monkeypatch):
@@ -279,6 +286,8 @@ def test_what_does_not_go_together_is_an_error(files, tmp_path):
     few.save(tmp_path / "few.keras")
     with pytest.raises(SystemExit, match="model few: it has 3 classes, digits has 10"):
         rank(str(files / "m0.keras"), str(tmp_path / "few.keras"), "--data", "digits")
+    with pytest.raises(SystemExit, match="imagenet does not fit in memory"):
+        rank(*bad[:1], str(files / "m1.keras"), "--data", "imagenet")
     with pytest.raises(SystemExit, match="unknown data set"):
         rank(*bad[:1], str(files / "m1.keras"), "--data", "letters")
     (tmp_path / "broken.keras").write_bytes(b"PK")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 import webbrowser
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from tfrobust.errors import InputError, MissingFileError, TfrobustError
+from tfrobust.errors import InputError, MissingFileError, TfrobustError, TfrobustWarning
 
 __all__ = ["concerning", "existing_file", "existing_folder", "run", "show"]
 
@@ -26,7 +28,8 @@ def run(main: Callable[[], None]) -> None:
         SystemExit: after such an error, or Ctrl-C.
     """
     try:
-        main()
+        with _short_warnings():
+            main()
     except BrokenPipeError:  # of `tfrobust list | head`, which has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(_CLOSED_PIPE)
@@ -35,6 +38,23 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted; a run folder keeps the steps that are finished", file=sys.stderr)
         sys.exit(_INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Our own warnings are one line too, without the place in the code."""
+    before = warnings.formatwarning
+
+    def formatted(message: Warning, category: type[Warning], *place: Any, **more: Any) -> str:
+        if issubclass(category, TfrobustWarning):
+            return f"warning: {message}\n"
+        return before(message, category, *place, **more)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextlib.contextmanager

@@ -117,6 +117,8 @@ def check(command: Command) -> None:
         raise InputError(f"epsilon must be a finite number of at least 0, got {command.epsilon}")
     if (command.data is None) == (command.images is None):
         raise InputError("give labelled examples: either --data NAME or --images FOLDER")
+    if command.data == "imagenet":
+        raise InputError("imagenet is a folder of images: --images FOLDER/val")
     if command.open and command.out is None:
         raise InputError("there is no page to open: give its folder by --out FOLDER")
     if command.images is not None:

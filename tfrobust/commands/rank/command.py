@@ -83,6 +83,8 @@ def check(command: Settings) -> None:
         raise InputError(f"--images must be at least 1, got {command.images}")
     if len(command.models) < 2:
         raise InputError("one model cannot be ranked: give two or more .keras files")
+    if command.data == "imagenet":
+        raise InputError("imagenet does not fit in memory: there are digits, mnist, cifar10, ...")
     for path in command.models:
         existing_file(path, "model")
     if command.data_dir is not None:
