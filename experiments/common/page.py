@@ -38,7 +38,8 @@ class Drawing:
     text: str
     file: str
     """Of the PNG and the PDF, without their endings."""
-    draw: Callable[[], Figure]
+    draw: Callable[[], Figure | Path]
+    """Returns the figure, or the path of the PNG where it saved itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,9 @@ def draw(drawings: Sequence[Drawing], folder: Path, *, redraw: bool = True) -> l
         path = folder / f"{drawing.file}.png"
         if redraw:
             with figures.style():
-                path = figures.save(drawing.draw(), folder, drawing.file)
+                drawn = drawing.draw()
+                if isinstance(drawn, Figure):
+                    figures.save(drawn, folder, drawing.file)
         if path.exists():
             sections.append(Section(drawing.title, drawing.text, figure=path))
     return sections

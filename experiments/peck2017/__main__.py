@@ -7,14 +7,15 @@ Settings of a single experiment are set by its own module; this one takes a pres
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from experiments import cli
+from experiments.common.command_line import parse
+from experiments.common.experiment import execute
 from experiments.peck2017 import (
     cnns,
     kernels,
@@ -26,6 +27,7 @@ from experiments.peck2017 import (
     trained_mlps,
 )
 from tfrobust import report
+from tfrobust.commands import run, show
 from tfrobust.report import Section, versions
 
 EXPERIMENTS = {
@@ -39,40 +41,53 @@ EXPERIMENTS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """None: single experiments have settings."""
+
+
+PRESETS = dict.fromkeys(study.SCALES, Settings())
+
+
 def main(arguments: Sequence[str] | None = None) -> Path:
-    """Run every experiment; the index page's path."""
-    parser = argparse.ArgumentParser(prog="experiments.peck2017", description=__doc__)
-    parser.add_argument("--preset", choices=list(study.SCALES), default="demo")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--open", action="store_true")
-    command = parser.parse_args(arguments)
-    out = command.out or Path("runs") / f"peck2017-{command.preset}"
-    rows, sections = [], []
+    """Run every experiment; the index page, which is written after each, is at this path."""
+    command = parse(PRESETS, "peck2017", arguments, about=study.SCALES)
+    shared = ["--preset", command.preset, "--strategy", command.strategy]
+    if command.data_dir is not None:
+        shared += ["--data-dir", str(command.data_dir)]
+    if command.scheduler is not None:
+        shared += ["--scheduler", command.scheduler]
+    pages: dict[str, Path] = {}
     for name, (module, covers) in EXPERIMENTS.items():
         print(f"\n{name}: {covers}", flush=True)
-        given = ["--preset", command.preset, "--out", str(out / name)]
-        if command.data_dir is not None:
-            given += ["--data-dir", str(command.data_dir)]
-        page = module.main(given)
-        judged = json.loads((page.parent / "claims.json").read_text())
-        for claim in judged:
-            rows.append({"experiment": name, **claim})
-        sections.append(Section(name, covers, link=page.relative_to(out).as_posix()))
-    table = pd.DataFrame(rows)
-    index = report.write(
+        pages[name] = execute(module.EXPERIMENT, [*shared, "--out", str(command.out / name)])
+        index = _write_index(command.out, command.preset, pages)
+    show(index, open_it=command.open)
+    return index
+
+
+def _write_index(out: Path, preset: str, pages: dict[str, Path]) -> Path:
+    """A link per finished experiment, and the claims of all."""
+    claims = [
+        {"experiment": name, **claim}
+        for name, page in pages.items()
+        for claim in json.loads((page.parent / "claims.json").read_text())
+    ]
+    sections = [
+        Section(name, EXPERIMENTS[name][1], link=f"{name}/{page.name}")
+        for name, page in pages.items()
+    ]
+    return report.write(
         report.Page(
             title="Peck 2017: all experiments",
-            lead=f"{study.SCALES[command.preset]} {study.ABOUT}",
-            sections=(*sections, Section("Every claim", "", table=table)),
-            settings={"preset": command.preset},
+            lead=f"{study.SCALES[preset]} {study.ABOUT}",
+            sections=(*sections, Section("Every claim", "", table=pd.DataFrame(claims))),
+            settings={"preset": preset},
             versions=versions(),
         ),
         out / "report.html",
     )
-    cli.show(index, open_it=command.open)
-    return index
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

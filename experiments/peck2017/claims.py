@@ -8,13 +8,23 @@ import numpy as np
 import pandas as pd
 from scipy.stats import mannwhitneyu, spearmanr
 
+from experiments.common.claims import judged
 from experiments.peck2017.comparison import BOUNDS, attacked, violations
 from tfrobust.report import Claim
 
-__all__ = ["bounds_hold", "grows", "raises"]
+__all__ = [
+    "bounds_hold",
+    "increases_are_proven",
+    "increases_obey_printed_rules",
+    "is_increasing",
+    "is_larger",
+    "scaling_divides_kappa",
+]
 
 # one-sided tests
 LEVEL = 0.05
+# of increases: single precision of what is measured; how far below the proven norm it may end
+ABOVE, BELOW = 1e-4, 0.05
 
 
 def bounds_hold(frames: Mapping[str, pd.DataFrame], source: str) -> tuple[Claim, ...]:
@@ -22,7 +32,7 @@ def bounds_hold(frames: Mapping[str, pd.DataFrame], source: str) -> tuple[Claim,
 
     An example that no attack changed tests nothing and is not counted.
     """
-    judged = []
+    claims = []
     for bound, words in BOUNDS.items():
         having = {name: frame for name, frame in frames.items() if bound in frame}
         broken = {name: violations(frame, bound) for name, frame in having.items()}
@@ -30,37 +40,37 @@ def bounds_hold(frames: Mapping[str, pd.DataFrame], source: str) -> tuple[Claim,
         examples = sum(len(frame) for frame in having.values())
         total = sum(broken.values())
         where = ", ".join(f"{name} {n}" for name, n in broken.items() if n)
-        judged.append(
-            Claim(
-                statement=f"No attack comes closer than the {words}",
-                verdict="not tested" if not count else "not held" if total else "held",
-                figure=f"{total} violations in {count} attacked examples (of {examples})"
+        claims.append(
+            judged(
+                f"No attack comes closer than the {words}",
+                source if bound == "printed" else "certified rules",
+                not total if count else None,
+                f"{total} violations in {count} attacked examples (of {examples})"
                 + (f": {where}" if where else ""),
-                source=source if bound == "printed" else "certified rules",
             )
         )
-    return tuple(judged)
+    return tuple(claims)
 
 
-def raises(
+def is_larger(
     statement: str, base: pd.DataFrame, other: pd.DataFrame, column: str, source: str
 ) -> Claim:
     """Values of a column are larger in `other`: one-sided Mann-Whitney test at 5 %."""
     first, second = (frame[column].dropna().to_numpy() for frame in (base, other))
     first, second = first[np.isfinite(first)], second[np.isfinite(second)]
     if min(len(first), len(second)) < 5:
-        return Claim(statement, "not tested", "fewer than five examples", source)
+        return judged(statement, source, None, "fewer than five examples")
     p = float(mannwhitneyu(second, first, alternative="greater").pvalue)
-    return Claim(
+    return judged(
         statement,
-        "held" if p < LEVEL else "not held",
+        source,
+        p < LEVEL,
         f"median {np.median(first):.4g} -> {np.median(second):.4g}, one-sided Mann-Whitney "
         f"p = {p:.2g} (held if under {LEVEL:g}; images of one network, not networks)",
-        source,
     )
 
 
-def grows(
+def is_increasing(
     statement: str,
     x: Sequence[float],
     y: Sequence[float],
@@ -71,7 +81,7 @@ def grows(
     """y grows with x: Spearman's rank correlation above .5, over at least four settings.
 
     Args:
-        x, y: a setting each; y is the mean over its networks.
+        x, y: one entry per setting; y is the mean over its networks.
         networks: columns x and y of the single networks, which show how far seeds spread.
     """
     seeds = ""
@@ -84,12 +94,74 @@ def grows(
     without = f"; without {', '.join(f'{v:g}' for v in np.asarray(x)[~known])}" * (not known.all())
     x, y = np.asarray(x)[known], np.asarray(y)[known]
     if len(x) < 4:
-        words = f"{len(x)} settings with a median, four are needed{without}"
-        return Claim(statement, "not tested", words, source)
+        figure = f"{len(x)} settings with a median, four are needed{without}"
+        return judged(statement, source, None, figure)
     value = float(spearmanr(x, y).statistic)
-    return Claim(
+    return judged(
         statement,
-        "held" if value > 0.5 else "not held",
-        f"Spearman {value:.2f} over {len(x)} settings (held above .5){seeds}{without}",
         source,
+        value > 0.5,
+        f"Spearman {value:.2f} over {len(x)} settings (held above .5){seeds}{without}",
+    )
+
+
+def scaling_divides_kappa(table: pd.DataFrame) -> Claim:
+    """The printed rule on scaled networks is the closed form of the network as trained."""
+    off = np.abs(table["printed ratio"] / table["closed form, printed"] - 1).max()
+    return judged(
+        "Scaling a kernel by s divides the printed rule's kappa by s",
+        "Figure 5.12",
+        off < 1e-3,
+        f"scaled networks' kappas differ from 1 / (s ||W||) by {off:.2g} at most (held under .001)",
+    )
+
+
+def increases_are_proven(table: pd.DataFrame, each: str, source: str) -> tuple[Claim, Claim]:
+    """No measured increase exceeds what is proven, and those of linear layers come near.
+
+    Args:
+        table: columns measured and proven; linear, where not all are.
+        each: what a row is, in the plural.
+        source: of the claims.
+    """
+    share = table["measured"] / table["proven"]
+    linear, kind = (share[table["linear"]], "linear ") if "linear" in table else (share, "")
+    high = float(share.max())
+    above = judged(
+        "No change increases more than is proven",
+        source,
+        high <= 1 + ABOVE,
+        f"largest measured / proven increase {high:.5f} over {len(share)} {each} (held up to "
+        f"{1 + ABOVE:g})",
+    )
+    statement = "Some change increases nearly as much as the proven norm"
+    if not len(linear):
+        return above, judged(statement, source, None, "no linear layer")
+    low = float(linear.min())
+    near = judged(
+        statement,
+        source,
+        low >= 1 - BELOW,
+        f"smallest measured increase / norm {low:.4f} over {len(linear)} {kind}{each} (held from "
+        f"{1 - BELOW:g})",
+    )
+    return above, near
+
+
+def increases_obey_printed_rules(layers: pd.DataFrame) -> Claim:
+    """No measured increase exceeds the printed rule's, for layers with a rule of their own."""
+    statement, source = "No change increases more than the printed rule says", "Theorems 5.1, 5.3"
+    alone = layers[layers["alone"]]
+    if not len(alone):
+        return judged(statement, source, None, "no convolution or max pool")
+    share = alone["measured"] / alone["printed"]
+    over = share > 1 + ABOVE
+    words = ", ".join(
+        f"{name} {value:.3g}" for name, value in zip(alone["layer"], share, strict=True)
+    )
+    return judged(
+        statement,
+        source,
+        not over.any(),
+        f"measured increase / rule: {words} (held up to {1 + ABOVE:g})",
     )

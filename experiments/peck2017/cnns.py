@@ -6,23 +6,27 @@ python -m experiments.peck2017.cnns --preset demo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 
 import reference_models
-from experiments import cli
+from experiments.common import checks as common_checks
+from experiments.common.experiment import Task, execute
+from experiments.common.members import Member, Progress
+from experiments.common.page import Drawing, Report, Table
 from experiments.peck2017 import checks, claims, figures, published, study
-from experiments.peck2017.comparison import compare, summary
-from tfrobust import attacks, data, evaluate
-from tfrobust import figures as plots
+from experiments.peck2017.comparison import BOUNDS, fgs_and, summary
+from tfrobust import attacks, data
+from tfrobust.commands import run
 from tfrobust.errors import InputError
-from tfrobust.report import Run
+from tfrobust.report import figures as plots
 
-PICTURED = 8
+PICTURED, ITERATED = 8, 5
+OF_BOUNDS = ["violations", "bound / attack"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Settings:
     nin_images: int = 300
     """As for LeNet-5."""
     nin_tighten: bool = False
-    """Tighten CIFAR-NIN's certified bound too: about a minute an image on 2 cores."""
+    """Tighten CIFAR-NIN's certified bound too: about a minute per image on 2 cores."""
     batch_size: int = 64
     """Of training."""
     carlini_wagner_steps: int = 100
@@ -72,177 +76,256 @@ PRESETS = {
 }
 
 
-def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Path:
-    """All steps; the page's path."""
-    frames, rows, drawn = {}, [], {}
-    folder = run.folder / "figures"
-    for name, dataset, number in (
-        ("lenet5", settings.lenet_data, "5.8"),
-        ("cifar_nin", settings.nin_data, "5.10"),
-    ):
-        if dataset == "none":
-            continue
-        test = data.load(dataset, "test", data_dir)
-        model = network(run, name, settings, data_dir)
-        lenet = name == "lenet5"
-        images = test.images[: settings.lenet_images if lenet else settings.nin_images]
-        # gentler searches for the larger network
-        steps = settings.carlini_wagner_steps if lenet else settings.carlini_wagner_steps // 4
-        chosen = {"fast_gradient_sign": {"max_epsilon": published.MAX_EPSILON}}
-        if steps:
-            chosen["carlini_wagner"] = {
-                "steps": steps,
-                "stepsize": 0.03,
-                "binary_search_steps": 5 if lenet else 3,
-            }
-        words = "LeNet-5" if lenet else "CIFAR-NIN"
-        frames[words] = frame = run.frame_step(
-            f"{name}/compared.parquet",
-            lambda model=model, images=images, test=test, chosen=chosen, lenet=lenet: compare(
-                model,
-                images,
-                test.value_range,
-                chosen,
-                tighten=lenet or settings.nin_tighten,
-                batch_size=100,
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What differs between the two networks."""
+
+    title: str
+    figures: tuple[str, str]
+    """Numbers of the histograms and of the scatter plot."""
+    data: str
+    weights: str | None
+    iterations: int
+    learning_rate: float
+    images: int
+    tighten: bool
+    carlini_wagner: dict[str, float]
+
+
+def networks(settings: Settings) -> dict[str, Network]:
+    """LeNet-5, and CIFAR-NIN unless its data are "none"; gentler searches for the larger one."""
+    s, steps = settings, settings.carlini_wagner_steps
+    lenet = Network(
+        title="LeNet-5",
+        figures=("5.8", "5.9"),
+        data=s.lenet_data,
+        weights=s.lenet_weights,
+        iterations=s.lenet_iterations,
+        learning_rate=1e-3,
+        images=s.lenet_images,
+        tighten=True,
+        carlini_wagner={"steps": steps, "stepsize": 0.03, "binary_search_steps": 5},
+    )
+    nin = Network(
+        title="CIFAR-NIN",
+        figures=("5.10", "5.11"),
+        data=s.nin_data,
+        weights=s.nin_weights,
+        iterations=s.nin_iterations,
+        learning_rate=s.nin_learning_rate,
+        images=s.nin_images,
+        tighten=s.nin_tighten,
+        carlini_wagner={"steps": steps // 4, "stepsize": 0.03, "binary_search_steps": 3},
+    )
+    both = {"lenet5": lenet, "cifar_nin": nin}
+    return {name: each for name, each in both.items() if each.data != "none"}
+
+
+def load(
+    settings: Settings, preset: str, data_dir: Path | None
+) -> dict[str, dict[str, data.Dataset]]:
+    """Every network's test set, and what it is trained on if it is."""
+    return {
+        name: {
+            split: data.load(each.data, split, data_dir)
+            for split in (("test",) if each.weights else ("train", "validation", "test"))
+        }
+        for name, each in networks(settings).items()
+    }
+
+
+def members(settings: Settings) -> list[Member]:
+    """LeNet-5 and CIFAR-NIN."""
+    return [
+        Member(each.title, name, {"network": name}) for name, each in networks(settings).items()
+    ]
+
+
+def steps(task: Task, member: Member) -> Iterator[None]:
+    """Train or load, bound and attack, perturb the first images."""
+    name = member.folder
+    each, sets = networks(task.settings)[name], task.data[name]
+    test = sets["test"]
+    if each.weights is not None:
+        model = reference_models.load(each.weights)
+    else:
+        model = study.trained(
+            task,
+            member,
+            partial(
+                reference_models.build,
+                name,
+                input_shape=test.images.shape[1:],
+                classes=test.classes,
             ),
+            sets["train"],
+            iterations=each.iterations,
+            batch_size=task.settings.batch_size,
+            learning_rate=each.learning_rate,
+            seed=task.settings.seed,
+            validation=sets["validation"],
         )
-        accuracy = run.json_step(
-            f"{name}/accuracy.json", lambda model=model, test=test: evaluate(model, *test.arrays)
-        )["accuracy"]
+    yield
+    chosen = fgs_and("none", max_epsilon=published.MAX_EPSILON)
+    if each.carlini_wagner["steps"]:
+        chosen["carlini_wagner"] = each.carlini_wagner
+    yield from study.bound_attack_and_test(
+        task, member, model, test.images[: each.images], test, chosen, tighten=each.tighten
+    )
+
+    def perturbed() -> dict[str, np.ndarray]:
+        result = attacks.minimal(
+            model,
+            test.images[:PICTURED],
+            "fast_gradient_sign",
+            value_range=test.value_range,
+        )
+        return {"perturbation": result.perturbation}
+
+    def iterated() -> dict[str, np.ndarray]:
+        result = attacks.iterate(
+            model,
+            test.images[: min(ITERATED, each.images)],
+            steps=6,
+            overshoot=1.0,
+            value_range=test.value_range,
+        )
+        return dataclasses.asdict(result)
+
+    task.run.arrays_step(f"{name}/perturbations.npz", perturbed)
+    yield
+    task.run.arrays_step(f"{name}/iterated.npz", iterated)
+    yield
+
+
+def report(task: Task, progress: Progress) -> Report:
+    """Tables 5.1 and 5.2, Figures 5.8 to 5.11."""
+    settings = task.settings
+    results = study.read_results(task, progress)
+    frames, rows, drawings = {}, [], []
+    for result in results:
+        name = result.settings["network"]
+        each, test = networks(settings)[name], task.data[name]["test"]
+        frames[each.title] = result.frame
         rows.append(
             {
-                "network": words,
+                "network": each.title,
                 "data": test.provenance.source,
-                "test accuracy": accuracy,
-                "published accuracy": published.figure("5.1", words, "accuracy"),
-                "images": len(images),
+                "test accuracy": result.accuracy,
+                "published accuracy": published.figure("5.1", each.title, "accuracy"),
+                "images": len(result.frame),
             }
         )
-        following = f"{float(number) + 0.1:.1f}" if lenet else "5.11"
-        drawn[f"Figure {number}"] = (
-            f"{words}: perturbations found and lower bounds, pixels in [0, 1].",
-            figures.histograms(frame, folder, f"figure{number}", words),
-        )
-        drawn[f"Figure {following}"] = (
-            f"{words}: each image's bounds against the smallest distance found.",
-            figures.scatter({words: frame}, folder, f"figure{following}"),
-        )
-        drawn[f"Perturbations, {words}"] = (
-            "The first test images, FGS's smallest perturbations, and both together.",
-            pictures(run, name, model, images, test.value_range, folder),
-        )
-        drawn[f"Iterated perturbations, {words}"] = (
-            "Eq. (2.7): FGS's smallest perturbation again and again, each step away from the class "
-            "that the image has by then, twice as far as its boundary (overshoot 1).",
-            iterated(model, images[:5], test.value_range, folder / f"iterated-{name}.png"),
-        )
-    attacked = {
+        drawings += _drawings(task, name, each, test, result.frame)
+    found = {
         name: frame[[c for c in frame if c in ("fast_gradient_sign", "carlini_wagner")]]
         for name, frame in frames.items()
     }
     lower = summary(frames, "5.2")
-    lower = lower[lower["quantity"].str.contains("bound")]
-    return study.finish(
-        run,
-        preset,
+    return study.report_of(
+        task,
         title="convolutional networks",
         lead=f"Adam, batches of {settings.batch_size}; FGS by Algorithm 2.1, epsilon up to 100/255 "
         "of the pixels' range, labels are the networks' own predictions.",
-        tables={
-            "Networks": ("", pd.DataFrame(rows)),
-            "Table 5.1": (
+        tables=[
+            Table("Networks", "", pd.DataFrame(rows)),
+            Table(
+                "Table 5.1",
                 "Norms of perturbations found, pixels in [0, 1]. " + study.ABOUT,
-                _plain(summary(attacked, "5.1")),
+                summary(found, "5.1").drop(columns=OF_BOUNDS),
             ),
-            "Table 5.1 in 0..255": (
+            Table(
+                "Table 5.1 in 0..255",
                 "The same for pixels in [0, 255], as in the thesis.",
-                _plain(summary(attacked, "5.1 in 0..255", scale=255)),
+                summary(found, "5.1 in 0..255", scale=255).drop(columns=OF_BOUNDS),
             ),
-            "Table 5.2": ("Lower bounds, pixels in [0, 1]. " + study.ABOUT, lower),
-        },
-        drawn=drawn,
-        judged=claims.bounds_hold(frames, "Theorems 3.6, 4.2, 5.1, 5.3"),
+            Table(
+                "Table 5.2",
+                "Lower bounds, pixels in [0, 1]. " + study.ABOUT,
+                lower[lower["quantity"].isin(BOUNDS.values())],
+            ),
+        ],
+        drawings=drawings,
+        claims=claims.bounds_hold(frames, "Theorems 3.6, 4.2, 5.1, 5.3"),
     )
 
 
-def _plain(table: pd.DataFrame) -> pd.DataFrame:
-    return table.drop(columns=["violations", "bound / attack"])
-
-
-def network(run: Run, name: str, settings: Settings, data_dir: Path | None) -> keras.Model:
-    """A trained network, from a file where one is given."""
-    lenet = name == "lenet5"
-    given = settings.lenet_weights if lenet else settings.nin_weights
-    if given is not None:
-        return reference_models.load(given)
-    dataset = settings.lenet_data if lenet else settings.nin_data
-    train = data.load(dataset, "train", data_dir)
-    return study.trained(
-        run,
-        name,
-        lambda: reference_models.build(
-            name, input_shape=train.images.shape[1:], classes=train.classes
+def _drawings(
+    task: Task, name: str, each: Network, test: data.Dataset, frame: pd.DataFrame
+) -> list[Drawing]:
+    folder, title = task.run.folder, each.title
+    first, second = each.figures
+    with np.load(folder / name / "perturbations.npz") as arrays:
+        changes = arrays["perturbation"]
+    with np.load(folder / name / "iterated.npz") as arrays:
+        # norm and names are arrays without dimensions
+        iterated = {key: v if v.ndim else v.item() for key, v in arrays.items()}
+    return [
+        Drawing(
+            f"Figure {first}",
+            f"{title}: perturbations found and lower bounds, pixels in [0, 1].",
+            f"figure{first}",
+            partial(figures.histograms, frame, title),
         ),
-        train,
-        iterations=settings.lenet_iterations if lenet else settings.nin_iterations,
-        batch_size=settings.batch_size,
-        learning_rate=1e-3 if lenet else settings.nin_learning_rate,
-        seed=settings.seed,
-        validation=data.load(dataset, "validation", data_dir),
-    )
+        Drawing(
+            f"Figure {second}",
+            f"{title}: each image's bounds against the smallest distance found.",
+            f"figure{second}",
+            partial(figures.scatter, {title: frame}),
+        ),
+        Drawing(
+            f"Perturbations, {title}",
+            "The first test images, FGS's smallest perturbations, and both together.",
+            f"perturbations-{name}",
+            partial(figures.perturbations, test.images[:PICTURED], changes),
+        ),
+        Drawing(
+            f"Iterated perturbations, {title}",
+            "Eq. (2.7): FGS's smallest perturbation again and again, each step away from the class "
+            "that the image has by then, twice as far as its boundary (overshoot 1).",
+            f"iterated-{name}",
+            partial(
+                plots.iterated_perturbation,
+                attacks.IteratedPerturbation(**iterated),
+                folder / "figures" / f"iterated-{name}.png",
+                value_range=test.value_range,
+            ),
+        ),
+    ]
 
 
-def pictures(
-    run: Run,
-    name: str,
-    model: keras.Model,
-    images: np.ndarray,
-    value_range: tuple[float, float],
-    folder: Path,
-) -> Path:
-    """Example images with their smallest FGS perturbations."""
-    shown = images[:PICTURED]
-
-    def perturbed() -> dict[str, np.ndarray]:
-        found = attacks.minimal(model, shown, "fast_gradient_sign", value_range=value_range)
-        return {"perturbation": found.perturbation}
-
-    changes = run.arrays_step(f"{name}/perturbations.npz", perturbed)["perturbation"]
-    return figures.perturbations(shown, changes, folder, f"perturbations-{name}")
-
-
-def iterated(
-    model: keras.Model, images: np.ndarray, value_range: tuple[float, float], path: Path
-) -> Path:
-    """The picture of eq. (2.7)."""
-    if not path.exists():
-        found = attacks.iterate(model, images, steps=6, overshoot=1.0, value_range=value_range)
-        return plots.iterated_perturbation(found, path, value_range=value_range)
-    return path
-
-
-def check(settings: Settings, data_dir: Path | None) -> None:
+def check_settings(settings: Settings, data_dir: Path | None) -> None:
     """Raises: InputError for settings that make no sense."""
-    checks.one_of(settings, checks.IMAGES, "lenet_data")
-    checks.one_of(settings, ("none", *checks.IMAGES), "nin_data")
-    checks.at_least(settings, 1, "lenet_iterations", "nin_iterations", "batch_size")
-    checks.at_least(settings, 1, "lenet_images", "nin_images")
-    checks.at_least(settings, 0, "carlini_wagner_steps", "seed")
-    checks.positive(settings, "nin_learning_rate")
-    checks.fits(settings, "lenet_weights", settings.lenet_data, data_dir)
+    common_checks.one_of(settings, checks.IMAGES, "lenet_data")
+    common_checks.one_of(settings, ("none", *checks.IMAGES), "nin_data")
+    common_checks.at_least(settings, 1, "lenet_iterations", "nin_iterations", "batch_size")
+    common_checks.at_least(settings, 1, "lenet_images", "nin_images")
+    common_checks.at_least(settings, 0, "carlini_wagner_steps", "seed")
+    common_checks.positive(settings, "nin_learning_rate")
+    checks.check_model_file(settings, "lenet_weights", settings.lenet_data, data_dir)
     if settings.nin_data != "none":
-        checks.fits(settings, "nin_weights", settings.nin_data, data_dir)
+        checks.check_model_file(settings, "nin_weights", settings.nin_data, data_dir)
     elif settings.nin_weights is not None:
         raise InputError("--nin-weights needs --nin-data, which is none: CIFAR-NIN is left out")
 
 
+EXPERIMENT = study.define(
+    "cnns",
+    PRESETS,
+    check_settings=check_settings,
+    load=load,
+    members=members,
+    steps=steps,
+    complete=(study.BOUNDED, study.TESTED, "perturbations.npz", "iterated.npz"),
+    report=report,
+    files=("lenet_weights", "nin_weights"),
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> Path:
-    """Run the experiment from the command line."""
-    return study.execute(
-        "cnns", PRESETS, make, check, arguments, files=("lenet_weights", "nin_weights")
-    )
+    """Run the experiment from the command line; the page's path."""
+    return execute(EXPERIMENT, arguments)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -1,4 +1,4 @@
-"""Bounds beside attacks: one row an example, its summary as a table, and violations counted."""
+"""Bounds beside attacks: one row per example, its summary as a table, and violations counted."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ import pandas as pd
 
 from experiments.peck2017 import published
 from tfrobust import attacks, bounds
+from tfrobust.errors import PrintedRulesWarning
 
 __all__ = [
     "ATTACKS",
     "BOUNDS",
     "attacked",
+    "attacked_by",
     "compare",
+    "fgs_and",
+    "nearest",
+    "printed_bound",
     "ratio_median",
     "summary",
     "violations",
@@ -56,11 +61,9 @@ def compare(
         value_range: what attacks may not leave.
         settings: of each attack, by its name; distances of failures are NaN.
         tighten: add the tightened bound.
-        batch_size: examples a call.
+        batch_size: examples per call.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the thesis's printed rules")
-        printed = bounds.robustness(model, x, rules="thesis", batch_size=batch_size)
+    printed = printed_bound(model, x, batch_size=batch_size)
     certified = bounds.robustness(model, x, tighten=tighten, batch_size=batch_size)
     columns: dict[str, np.ndarray] = {
         "predicted": certified.predicted,
@@ -75,6 +78,21 @@ def compare(
         )
         columns[name] = np.where(found.success, found.distance, np.nan).astype(np.float64)
     return pd.DataFrame(columns)
+
+
+def fgs_and(second: str, *, max_epsilon: float) -> dict[str, dict[str, Any]]:
+    """Settings of FGS, and of a second attack unless it is "none"."""
+    settings: dict[str, dict[str, Any]] = {"fast_gradient_sign": {"max_epsilon": max_epsilon}}
+    return settings if second == "none" else {**settings, second: {}}
+
+
+def printed_bound(
+    model: keras.Model, x: np.ndarray, *, batch_size: int = 100
+) -> bounds.RobustnessBound:
+    """The thesis's bound, without the warning that every page of these experiments gives."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PrintedRulesWarning)
+        return bounds.robustness(model, x, rules="thesis", batch_size=batch_size)
 
 
 def attacked_by(frame: pd.DataFrame) -> list[str]:
@@ -106,7 +124,7 @@ def ratio_median(frame: pd.DataFrame, bound: str) -> float:
 
 
 def summary(frames: Mapping[str, pd.DataFrame], table: str, *, scale: float = 1.0) -> pd.DataFrame:
-    """One row a network and quantity: mean, median, deviation, extremes, and what is published.
+    """One row per network and quantity: mean, median, deviation, extremes, and what is published.
 
     Args:
         frames: `compare`'s results by the network's name.
@@ -130,9 +148,11 @@ def summary(frames: Mapping[str, pd.DataFrame], table: str, *, scale: float = 1.
             row["violations"] = violations(frame, name) if name in BOUNDS else ""
             row["bound / attack"] = ratio_median(frame, name) if name in BOUNDS else float("nan")
             rows.append(row)
-    return pd.DataFrame(rows)
+    columns = ("network", "quantity", *_STATISTICS, *_COUNTS)
+    return pd.DataFrame(rows, columns=columns)  # also where no network is finished
 
 
+_COUNTS = ("examples", "published mean", "published median", "violations", "bound / attack")
 _STATISTICS = {
     "mean": np.mean,
     "median": np.median,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
 from experiments.peck2017.comparison import ATTACKS, BOUNDS, attacked_by, nearest
-from tfrobust import figures
+from tfrobust.report import figures
 
 __all__ = ["curves", "histograms", "perturbations", "scatter"]
 
@@ -21,23 +19,11 @@ _COLOURS = {"printed": "#b5367a", "certified": "#31688e", "tightened": "#35b779"
 NO_SUCCESS = "no attack succeeded"
 
 
-def _styled(draw: Callable[..., Path]) -> Callable[..., Path]:
-    """Draw and save with the common look."""
-
-    @functools.wraps(draw)
-    def styled(*arguments: Any, **keywords: Any) -> Path:
-        with figures.style():
-            return draw(*arguments, **keywords)
-
-    return styled
-
-
 def _positive(values: np.ndarray) -> np.ndarray:
     return values[np.isfinite(values) & (values > 0)]
 
 
-@_styled
-def histograms(frame: pd.DataFrame, folder: Path, name: str, title: str) -> Path:
+def histograms(frame: pd.DataFrame, title: str) -> Figure:
     """Histograms of every attack's distances and every bound, on one logarithmic axis."""
     figure, axes = figures.new(1, 2, width=4.2, height=2.9)
     bounds = [key for key in BOUNDS if key in frame]
@@ -65,11 +51,10 @@ def histograms(frame: pd.DataFrame, folder: Path, name: str, title: str) -> Path
     if handles:
         figure.legend(*zip(*handles, strict=True), loc="outside lower center", ncols=len(handles))
     figure.suptitle(title, fontsize=10)
-    return figures.save(figure, folder, name)
+    return figure
 
 
-@_styled
-def scatter(frames: Mapping[str, pd.DataFrame], folder: Path, name: str) -> Path:
+def scatter(frames: Mapping[str, pd.DataFrame]) -> Figure:
     """Each example's bounds against the smallest distance found; above the line is a violation."""
     figure, axes = figures.new(1, len(frames), width=3.4, height=3.2)
     for axis, (title, frame) in zip(axes[0], frames.items(), strict=True):
@@ -101,7 +86,7 @@ def scatter(frames: Mapping[str, pd.DataFrame], folder: Path, name: str) -> Path
     lines = axes[0, 0].get_legend_handles_labels()
     columns = 1 if len(frames) == 1 else 3
     figure.legend(*lines, loc="outside lower center", ncols=columns, markerscale=2.5)
-    return figures.save(figure, folder, name)
+    return figure
 
 
 def _log_axis(axis: Axes, which: str, empty: str, *values: np.ndarray) -> None:
@@ -124,19 +109,16 @@ def _log_axis(axis: Axes, which: str, empty: str, *values: np.ndarray) -> None:
         one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
 
 
-@_styled
 def curves(
     x: Sequence[float],
     lines: Mapping[str, Sequence[float]],
-    folder: Path,
-    name: str,
     *,
     xlabel: str,
     ylabel: str,
     log: bool = True,
     dashed: Sequence[str] = (),
     names: Sequence[str] | None = None,
-) -> Path:
+) -> Figure:
     """Several quantities over one setting; `names` stand for its values where they are given."""
     figure, axes = figures.new(1, 1, width=5.2, height=3.4)
     axis = axes[0, 0]
@@ -155,7 +137,7 @@ def curves(
         axis.set_yscale("log" if positive else "linear")
     if len(lines) > 1:
         figure.legend(loc="outside lower center", ncols=2)
-    return figures.save(figure, folder, name)
+    return figure
 
 
 def _near_zero(x: Sequence[float]) -> dict[str, float]:
@@ -163,8 +145,7 @@ def _near_zero(x: Sequence[float]) -> dict[str, float]:
     return {"linthresh": min((value for value in x if value > 0), default=1.0)}
 
 
-@_styled
-def perturbations(images: np.ndarray, changes: np.ndarray, folder: Path, name: str) -> Path:
+def perturbations(images: np.ndarray, changes: np.ndarray) -> Figure:
     """Images, their smallest perturbations, and both together."""
     rows = [("image", images), ("perturbation", changes), ("sum", images + changes)]
-    return figures.save(figures.image_grid(rows), folder, name)
+    return figures.image_grid(rows)

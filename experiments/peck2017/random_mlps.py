@@ -1,4 +1,4 @@
-"""Random perceptrons: Theorem 4.2 and certified bounds against FGS (Table 4.2, Figure 4.1).
+"""Random MLPs: Theorem 4.2 and certified bounds against FGS (Table 4.2, Figure 4.1).
 
 python -m experiments.peck2017.random_mlps --preset demo
 """
@@ -6,17 +6,21 @@ python -m experiments.peck2017.random_mlps --preset demo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 import reference_models
-from experiments import cli
+from experiments.common import checks as common_checks
+from experiments.common.experiment import Task, execute
+from experiments.common.members import Member, Progress
+from experiments.common.page import Drawing, Report, Table
 from experiments.peck2017 import checks, claims, figures, study
-from experiments.peck2017.comparison import compare, summary
-from tfrobust.report import Run
+from experiments.peck2017.comparison import compare, fgs_and, summary
+from tfrobust.commands import run
 
 VALUE_RANGE = (-50.0, 50.0)
 
@@ -61,9 +65,7 @@ def compared(activation: str, depth: int, settings: Settings) -> pd.DataFrame:
         classes=settings.classes,
         activation=activation,
     )
-    attacks = {"fast_gradient_sign": {"max_epsilon": 20.0}}
-    if settings.attack != "none":
-        attacks[settings.attack] = {}
+    attacks = fgs_and(settings.attack, max_epsilon=20.0)
     parts = []
     for number in range(settings.networks):
         rng = np.random.default_rng((settings.seed, number, depth))
@@ -77,50 +79,75 @@ def compared(activation: str, depth: int, settings: Settings) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Path:
-    """All steps; the page's path."""
-    frames = {
-        f"{activation}, {depth} hidden": run.frame_step(
-            f"{activation}-{depth}.parquet",
-            lambda activation=activation, depth=depth: compared(activation, depth, settings),
+def members(settings: Settings) -> list[Member]:
+    """One kind of networks for every activation and depth."""
+    return [
+        Member(
+            f"{activation}, {depth} hidden",
+            f"{activation}-{depth}",
+            {"activation": activation, "depth": depth},
         )
         for activation in settings.activations
         for depth in settings.depths
-    }
-    folder = run.folder / "figures"
-    drawn = {
-        "Figure 4.1": (
-            "Each input's bounds against the smallest distance found; above the dashed line a "
-            "bound is violated.",
-            figures.scatter(dict(list(frames.items())[:4]), folder, "figure4.1"),
-        )
-    }
-    return study.finish(
-        run,
-        preset,
-        title="random perceptrons",
-        lead=f"{settings.networks} networks of each kind, {settings.width} units a layer, normal "
+    ]
+
+
+def steps(task: Task, member: Member) -> Iterator[None]:
+    """Bound and attack."""
+    task.run.frame_step(
+        f"{member.folder}/{study.BOUNDED}",
+        lambda: compared(**member.settings, settings=task.settings),
+    )
+    yield
+
+
+def report(task: Task, progress: Progress) -> Report:
+    """Table 4.2 and Figure 4.1."""
+    settings = task.settings
+    frames = {member.name: study.frame_of(task, member) for member in progress.finished}
+    scatter = Drawing(
+        "Figure 4.1",
+        "Each input's bounds against the smallest distance found; above the dashed line a bound is "
+        "violated.",
+        "figure4.1",
+        partial(figures.scatter, dict(list(frames.items())[:4])),
+    )
+    return study.report_of(
+        task,
+        title="random MLPs",
+        lead=f"{settings.networks} networks of each kind, {settings.width} units per layer, normal "
         f"weights with variance 1 / inputs, {settings.inputs} standard normal inputs each.",
-        tables={"Table 4.2": (study.ABOUT, summary(frames, "4.2"))},
-        drawn=drawn,
-        judged=claims.bounds_hold(frames, "Theorem 4.2"),
+        tables=[Table("Table 4.2", study.ABOUT, summary(frames, "4.2"))],
+        drawings=[scatter] if frames else [],
+        claims=claims.bounds_hold(frames, "Theorem 4.2"),
     )
 
 
-def check(settings: Settings, data_dir: Path | None) -> None:
+def check_settings(settings: Settings, data_dir: Path | None) -> None:
     """Raises: InputError for settings that make no sense."""
-    checks.distinct(settings, "depths", "activations")
-    checks.at_least(settings, 1, "features", "width", "depths", "networks", "inputs")
-    checks.at_least(settings, 2, "classes")
-    checks.at_least(settings, 0, "seed")
-    checks.one_of(settings, checks.ACTIVATIONS, "activations")
-    checks.one_of(settings, checks.SECOND_ATTACKS, "attack")
+    common_checks.distinct(settings, "depths", "activations")
+    common_checks.at_least(settings, 1, "features", "width", "depths", "networks", "inputs")
+    common_checks.at_least(settings, 2, "classes")
+    common_checks.at_least(settings, 0, "seed")
+    common_checks.one_of(settings, checks.ACTIVATIONS, "activations")
+    common_checks.one_of(settings, checks.SECOND_ATTACKS, "attack")
+
+
+EXPERIMENT = study.define(
+    "random-mlps",
+    PRESETS,
+    check_settings=check_settings,
+    members=members,
+    steps=steps,
+    report=report,
+    complete=(study.BOUNDED,),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
-    """Run the experiment from the command line."""
-    return study.execute("random-mlps", PRESETS, make, check, arguments)
+    """Run the experiment from the command line; the page's path."""
+    return execute(EXPERIMENT, arguments)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -1,23 +1,42 @@
-"""What all experiments on Peck 2017 share: the command line, trained networks, the page."""
+"""What all experiments on Peck 2017 share: their steps, and how their results are read."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import pandas as pd
 
-import reference_models
-from experiments import cli
-from tfrobust import data, report, training
-from tfrobust.errors import InputError
-from tfrobust.objectives import CrossEntropy
-from tfrobust.report import Claim, Run, Section
+from experiments.common.experiment import Experiment, Task
+from experiments.common.members import Member, Progress
+from experiments.common.page import Drawing, Report, Table
+from experiments.common.train import train_or_load
+from experiments.peck2017.comparison import compare
+from tfrobust import data, evaluate
+from tfrobust.objectives import CrossEntropy, Objective
+from tfrobust.report import Claim
 
-__all__ = ["ABOUT", "execute", "finish", "trained"]
+__all__ = [
+    "ABOUT",
+    "BOUNDED",
+    "SCALES",
+    "TESTED",
+    "Result",
+    "bound_attack_and_test",
+    "concatenated",
+    "define",
+    "frame_of",
+    "load_nothing",
+    "read_results",
+    "report_of",
+    "trained",
+]
 
 SCALES = {
     "demo": "Demonstration on bundled data, far smaller than the study.",
@@ -29,54 +48,44 @@ ABOUT = (
     "attacks are left out. A violation is an example that some attack changed with less than the "
     "bound. Published figures were not at hand (experiments/peck2017/published.py)."
 )
+BOUNDED, TESTED = "compared.parquet", "test.json"
 
 
-def execute(
+def define(
     name: str,
     presets: Mapping[str, Any],
-    make: Callable[[Run, Any, str, Path | None], Path],
-    check: Callable[[Any, Path | None], None],
-    arguments: Sequence[str] | None = None,
     *,
+    check_settings: Callable[[Any, Path | None], None],
+    members: Callable[[Any], Sequence[Member]],
+    steps: Callable[[Task, Member], Iterator[None]],
+    report: Callable[[Task, Progress], Report],
+    load: Callable[[Any, str, Path | None], Any] | None = None,
+    complete: Sequence[str] = (BOUNDED, TESTED),
     files: Sequence[str] = (),
-) -> Path:
-    """Read the command line, go through the steps, show the page; the page's path.
+) -> Experiment:
+    """An experiment on Peck 2017: small, and on one device."""
+    return Experiment(
+        name=f"peck2017-{name}",
+        presets=presets,
+        about=SCALES,
+        check_settings=check_settings,
+        load=load or load_nothing,
+        members=members,
+        steps=steps,
+        complete=complete,
+        report=report,
+        files=files,
+        distributed=False,
+    )
 
-    Args:
-        name: of the experiment.
-        presets: settings by name.
-        make: run, settings, preset and data folder to the page's path.
-        check: raises InputError for settings that make no sense; comes before anything is written,
-            so that the corrected command finds no run with other settings.
-        arguments: the command line; sys.argv where None.
-        files: settings that name a file, or None, whose contents the results depend on.
 
-    Raises:
-        SystemExit: a setting that makes no sense, with a message.
-        RunFolderError: the folder holds a run with other settings, or of files that have changed.
-        ModelFileError, DataNotFoundError: a model or data that are not there.
-    """
-    command = cli.parse(presets, f"peck2017-{name}", arguments)
-    try:
-        if command.scheduler or command.strategy not in ("auto", "one"):
-            raise InputError(
-                "these experiments are small and run on one device: leave out "
-                "--strategy and --scheduler"
-            )
-        check(command.settings, command.data_dir)
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error
-    given = {field: getattr(command.settings, field) for field in files}
-    given = {field: path for field, path in given.items() if path is not None}
-    run = Run(command.out, command.settings, given)
-    page = make(run, command.settings, command.preset, command.data_dir)
-    cli.show(page, open_it=command.open)
-    return page
+def load_nothing(settings: Any, preset: str, data_dir: Path | None) -> None:
+    """For experiments on random inputs."""
 
 
 def trained(
-    run: Run,
-    place: str,
+    task: Task,
+    member: Member,
     build: Callable[[], keras.Model],
     train: data.Dataset,
     *,
@@ -84,74 +93,86 @@ def trained(
     batch_size: int,
     learning_rate: float = 1e-3,
     seed: int = 0,
-    objective: Any = None,
+    objective: Objective | None = None,
     validation: data.Dataset | None = None,
 ) -> keras.Model:
-    """A network trained with Adam, loaded where it is finished, else from where it stopped.
-
-    Iterations are rounded up to whole epochs.
-    """
-    file = f"{place}/model.keras"
-    if run.has(file):
-        return reference_models.load(run.folder / file)
-    keras.utils.set_random_seed(seed)
-    model = build()
-    epochs = math.ceil(iterations / max(len(train) // batch_size, 1))
-    print(f"{place}: {model.name}, {epochs} epochs on {train.provenance.name}", flush=True)
-    objective = CrossEntropy() if objective is None else objective
-    history = training.fit(
-        model,
+    """A network trained with Adam, or loaded; iterations are rounded up to whole epochs."""
+    return train_or_load(
+        task.run,
+        member.folder,
+        build,
         train.arrays,
-        objective,
+        objective or Objective((CrossEntropy(),)),
+        name=member.name,
         optimizer=keras.optimizers.Adam(learning_rate),
-        epochs=epochs,
+        epochs=math.ceil(iterations / max(len(train) // batch_size, 1)),
         batch_size=batch_size,
-        validation=validation.arrays if validation is not None else None,
-        folder=run.folder / place / "training",
+        validation=None if validation is None else validation.arrays,
         seed=seed,
+        provenance={"iterations": iterations, "data": dataclasses.asdict(train.provenance)},
     )
-    run.write_json(f"{place}/history.json", list(history.records))
-    reference_models.save(
-        model,
-        run.path(file),
-        provenance={
-            "objective": objective.describe() if hasattr(objective, "describe") else str(objective),
-            "iterations": iterations,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "seed": seed,
-            "data": vars(train.provenance),
-        },
-    )
-    return model
 
 
-def finish(
-    run: Run,
-    preset: str,
+def bound_attack_and_test(
+    task: Task,
+    member: Member,
+    model: keras.Model,
+    x: np.ndarray,
+    test: data.Dataset,
+    attacks: Mapping[str, Mapping[str, Any]],
+    **options: Any,
+) -> Iterator[None]:
+    """The steps behind training: `compare` on `x`, and accuracy on the test set."""
+    task.run.frame_step(
+        f"{member.folder}/{BOUNDED}",
+        lambda: compare(model, x, test.value_range, attacks, **options),
+    )
+    yield
+    task.run.json_step(f"{member.folder}/{TESTED}", lambda: evaluate(model, *test.arrays))
+    yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What is known of a finished network."""
+
+    settings: Mapping[str, Any]
+    accuracy: float
+    """On the test set."""
+    frame: pd.DataFrame
+    """`compare`'s."""
+
+
+def frame_of(task: Task, member: Member) -> pd.DataFrame:
+    """`compare`'s results for a finished member."""
+    return pd.read_parquet(task.run.folder / member.folder / BOUNDED)
+
+
+def read_results(task: Task, progress: Progress) -> list[Result]:
+    """Results of the finished networks, in the cohort's order."""
+    results = []
+    for member in progress.finished:
+        test = json.loads((task.run.folder / member.folder / TESTED).read_text())
+        results.append(Result(member.settings, test["accuracy"], frame_of(task, member)))
+    return results
+
+
+def concatenated(results: Sequence[Result], by: Callable[[Result], str]) -> dict[str, pd.DataFrame]:
+    """The examples of all networks of a kind, by the kind's name."""
+    kinds: dict[str, list[pd.DataFrame]] = {}
+    for result in results:
+        kinds.setdefault(by(result), []).append(result.frame)
+    return {kind: pd.concat(frames, ignore_index=True) for kind, frames in kinds.items()}
+
+
+def report_of(
+    task: Task,
     *,
     title: str,
     lead: str,
-    tables: Mapping[str, tuple[str, pd.DataFrame]],
-    drawn: Mapping[str, tuple[str, Path]],
-    judged: Sequence[Claim],
-) -> Path:
-    """Write tables, claims and `report.html`; the page's path."""
-    for name, (_, table) in tables.items():
-        with run.writing(f"{name.lower().replace(' ', '_')}.csv") as path:
-            table.to_csv(path, index=False)
-    run.write_json("claims.json", [vars(claim) for claim in judged])
-    record = run.record
-    page = report.Page(
-        title=f"Peck 2017: {title}",
-        lead=f"{SCALES[preset]} {lead}",
-        sections=(
-            *(Section(name, text, table=table) for name, (text, table) in tables.items()),
-            *(Section(name, text, figure=path) for name, (text, path) in drawn.items()),
-        ),
-        claims=tuple(judged),
-        settings={"preset": preset, **record["settings"], "started": record["started"]},
-        versions=record["versions"],
-    )
-    return report.write(page, run.folder / "report.html")
+    tables: Sequence[Table],
+    drawings: Sequence[Drawing],
+    claims: Sequence[Claim],
+) -> Report:
+    """A report under the thesis's name, which says how its preset compares."""
+    return Report(f"Peck 2017: {title}", f"{SCALES[task.preset]} {lead}", tables, drawings, claims)

@@ -1,4 +1,4 @@
-"""Perceptrons trained on Iris, Wine and Spambase (Table 4.3, Figure 4.2).
+"""MLPs trained on Iris, Wine and Spambase (Table 4.3, Figure 4.2).
 
 python -m experiments.peck2017.trained_mlps --preset demo
 """
@@ -6,20 +6,24 @@ python -m experiments.peck2017.trained_mlps --preset demo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 
 import reference_models
-from experiments import cli
+from experiments.common import checks as common_checks
+from experiments.common.experiment import Task, execute
+from experiments.common.members import Member, Progress
+from experiments.common.page import Drawing, Report, Table
 from experiments.peck2017 import checks, claims, figures, published, study
-from experiments.peck2017.comparison import BOUNDS, compare, summary
-from tfrobust import data, evaluate
-from tfrobust.report import Run
+from experiments.peck2017.comparison import BOUNDS, fgs_and, summary
+from tfrobust import data
+from tfrobust.commands import run
 
+Sets = dict[str, dict[str, data.Dataset]]
 _SPLITS = ("train", "validation", "test")
 
 
@@ -48,100 +52,115 @@ PRESETS = {
 }
 
 
-def network(run: Run, name: str, seed: int, settings: Settings, train: data.Dataset) -> keras.Model:
-    """One trained network."""
-    return study.trained(
-        run,
-        f"{name}/seed{seed}",
-        lambda: reference_models.build(f"{name}_mlp"),
-        train,
-        iterations=settings.epochs * (len(train) // 10),
+def load(settings: Settings, preset: str, data_dir: Path | None) -> Sets:
+    """Every data set's splits."""
+    return {
+        name: {split: data.load(name, split, data_dir) for split in _SPLITS}
+        for name in settings.datasets
+    }
+
+
+def members(settings: Settings) -> list[Member]:
+    """One network per data set and seed."""
+    return [
+        Member(f"{name}, seed {seed}", f"{name}/seed{seed}", {"dataset": name, "seed": seed})
+        for name in settings.datasets
+        for seed in settings.seeds
+    ]
+
+
+def steps(task: Task, member: Member) -> Iterator[None]:
+    """Train, bound, attack."""
+    settings, name = task.settings, member.settings["dataset"]
+    sets = task.data[name]
+    model = study.trained(
+        task,
+        member,
+        partial(reference_models.build, f"{name}_mlp"),
+        sets["train"],
+        iterations=settings.epochs * (len(sets["train"]) // 10),
         batch_size=10,
         learning_rate=settings.learning_rate,
-        seed=seed,
+        seed=member.settings["seed"],
+    )
+    yield
+    x = np.concatenate([sets[split].images for split in ("test", "validation", "train")])
+    attacks = fgs_and(settings.attack, max_epsilon=sets["train"].value_range[1])
+    yield from study.bound_attack_and_test(
+        task, member, model, x[: settings.inputs], sets["test"], attacks, batch_size=500
     )
 
 
-def compared(model: keras.Model, sets: dict[str, data.Dataset], settings: Settings) -> pd.DataFrame:
-    """Bounds and attacks for one trained network."""
-    x = np.concatenate([sets[split].images for split in ("test", "validation", "train")])
-    value_range = sets["train"].value_range
-    attacks = {"fast_gradient_sign": {"max_epsilon": value_range[1]}}
-    if settings.attack != "none":
-        attacks[settings.attack] = {}
-    return compare(model, x[: settings.inputs], value_range, attacks, batch_size=500)
-
-
-def make(run: Run, settings: Settings, preset: str, data_dir: Path | None) -> Path:
-    """All steps; the page's path."""
-    frames, rows = {}, []
-    for name in settings.datasets:
-        sets = {split: data.load(name, split, data_dir) for split in _SPLITS}
-        parts = []
-        for seed in settings.seeds:
-            model = network(run, name, seed, settings, sets["train"])
-            frame = run.frame_step(
-                f"{name}/seed{seed}/compared.parquet",
-                lambda model=model, sets=sets: compared(model, sets, settings),
-            )
-            accuracy = run.json_step(
-                f"{name}/seed{seed}/accuracy.json",
-                lambda model=model, sets=sets: evaluate(model, *sets["test"].arrays),
-            )["accuracy"]
-            frame.insert(0, "seed", seed)
-            parts.append(frame)
-            rows.append(
-                {
-                    "data": name,
-                    "seed": seed,
-                    "test accuracy": accuracy,
-                    "FGS median": frame["fast_gradient_sign"].median(),
-                    **{f"{words}, median": frame[key].median() for key, words in BOUNDS.items()},
-                }
-            )
-        frames[name] = pd.concat(parts, ignore_index=True)
-    folder = run.folder / "figures"
-    drawn = {
-        "Figure 4.2": (
-            "Each example's bounds against the smallest distance found.",
-            figures.scatter(frames, folder, "figure4.2"),
-        )
-    }
-    for name, frame in frames.items():
-        drawn[f"Figure 4.2, {name}"] = (
+def report(task: Task, progress: Progress) -> Report:
+    """Table 4.3 and Figure 4.2."""
+    settings = task.settings
+    results = study.read_results(task, progress)
+    frames = study.concatenated(results, lambda result: result.settings["dataset"])
+    rows = [
+        {
+            "data": result.settings["dataset"],
+            "seed": result.settings["seed"],
+            "test accuracy": result.accuracy,
+            "FGS median": result.frame["fast_gradient_sign"].median(),
+            **{f"{words}, median": result.frame[key].median() for key, words in BOUNDS.items()},
+        }
+        for result in results
+    ]
+    scatter = Drawing(
+        "Figure 4.2",
+        "Each example's bounds against the smallest distance found.",
+        "figure4.2",
+        partial(figures.scatter, frames),
+    )
+    histograms = [
+        Drawing(
+            f"Figure 4.2, {name}",
             "Perturbations found and lower bounds.",
-            figures.histograms(frame, folder, f"figure4.2-{name}", name),
+            f"figure4.2-{name}",
+            partial(figures.histograms, frame, name),
         )
+        for name, frame in frames.items()
+    ]
     hidden = "; ".join(f"{k} {', '.join(map(str, v))}" for k, v in published.HIDDEN.items())
-    return study.finish(
-        run,
-        preset,
-        title="trained perceptrons",
+    return study.report_of(
+        task,
+        title="trained MLPs",
         lead=f"Hidden tanh units: {hidden}. {len(settings.seeds)} seeds, {settings.epochs} epochs; "
         "features standardised, 70 / 20 / 10 % split.",
-        tables={
-            "Table 4.3": (study.ABOUT + " All seeds together.", summary(frames, "4.3")),
-            "Every network": ("Spread over seeds.", pd.DataFrame(rows)),
-        },
-        drawn=drawn,
-        judged=claims.bounds_hold(frames, "Theorem 4.2"),
+        tables=[
+            Table("Table 4.3", study.ABOUT + " All seeds together.", summary(frames, "4.3")),
+            Table("Every network", "Spread over seeds.", pd.DataFrame(rows)),
+        ],
+        drawings=[scatter, *histograms] if frames else [],
+        claims=claims.bounds_hold(frames, "Theorem 4.2"),
     )
 
 
-def check(settings: Settings, data_dir: Path | None) -> None:
+def check_settings(settings: Settings, data_dir: Path | None) -> None:
     """Raises: InputError for settings that make no sense."""
-    checks.distinct(settings, "datasets", "seeds")
-    checks.one_of(settings, checks.TABLES, "datasets")
-    checks.one_of(settings, checks.SECOND_ATTACKS, "attack")
-    checks.at_least(settings, 1, "epochs", "inputs")
-    checks.at_least(settings, 0, "seeds")
-    checks.positive(settings, "learning_rate")
+    common_checks.distinct(settings, "datasets", "seeds")
+    common_checks.one_of(settings, checks.TABLES, "datasets")
+    common_checks.one_of(settings, checks.SECOND_ATTACKS, "attack")
+    common_checks.at_least(settings, 1, "epochs", "inputs")
+    common_checks.at_least(settings, 0, "seeds")
+    common_checks.positive(settings, "learning_rate")
+
+
+EXPERIMENT = study.define(
+    "trained-mlps",
+    PRESETS,
+    check_settings=check_settings,
+    members=members,
+    steps=steps,
+    report=report,
+    load=load,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
-    """Run the experiment from the command line."""
-    return study.execute("trained-mlps", PRESETS, make, check, arguments)
+    """Run the experiment from the command line; the page's path."""
+    return execute(EXPERIMENT, arguments)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)
