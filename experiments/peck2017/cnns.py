@@ -166,17 +166,18 @@ def steps(task: Task, member: Member) -> Iterator[None]:
             validation=sets["validation"],
         )
     yield
+    x = test.images[: each.images]
     chosen = fgs_and("none", max_epsilon=published.MAX_EPSILON)
     if each.carlini_wagner["steps"]:
         chosen["carlini_wagner"] = each.carlini_wagner
     yield from study.bound_attack_and_test(
-        task, member, model, test.images[: each.images], test, chosen, tighten=each.tighten
+        task, member, model, x, test, chosen, tighten=each.tighten
     )
 
     def perturbed() -> dict[str, np.ndarray]:
         result = attacks.minimal(
             model,
-            test.images[:PICTURED],
+            x[:PICTURED],
             "fast_gradient_sign",
             value_range=test.value_range,
         )
@@ -185,7 +186,7 @@ def steps(task: Task, member: Member) -> Iterator[None]:
     def iterated() -> dict[str, np.ndarray]:
         result = attacks.iterate(
             model,
-            test.images[: min(ITERATED, each.images)],
+            x[:ITERATED],
             steps=6,
             overshoot=1.0,
             value_range=test.value_range,
@@ -277,7 +278,7 @@ def _drawings(
             f"Perturbations, {title}",
             "The first test images, FGS's smallest perturbations, and both together.",
             f"perturbations-{name}",
-            partial(figures.perturbations, test.images[:PICTURED], changes),
+            partial(figures.perturbations, test.images[: len(changes)], changes),
         ),
         Drawing(
             f"Iterated perturbations, {title}",
