@@ -482,7 +482,7 @@ def refused(match, model, images, tmp_path, *more):
         ("mobilenet", ("--pictured", -1), "pictured must be at least 0, got -1"),
         ("mobilenet", ("--directions", 0), "directions must be at least 1, got 0"),
         ("mobilenet", ("--failure-probability", 2), "must lie between 0 and 1, got 2"),
-        ("mobilenet", ("--strategy", "multi_worker"), "no other hosts: set TF_CONFIG"),
+        ("mobilenet", ("--strategy", "multi_worker"), "no other workers: set TF_CONFIG"),
     ],
 )
 def test_settings_that_a_user_can_mend(model, more, match, folder, tmp_path, monkeypatch):

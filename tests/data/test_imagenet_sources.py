@@ -188,7 +188,7 @@ def test_a_shard_cut_off_is_named(records, tmp_path, left):
     shard = root / "train-00002-of-00003"
     data = shard.read_bytes()
     shard.write_bytes(data[: int(left * len(data))])
-    with pytest.raises(ValueError, match=r"train-00002-of-00003 is cut off in record \d"):
+    with pytest.raises(ValueError, match=r"train-00002-of-00003 is truncated in record \d"):
         load(root)
 
 

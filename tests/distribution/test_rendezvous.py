@@ -7,7 +7,7 @@ import time
 import pytest
 from helpers.ports import reserved_addresses
 
-from tfrobust.distribution.rendezvous import WorkerTimeoutError, meet
+from tfrobust.distribution.rendezvous import WorkerTimeoutError, wait_for_workers
 
 
 def addresses(count):
@@ -17,7 +17,7 @@ def addresses(count):
 def start(cluster, index, timeout, results):
     def run():
         try:
-            results[index] = meet(cluster, index, timeout) or "met"
+            results[index] = wait_for_workers(cluster, index, timeout) or "met"
         except WorkerTimeoutError as error:
             results[index] = str(error)
 
@@ -53,14 +53,14 @@ def test_one_that_never_comes_is_named_to_all():
     threads = [start(cluster, index, 0.6, results) for index in (0, 1)]
     for thread in threads:
         thread.join(20)
-    assert results[0].startswith("worker 2 at 127.0.0.1:2 of 3 has not come within 0.6 s")
+    assert results[0].startswith("worker 2 at 127.0.0.1:2 of 3 did not connect within 0.6 s")
     assert f"worker 0 at {cluster[0]}" in results[1]
 
 
 def test_a_first_host_that_never_comes():
     cluster = addresses(2)
-    with pytest.raises(WorkerTimeoutError, match=r"worker 0 at 127.0.0.1:\d+ of 2 has not come"):
-        meet(cluster, 1, 0.5)
+    with pytest.raises(WorkerTimeoutError, match=r"worker 0 at 127.0.0.1:\d+ of 2 did not connect"):
+        wait_for_workers(cluster, 1, 0.5)
 
 
 def test_strangers_are_not_counted():
@@ -73,7 +73,7 @@ def test_strangers_are_not_counted():
             stranger.sendall(words)
     time.sleep(0.2)
     assert results == {}
-    meet(cluster, 1, 20)
+    wait_for_workers(cluster, 1, 20)
     thread.join(20)
     assert results == {0: "met"}
 
@@ -82,4 +82,4 @@ def test_a_port_in_use():
     with socket.create_server(("", 0)) as busy:
         port = busy.getsockname()[1]
         with pytest.raises(WorkerTimeoutError, match="is another run using this port"):
-            meet((f"127.0.0.1:{port}", "127.0.0.1:1"), 0, 1)
+            wait_for_workers((f"127.0.0.1:{port}", "127.0.0.1:1"), 0, 1)

@@ -1,6 +1,6 @@
 """Tables of numbers: Iris, Wine and Spambase, split and standardised (Peck 2017, section 4.4).
 
-`tfrobust.data.load` is the door; this is where the rows come from.
+The loaders behind `tfrobust.data.load`.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _UCI = "https://archive.ics.uci.edu/dataset/94/spambase"
 
 
 class DataNotFoundError(TfrobustError, FileNotFoundError):
-    """A data set is neither bundled nor prepared; the message says how to get it."""
+    """A data set is not on this machine; the message says how to get it."""
 
 
 class CorruptDataError(TfrobustError, ValueError):
-    """A data set is there, but is not what it should be; the message says where it departs."""
+    """A data set is damaged or not the published one; the message says where it differs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A whole data set as published."""
+    """A data set as published, before it is split."""
 
     features: np.ndarray
     """(count, features) float64, in the units of the source."""
@@ -48,16 +48,16 @@ class Table:
 
 
 def read(name: str, folder: str | Path | None, *, download: bool = False) -> Table:
-    """A whole table, in its source's order.
+    """All rows of a table, in its source's order.
 
     Args:
         name: "iris" or "wine", bundled with scikit-learn, or "spambase".
-        folder: where `spambase.data` is, if anywhere.
-        download: let scikit-learn fetch Spambase from OpenML where there is no such file.
+        folder: that may hold `spambase.data`.
+        download: let scikit-learn fetch Spambase from OpenML where the file is missing.
 
     Raises:
-        DataNotFoundError: no Spambase, with the ways to get it.
-        CorruptDataError: Spambase of another size, or with values that it cannot hold.
+        DataNotFoundError: no Spambase; says how to get it.
+        CorruptDataError: Spambase of another size, or with impossible values.
     """
     if name == "spambase":
         path = None if folder is None else Path(folder) / _SPAMBASE
@@ -80,14 +80,15 @@ def read(name: str, folder: str | Path | None, *, download: bool = False) -> Tab
 def standardised(table: Table, split: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     """One split of a table, in units of the training split's standard deviations.
 
-    The rows in the order of `default_rng(0).permutation(count)`: the first 70 % train, the next
-    20 % validate, the rest tests, each rounded to the nearest whole number. From every feature its
-    mean over the training split is taken, and it is divided by its deviation there (ddof 0).
+    In the order of `default_rng(0).permutation(count)` the first 70 % of the rows are the training
+    split, the next 20 % the validation split and the rest the test split, numbers rounded to the
+    nearest integer. Per feature, the mean over the training split is subtracted and the result
+    divided by the standard deviation over the training split (ddof 0).
 
     Returns:
         features (rows, features) float32, labels (rows,) int32, and a range (-m, m) that is the
-        same for every split: m is twice the largest absolute value of the whole standardised
-        table, far enough out that it does not bind an attack near the data.
+        same for every split: m is twice the largest absolute value of the standardised table, so
+        large that it does not constrain an attack near the data.
 
     Raises:
         CorruptDataError: a feature is constant over the training split.
@@ -98,7 +99,7 @@ def standardised(table: Table, split: str) -> tuple[np.ndarray, np.ndarray, tupl
     rows = {"train": order[:first], "validation": order[first:second], "test": order[second:]}
     mean = table.features[rows["train"]].mean(axis=0)
     deviation = table.features[rows["train"]].std(axis=0)
-    # a constant's deviation is rounding, not always zero
+    # the computed deviation of a constant is not always zero, because of rounding
     constant = np.flatnonzero(np.ptp(table.features[rows["train"]], axis=0) == 0)
     if len(constant):
         raise CorruptDataError(
@@ -114,16 +115,16 @@ def _spambase_file(path: Path) -> Table:
     """UCI's file: rows of 57 features and the label, separated by commas, without a header."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of an empty file, which is said below
+            warnings.simplefilter("ignore", UserWarning)  # of an empty file: an error below
             rows = np.loadtxt(path, delimiter=",", comments=None, ndmin=2, encoding="utf-8")
-    except ValueError as error:  # other columns in a row, no number, no text
-        raise CorruptDataError(f"{path} is damaged: {error}. {_again(path)}") from error
+    except ValueError as error:  # uneven rows, not a number, not UTF-8
+        raise CorruptDataError(f"{path} is damaged: {error}. {_advice_on_file(path)}") from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return _spambase(
         rows[:, :-1],
         rows[:, -1],
         where=str(path),
-        advice=_again(path),
+        advice=_advice_on_file(path),
         source=f"UCI Spambase, file {_SPAMBASE}",
         version=f"sha256 of the file {digest}",
     )
@@ -137,19 +138,19 @@ def _spambase_openml(path: Path | None, download: bool) -> Table:
     )
     if not download:
         where = "no folder of data sets is named" if path is None else f"there is no file {path}"
-        raise DataNotFoundError(f"spambase is not here: {where}. {ways}")
+        raise DataNotFoundError(f"spambase is missing: {where}. {ways}")
     from sklearn import datasets
 
     try:
-        # its pandas parser stumbles over classes named by numbers (scikit-learn/pull/34902)
+        # the pandas parser fails for classes named by numbers (scikit-learn/pull/34902)
         bunch = datasets.fetch_openml("spambase", version=1, as_frame=False, parser="liac-arff")
-    except Exception as error:  # what its network, cache and parser raise
+    except Exception as error:  # network, cache and parser raise many kinds
         raise DataNotFoundError(
-            f"OpenML did not give spambase ({type(error).__name__}: {error}). {ways}"
+            f"spambase could not be fetched from OpenML ({type(error).__name__}: {error}). {ways}"
         ) from error
     where = "spambase from OpenML"
     advice = f"Clear scikit-learn's cache ({datasets.get_data_home()}/openml) and try again."
-    try:  # classes come as text
+    try:  # classes are stored as text
         features = np.asarray(bunch.data, np.float64)
         labels = np.asarray(bunch.target).astype(np.float64)
     except (TypeError, ValueError) as error:
@@ -176,5 +177,5 @@ def _spambase(
     return Table(features=features, labels=labels.astype(np.int32), classes=2, **origin)
 
 
-def _again(path: Path) -> str:
+def _advice_on_file(path: Path) -> str:
     return f"Put {_SPAMBASE} from {_UCI} in its place, or remove it and use download=True."

@@ -1,4 +1,4 @@
-"""One device, several GPUs, several hosts; and cohorts of models over a Dask cluster."""
+"""One device, several GPUs, several workers; and cohorts of models over a Dask cluster."""
 
 from tfrobust.distribution.dask import SchedulerError, map_cohort
 from tfrobust.distribution.rendezvous import WorkerTimeoutError
@@ -15,7 +15,7 @@ from tfrobust.distribution.replicas import (
     set_replica_values,
     spread,
 )
-from tfrobust.distribution.strategy import strategy
+from tfrobust.distribution.strategies import strategy
 
 __all__ = [
     "SchedulerError",

@@ -1,4 +1,4 @@
-"""Hosts wait for one another, with a time-out and by name, before TensorFlow does so without."""
+"""The workers of a run wait for one another with a time-out, which TensorFlow does without."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 from tfrobust.errors import TfrobustError
 
-__all__ = ["WorkerTimeoutError", "meet"]
+__all__ = ["WorkerTimeoutError", "wait_for_workers"]
 
 _HELLO = b"tfrobust worker "
 _GO = b"go"
@@ -16,29 +16,30 @@ _PAUSE = 0.2
 
 
 class WorkerTimeoutError(TfrobustError, RuntimeError):
-    """A host of a multi-host run has not come."""
+    """A worker of a multi-worker run did not connect in time."""
 
 
-def meet(addresses: tuple[str, ...], index: int, timeout: float) -> None:
-    """Return once every host has come: all report to the first, which lets them go together.
+def wait_for_workers(addresses: tuple[str, ...], index: int, timeout: float) -> None:
+    """Return once every worker has called this: all connect to the chief, which answers them.
 
     Args:
-        addresses: "host:port" of each.
-        index: of this one.
+        addresses: "host:port" per worker; the first is the chief's.
+        index: of this worker.
         timeout: seconds to wait.
 
     Raises:
-        WorkerTimeoutError: someone has not come in time; says who.
+        WorkerTimeoutError: a worker did not connect in time; names it.
     """
     deadline = time.monotonic() + timeout
     if index == 0:
-        _receive(addresses, deadline, timeout)
-    else:
-        _report(addresses, index, deadline, timeout)
+        _accept_workers(addresses, deadline, timeout)
+    elif not _connect_to_chief(addresses[0], index, deadline):
+        reason = _timeout_message(addresses, [0], timeout)
+        raise WorkerTimeoutError(f"{reason} (The chief may be waiting for yet another worker.)")
 
 
-def _receive(addresses: tuple[str, ...], deadline: float, timeout: float) -> None:
-    come: dict[int, socket.socket] = {}
+def _accept_workers(addresses: tuple[str, ...], deadline: float, timeout: float) -> None:
+    connected: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(
@@ -48,45 +49,46 @@ def _receive(addresses: tuple[str, ...], deadline: float, timeout: float) -> Non
             raise WorkerTimeoutError(
                 f"cannot listen on {addresses[0]} ({error}): is another run using this port?"
             ) from error
-        while len(come) < len(addresses) - 1:
-            left = deadline - time.monotonic()
-            missing = [k for k in range(1, len(addresses)) if k not in come]
-            if left <= 0:
-                raise WorkerTimeoutError(_sorry(addresses, missing, timeout))
-            server.settimeout(left)
-            with contextlib.suppress(OSError, ValueError):  # a stranger, or the time-out
+        while len(connected) < len(addresses) - 1:
+            remaining = deadline - time.monotonic()
+            missing = [k for k in range(1, len(addresses)) if k not in connected]
+            if remaining <= 0:
+                raise WorkerTimeoutError(_timeout_message(addresses, missing, timeout))
+            server.settimeout(remaining)
+            with contextlib.suppress(OSError, ValueError):  # another program, or the time-out
                 connection, _ = server.accept()
                 stack.enter_context(connection)
                 connection.settimeout(5)
-                words = connection.recv(64)
-                if words.startswith(_HELLO):
-                    come[int(words[len(_HELLO) :])] = connection
-        for connection in come.values():
+                message = connection.recv(64)
+                if message.startswith(_HELLO):
+                    connected[int(message[len(_HELLO) :])] = connection
+        for connection in connected.values():
             connection.sendall(_GO)
 
 
-def _report(addresses: tuple[str, ...], index: int, deadline: float, timeout: float) -> None:
-    name, _, _ = addresses[0].rpartition(":")
-    while (left := deadline - time.monotonic()) > 0:
+def _connect_to_chief(chief: str, index: int, deadline: float) -> bool:
+    """Whether the chief has answered that all workers are connected."""
+    host, _, _ = chief.rpartition(":")
+    while (remaining := deadline - time.monotonic()) > 0:
         try:
-            with socket.create_connection((name, _port(addresses[0])), timeout=left) as connection:
+            with socket.create_connection((host, _port(chief)), timeout=remaining) as connection:
                 connection.sendall(_HELLO + str(index).encode())
                 if connection.recv(8) == _GO:
-                    return
+                    return True
         except OSError:
-            pass  # not there yet
+            pass  # the chief is not listening yet
         time.sleep(_PAUSE)
-    raise WorkerTimeoutError(_sorry(addresses, [0], timeout) + " (or others that it waits for)")
+    return False
 
 
 def _port(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-def _sorry(addresses: tuple[str, ...], missing: list[int], timeout: float) -> str:
+def _timeout_message(addresses: tuple[str, ...], missing: list[int], timeout: float) -> str:
     names = ", ".join(f"worker {k} at {addresses[k]}" for k in missing)
     return (
-        f"{names} of {len(addresses)} has not come within {timeout:g} s. Start the same program on "
-        "every host with the same TF_CONFIG cluster and its own index, and check that the hosts "
-        "reach one another on these ports."
+        f"{names} of {len(addresses)} did not connect within {timeout:g} s. Start the same program "
+        "on every worker, with the same TF_CONFIG cluster and its own index, and make sure that "
+        "they reach one another on these ports."
     )

@@ -1,7 +1,7 @@
-"""Where ImageNet lies on disk: class folders, or records in one of two layouts.
+"""ImageNet on disk: class folders, or TFRecord shards in one of two layouts.
 
-Every source reads any one example by its index, so that an order is a permutation and a host reads
-only its own rows.
+Every source reads single examples by index, so that an epoch's order is a permutation and a worker
+reads no rows but its share.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tfrobust.data.images import SUFFIXES
 from tfrobust.data.tabular import DataNotFoundError
 from tfrobust.errors import InputError
 
-__all__ = ["Source", "Tree", "find"]
+__all__ = ["Source", "Tree", "find_source"]
 
 _SHARD = re.compile(r"(train|validation)-(\d{5})-of-(\d{5})")
 
@@ -37,12 +37,12 @@ class Source(Protocol):
     """One split on disk."""
 
     location: str
-    """Kind and folder, for people."""
+    """Kind and folder, for messages and provenance."""
     version: str
     sha256: str
     """Of the sorted names and sizes of the files."""
     shards: np.ndarray
-    """(shards,) index of the first example of each file that holds many; (1,) where none does."""
+    """(shards,) index of the first example per shard; (1,) for files of one image each."""
 
     def __len__(self) -> int: ...
 
@@ -51,12 +51,12 @@ class Source(Protocol):
 
         Raises:
             CorruptImageError: there is no image to decode.
-            ValueError: the label is out of range.
+            InputError: the label is out of range.
             OSError: the file cannot be read.
         """
 
     def name(self, index: int) -> str:
-        """What to call it in a message."""
+        """The example's name in messages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,18 +88,18 @@ class Tree:
         return str(self.folder / self.files[index])
 
 
-def find(split: str, folder: Path, classes: int, kind: str | None = None) -> Source:
-    """The split in `folder`, or in the folders "imagenet" or "tensorflow_datasets" in it.
+def find_source(split: str, folder: Path, classes: int, kind: str | None = None) -> Source:
+    """The split in `folder`, or in its subfolder "imagenet" or "tensorflow_datasets".
 
     Args:
         split: "train" or "validation".
-        folder: to look into.
-        classes: expected.
+        folder: to search.
+        classes: expected number of classes.
         kind: "tree", "tfrecord" or "tfds"; default: the first of these that has the split.
 
     Raises:
-        DataNotFoundError: none has, with the splits that there are; or shards are missing.
-        ValueError: what was found has another number of classes, an empty one, or is ambiguous.
+        DataNotFoundError: none has the split, or shards are missing; lists the splits found.
+        InputError: the split has another number of classes or an empty one, or is ambiguous.
     """
     if kind is not None and kind not in _KINDS:
         raise InputError(f"unknown source {kind!r}; there are {', '.join(_KINDS)}")
@@ -116,16 +116,17 @@ def find(split: str, folder: Path, classes: int, kind: str | None = None) -> Sou
 
 def _not_found(split: str, folder: Path, seen: Sequence[str]) -> str:
     if not folder.is_dir():
-        found = f"there is no folder {folder}"
+        contents = f"there is no folder {folder}"
     else:
         for inside in sorted(path for path in folder.iterdir() if path.is_dir()):
             seen = [*seen, *(f"{inside} holds {name} (tree)" for name in _tree_folders(inside))]
-        found = "; ".join(seen) or f"{folder} holds none of them"
+        contents = "; ".join(seen) or f"{folder} holds none of them"
     return (
-        f"no {split} split of ImageNet: {found}. Let data_dir or TFROBUST_DATA_DIR name a folder "
-        "with one of (1) class folders: train/<wnid>/*.JPEG, val/<wnid>/*.JPEG; (2) the shards of "
-        "TensorFlow's build_imagenet_data.py: train-00000-of-01024, validation-00000-of-00128; "
-        "(3) what tensorflow-datasets prepared: imagenet2012/<version>, made by "
+        f"no {split} split of ImageNet: {contents}. Let data_dir or TFROBUST_DATA_DIR name a "
+        "folder with one of (1) class folders: train/<wnid>/*.JPEG, val/<wnid>/*.JPEG; (2) the "
+        "shards of TensorFlow's build_imagenet_data.py: train-00000-of-01024, "
+        "validation-00000-of-00128; (3) what tensorflow-datasets prepared: "
+        "imagenet2012/<version>, made by "
         'tfds.builder("imagenet2012", data_dir=...).download_and_prepare() from the two archives '
         "that image-net.org gives to registered users."
     )
@@ -136,7 +137,7 @@ Splits = dict[str, Callable[[], Source]]
 
 def _trees(root: Path, classes: int) -> Splits:
     folders = _tree_folders(root)
-    return {split: lambda found=found: _tree(found, classes) for split, found in folders.items()}
+    return {split: lambda path=path: _tree(path, classes) for split, path in folders.items()}
 
 
 def _tree_folders(root: Path) -> dict[str, Path]:
@@ -167,7 +168,7 @@ def _tree(folder: Path, classes: int) -> Tree:
     if len(wnids) != classes:
         raise InputError(
             f"{folder} holds {len(wnids)} class folders ({wnids[0]} .. {wnids[-1]}), but "
-            f"{classes} classes are expected: complete it, or say classes={len(wnids)}"
+            f"{classes} classes are expected: complete it, or give classes={len(wnids)}"
         )
 
     def images(wnid: str) -> list[tuple[str, int]]:
@@ -179,7 +180,7 @@ def _tree(folder: Path, classes: int) -> Tree:
 
     with ThreadPoolExecutor(THREADS) as pool:
         listed = list(pool.map(images, wnids))
-    empty = [wnid for wnid, found in zip(wnids, listed, strict=True) if not found]
+    empty = [wnid for wnid, files in zip(wnids, listed, strict=True) if not files]
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         raise InputError(
@@ -187,9 +188,9 @@ def _tree(folder: Path, classes: int) -> Tree:
         )
     return Tree(
         folder=folder,
-        files=tuple(name for found in listed for name, _ in found),
-        labels=np.repeat(np.arange(classes, dtype=np.int32), [len(found) for found in listed]),
-        sha256=digest(file for found in listed for file in found),
+        files=tuple(name for files in listed for name, _ in files),
+        labels=np.repeat(np.arange(classes, dtype=np.int32), [len(files) for files in listed]),
+        sha256=digest(file for files in listed for file in files),
     )
 
 
@@ -203,10 +204,10 @@ def _tfrecords(root: Path, classes: int) -> Splits:
             shards.setdefault(split, {})[index] = Path(entry.path)
             counts.setdefault(split, set()).add(count)
 
-    def whole(split: str) -> Source:
+    def shards_of(split: str) -> Source:
         if len(counts[split]) > 1:
-            found = " and ".join(f"-of-{count:05}" for count in sorted(counts[split]))
-            raise InputError(f"{root} mixes {split} shards {found}: keep one set of them")
+            sets = " and ".join(f"-of-{count:05}" for count in sorted(counts[split]))
+            raise InputError(f"{root} mixes {split} shards {sets}: keep one set of them")
         (count,) = counts[split]
         files = [
             shards[split].get(index, root / f"{split}-{index:05}-of-{count:05}")
@@ -215,18 +216,18 @@ def _tfrecords(root: Path, classes: int) -> Splits:
         location = f"build_imagenet_data shards in {root}"
         return open_records(files, BUILD_IMAGENET_DATA, classes, location, "records")
 
-    return {split: lambda split=split: whole(split) for split in shards}
+    return {split: lambda split=split: shards_of(split) for split in shards}
 
 
 def _tfds(root: Path, classes: int) -> Splits:
     prepared = (path.parent for path in root.glob("imagenet2012/*/dataset_info.json"))
-    found = [folder for folder in prepared if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
-    if not found:
+    versions = [folder for folder in prepared if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
+    if not versions:
         return {}
     import tensorflow_datasets as tfds
 
-    newest = max(found, key=lambda folder: [int(part) for part in folder.name.split(".")])
-    builder = tfds.builder_from_directory(newest)  # reads what was prepared, cannot download
+    newest = max(versions, key=lambda folder: [int(part) for part in folder.name.split(".")])
+    builder = tfds.builder_from_directory(newest)  # reads prepared data, cannot download
 
     def records_of(split: str) -> Source:
         info = builder.info
@@ -239,7 +240,7 @@ def _tfds(root: Path, classes: int) -> Splits:
         if len(wnids) != classes or wnids != sorted(wnids):
             raise InputError(
                 f"{newest} has {len(wnids)} classes ({wnids[0]} .. {wnids[-1]}), but {classes}, "
-                "sorted, are expected: prepare it anew, or say how many classes there are"
+                "sorted, are expected: prepare it again, or give the number of classes (classes=)"
             )
         files = [Path(path) for path in info.splits[split].filepaths]
         location = f"tensorflow-datasets imagenet2012 in {newest.parent.parent}"
@@ -247,7 +248,7 @@ def _tfds(root: Path, classes: int) -> Splits:
         if len(records) != info.splits[split].num_examples:
             raise InputError(
                 f"{newest} holds {len(records)} {split} examples, but its dataset_info.json says "
-                f"{info.splits[split].num_examples}: copy or prepare it anew"
+                f"{info.splits[split].num_examples}: copy or prepare it again"
             )
         return records
 

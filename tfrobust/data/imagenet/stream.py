@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from tfrobust.data.arrays import Provenance
 from tfrobust.data.imagenet.preprocessor import Augment, Preprocess, Preprocessor
-from tfrobust.data.imagenet.sources import Source, find
+from tfrobust.data.imagenet.sources import Source, find_source
 from tfrobust.data.imagenet.tfrecords import Example
 from tfrobust.data.images import CorruptImageLog, TooManyCorruptImagesError, decode
 from tfrobust.data.stream import Share
@@ -112,7 +112,7 @@ def load(
         preprocess=preprocess,
         value_range=value_range,
     )
-    files = find(split, _folder(data_dir), classes, source)
+    files = find_source(split, _folder(data_dir), classes, source)
     return ImageStream(files, split, classes, preprocessor, limit=limit, max_corrupt=max_corrupt)
 
 

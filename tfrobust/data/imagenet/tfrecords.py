@@ -1,4 +1,4 @@
-"""TFRecord shards of images, indexed so that any one example can be read.
+"""TFRecord shards of images, indexed so that single examples can be read.
 
 A TFRecord is its length (8 bytes), that length's checksum (4), the bytes, and their checksum (4).
 """
@@ -22,13 +22,13 @@ from tfrobust.errors import InputError
 
 __all__ = ["BUILD_IMAGENET_DATA", "TFDS", "Example", "Layout", "Records", "digest", "open_records"]
 
-THREADS = 16  # listing and indexing wait for the file system
+THREADS = 16  # for listing and indexing, which are bound by the latency of the file system
 _HEADER, _FOOTER = 12, 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One image as it is stored."""
+    """One image as stored."""
 
     encoded: bytes
     label: int
@@ -38,7 +38,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What a record's features are called."""
+    """The names of a record's features."""
 
     encoded: str
     label: str
@@ -52,7 +52,7 @@ TFDS = Layout("image", "label", "file_name", 0)
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """TFRecord shards of tf.train.Example, indexed. Checksums are not compared."""
+    """Indexed TFRecord shards of tf.train.Example. Checksums are not verified."""
 
     location: str
     version: str
@@ -61,7 +61,7 @@ class Records:
     classes: int
     shards: np.ndarray
     offsets: np.ndarray
-    """(examples,) where in its file each example begins."""
+    """(examples,) position of the example's first byte in its file."""
     lengths: np.ndarray
     """(examples,) bytes."""
     sha256: str
@@ -74,7 +74,7 @@ class Records:
 
         Raises:
             CorruptImageError: the record does not parse, or lacks the image or the label.
-            ValueError: the label is out of range.
+            InputError: the label is out of range.
             OSError: the file cannot be read.
         """
         with self.files[self._shard(index)].open("rb", buffering=0) as file:
@@ -85,37 +85,37 @@ class Records:
         except DecodeError as error:
             raise CorruptImageError("the record is not a tf.train.Example") from error
         layout = self.layout
-        held = ", ".join(sorted(features)) or "nothing"
+        names = ", ".join(sorted(features)) or "nothing"
         encoded = features[layout.encoded].bytes_list.value
         labels = features[layout.label].int64_list.value
         if len(encoded) != 1 or len(labels) != 1:
             raise CorruptImageError(
-                f"the record lacks {layout.encoded} or {layout.label}; it holds {held}"
+                f"the record lacks {layout.encoded} or {layout.label}; it holds {names}"
             )
         label = labels[0] - layout.first_label
         if not 0 <= label < self.classes:
             first, last = layout.first_label, self.classes - 1 + layout.first_label
             raise InputError(
-                f"{self._place(index)} has label {label + first}, but labels lie in "
-                f"{first}..{last} in this layout: make the shards without a background class, "
-                "or say how many classes there are (classes=)"
+                f"{self._position(index)} has label {label + first}, but labels lie in "
+                f"{first}..{last} in this layout: write the shards without a background class, "
+                "or give the number of classes (classes=)"
             )
         name = b"".join(features[layout.filename].bytes_list.value[:1]).decode(errors="replace")
-        return Example(encoded[0], label, name or self._place(index))
+        return Example(encoded[0], label, name or self._position(index))
 
     def name(self, index: int) -> str:
-        """Shard, record and, where it can be read, file name."""
-        place = self._place(index)
+        """Shard, record number and, where it can be read, file name."""
+        position = self._position(index)
         try:
             name = self.read(index).name
         except (ValueError, OSError):
-            return place
-        return place if name == place else f"{place} ({name})"
+            return position
+        return position if name == position else f"{position} ({name})"
 
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self.shards, index, side="right")) - 1
 
-    def _place(self, index: int) -> str:
+    def _position(self, index: int) -> str:
         shard = self._shard(index)
         return f"{self.files[shard].name}, record {index - int(self.shards[shard])}"
 
@@ -123,7 +123,7 @@ class Records:
 def open_records(
     files: Sequence[Path], layout: Layout, classes: int, location: str, version: str
 ) -> Records:
-    """Index some shards by the headers of their records.
+    """Index shards by the headers of their records.
 
     Args:
         files: the shards, in order.
@@ -133,18 +133,19 @@ def open_records(
 
     Raises:
         DataNotFoundError: shards are missing, or hold no example.
-        ValueError: a shard is cut off or no TFRecord file, or its first record has another layout.
+        InputError: a shard is truncated or no TFRecord file, or the first record has another
+            layout.
     """
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise DataNotFoundError(
             f"{len(missing)} of {len(files)} shards are missing in {files[0].parent}: "
-            f"{', '.join(missing[:3])}{more}. Copy or make them anew."
+            f"{', '.join(missing[:3])}{more}. Copy or write them again."
         )
     with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(_index, files))
-    counts = [len(offsets) for offsets, _ in found]
+        indices = list(pool.map(_index, files))
+    counts = [len(offsets) for offsets, _ in indices]
     if not sum(counts):
         raise DataNotFoundError(f"{location}: the {len(files)} shards hold no example")
     records = Records(
@@ -154,21 +155,21 @@ def open_records(
         layout=layout,
         classes=classes,
         shards=np.cumsum([0, *counts[:-1]]),
-        offsets=np.concatenate([offsets for offsets, _ in found]),
-        lengths=np.concatenate([lengths for _, lengths in found]),
+        offsets=np.concatenate([offsets for offsets, _ in indices]),
+        lengths=np.concatenate([lengths for _, lengths in indices]),
         sha256=digest((file.name, file.stat().st_size) for file in files),
     )
     try:
-        records.read(0)  # another layout is told now, not in the middle of an epoch
+        records.read(0)  # report another layout now, not in the middle of an epoch
     except CorruptImageError as error:
         raise InputError(
-            f"{records.name(0)} in {files[0].parent} is not what {location} should hold: {error}"
+            f"{records.name(0)} in {files[0].parent} has another layout than {location}: {error}"
         ) from error
     return records
 
 
 def _index(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Where the records of a shard begin and how long they are; reads their headers only."""
+    """Offsets and lengths of a shard's records; reads only their headers."""
     offsets, lengths = [], []
     size, start = file.stat().st_size, 0
     with file.open("rb", buffering=0) as shard:
@@ -181,8 +182,8 @@ def _index(file: Path) -> tuple[np.ndarray, np.ndarray]:
             start += _HEADER + length + _FOOTER
             if start > size:
                 raise InputError(
-                    f"{file} is cut off in record {len(offsets) - 1}, or is not an uncompressed "
-                    "TFRecord file: copy or make it anew"
+                    f"{file} is truncated in record {len(offsets) - 1}, or is not an uncompressed "
+                    "TFRecord file: copy or write it again"
                 )
     return np.array(offsets, np.int64), np.array(lengths, np.int64)
 

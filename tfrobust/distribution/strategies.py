@@ -1,11 +1,12 @@
-"""One device, several GPUs, several hosts; and cohorts of models over a Dask cluster.
+"""The `tf.distribute` strategy of one device, several GPUs or several workers.
 
     with distribution.strategy("auto").scope():
         model = reference_models.build("resnet50")
         fit(model, data, objective, optimizer=optimizer, epochs=20, batch_size=32)
         measure(model, images)
 
-Several hosts run the same program, each with TF_CONFIG set, or inside one Slurm step (`srun`).
+A worker is a process of a multi-worker run, usually one per machine. All workers run the same
+program, each with TF_CONFIG set or inside one Slurm step (`srun`).
 """
 
 from __future__ import annotations
@@ -19,40 +20,39 @@ from typing import Literal
 
 import tensorflow as tf
 
-from tfrobust.distribution.dask import SchedulerError, map_cohort
-from tfrobust.distribution.rendezvous import WorkerTimeoutError, meet
+from tfrobust.distribution.rendezvous import wait_for_workers
 from tfrobust.errors import InputError
 
-__all__ = ["SchedulerError", "WorkerTimeoutError", "map_cohort", "strategy"]
+__all__ = ["strategy"]
 
 Kind = Literal["auto", "one", "mirrored", "multi_worker"]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Cluster:
-    """Hosts that train together, and which of them this process is."""
+    """The workers of a run, and the index of this process among them."""
 
     addresses: tuple[str, ...]
     index: int
 
 
 def strategy(kind: Kind = "auto", *, timeout: float = 300.0) -> tf.distribute.Strategy:
-    """The `tf.distribute` strategy for the devices and hosts at hand.
+    """The `tf.distribute` strategy for this machine's devices or the workers of TF_CONFIG or Slurm.
 
-    Call it before anything else in TensorFlow where there are several hosts.
+    With several workers, call it before anything else in TensorFlow.
 
     Args:
-        kind: "one" device; "mirrored" over all GPUs of this host; "multi_worker" over the hosts of
-            TF_CONFIG or of a Slurm step; "auto" takes the last where such hosts are named, the
+        kind: "one" device; "mirrored" over all GPUs of this machine; "multi_worker" over the
+            workers of TF_CONFIG or of a Slurm step; "auto" is the last where there are workers, the
             second where there are several GPUs, else the first.
-        timeout: seconds to wait for the other hosts.
+        timeout: seconds to wait for the other workers.
 
     Returns:
         the strategy; build the model in its `scope()` and call `fit` and `measure` there.
 
     Raises:
-        ValueError: unknown kind, a malformed TF_CONFIG, or no hosts for "multi_worker".
-        WorkerTimeoutError: a host has not come in time; names it.
+        InputError: unknown kind, a malformed TF_CONFIG, or no workers for "multi_worker".
+        WorkerTimeoutError: a worker did not connect in time; names it.
     """
     if kind not in ("auto", "one", "mirrored", "multi_worker"):
         raise InputError(f'kind must be "auto", "one", "mirrored" or "multi_worker", got {kind!r}')
@@ -61,9 +61,9 @@ def strategy(kind: Kind = "auto", *, timeout: float = 300.0) -> tf.distribute.St
         return _multi_worker(cluster, timeout)
     if kind == "multi_worker":
         raise InputError(
-            "no other hosts: set TF_CONFIG to {'cluster': {'worker': ['host1:port', "
-            "'host2:port']}, 'task': {'type': 'worker', 'index': 0}}, with its own index on each "
-            "host, or start the program with srun inside a Slurm job"
+            "no other workers: set TF_CONFIG to {'cluster': {'worker': ['host1:port', "
+            "'host2:port']}, 'task': {'type': 'worker', 'index': 0}}, with another index on each "
+            "worker, or start the program with srun inside a Slurm job"
         )
     gpus = tf.config.list_logical_devices("GPU")
     if kind == "mirrored" or (kind == "auto" and len(gpus) > 1):
@@ -72,15 +72,15 @@ def strategy(kind: Kind = "auto", *, timeout: float = 300.0) -> tf.distribute.St
 
 
 def _multi_worker(cluster: _Cluster, timeout: float) -> tf.distribute.Strategy:
-    # TensorFlow itself waits for ever, and deaf to signals
-    meet(cluster.addresses, cluster.index, timeout)
+    # TensorFlow's own rendezvous blocks indefinitely and ignores SIGINT
+    wait_for_workers(cluster.addresses, cluster.index, timeout)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
         task_type="worker",
         task_id=cluster.index,
         rpc_layer="grpc",
     )
-    # a host that died since: the process ends with a traceback rather than never
+    # where a worker has died since, end this process with a traceback instead of blocking
     watched = sys.__stderr__ is not None
     if watched:
         faulthandler.dump_traceback_later(max(60.0, timeout), exit=True, file=sys.__stderr__)
@@ -92,7 +92,7 @@ def _multi_worker(cluster: _Cluster, timeout: float) -> tf.distribute.Strategy:
 
 
 def _cluster() -> _Cluster | None:
-    """Hosts named by TF_CONFIG, else by Slurm."""
+    """The workers in TF_CONFIG, else those of the Slurm step."""
     text = os.environ.get("TF_CONFIG")
     if text:
         return _from_tf_config(text)
@@ -119,7 +119,7 @@ def _from_tf_config(text: str) -> _Cluster:
 
 def _from_slurm() -> _Cluster:
     tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
-    # for the addresses only: which GPUs a task sees is Slurm's own business (--gpus-per-task)
+    # for the addresses only: Slurm assigns the GPUs to its tasks itself (--gpus-per-task)
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
         jobs={"worker": tasks},
         port_base=int(os.environ.get("TFROBUST_PORT", 8888)),
