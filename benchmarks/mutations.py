@@ -100,6 +100,7 @@ def _run_tests(copy: Path, fault: Fault) -> tuple[int, str]:
     paths = os.pathsep.join([str(copy), str(copy / "tests")])
     environment = {**os.environ, "PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3"}
     environment |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    environment |= {"TFROBUST_HYPOTHESIS_PROFILE": "first-failure"}
     try:
         done = subprocess.run(
             [*command, *fault.tests],

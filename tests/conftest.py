@@ -11,11 +11,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
 import keras
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 # the first example of a network is traced, which takes longer than the others
 settings.register_profile("tfrobust", deadline=None, print_blob=True)
-settings.load_profile("tfrobust")
+# for seeded faults: that a test fails is enough, the smallest example is not needed
+settings.register_profile(
+    "first-failure", settings.get_profile("tfrobust"), phases=[Phase.explicit, Phase.generate]
+)
+settings.load_profile(os.environ.get("TFROBUST_HYPOTHESIS_PROFILE", "tfrobust"))
 
 
 @pytest.fixture(autouse=True)
