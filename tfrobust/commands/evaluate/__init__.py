@@ -1,5 +1,6 @@
 """`tfrobust evaluate`: accuracy, robust accuracy and alignment of one model in one call."""
 
-from tfrobust.commands.evaluate.command import Command, execute
+from tfrobust.commands.evaluate.command import execute
+from tfrobust.commands.evaluate.settings import Command
 
 __all__ = ["Command", "execute"]

@@ -14,8 +14,8 @@ import numpy as np
 import reference_models
 from tfrobust import data
 from tfrobust.classifier import as_images, classes_of
-from tfrobust.commands.evaluate.command import Command, Identified, Settings
 from tfrobust.commands.evaluate.page import write_page
+from tfrobust.commands.evaluate.settings import Command, Identified, Settings
 from tfrobust.commands.subject import digest, load_subject
 from tfrobust.data import image_files
 from tfrobust.errors import InputError

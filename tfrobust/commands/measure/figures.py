@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from tfrobust import figures
-from tfrobust.commands.measure.command import Resolved
 from tfrobust.commands.measure.results import Measured
+from tfrobust.commands.measure.settings import Resolved
 from tfrobust.commands.subject import Subject
 from tfrobust.errors import StorageError
 from tfrobust.report import Section

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from tfrobust import report
-from tfrobust.commands.measure.command import Resolved
 from tfrobust.commands.measure.figures import class_names, draw
 from tfrobust.commands.measure.results import Measured
+from tfrobust.commands.measure.settings import Resolved
 from tfrobust.commands.subject import Subject
 from tfrobust.report import Run, Section
 

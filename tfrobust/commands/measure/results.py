@@ -10,7 +10,7 @@ import pandas as pd
 
 from tfrobust import alignment
 from tfrobust.alignment import check_sketch
-from tfrobust.commands.measure.command import Resolved, Settings
+from tfrobust.commands.measure.settings import Resolved, Settings
 from tfrobust.commands.subject import Subject, load_subject
 from tfrobust.evaluation import search_for
 

@@ -12,9 +12,9 @@ import pandas as pd
 from tfrobust import alignment, attacks, distribution
 from tfrobust.alignment import decompose
 from tfrobust.classifier import input_gradient
-from tfrobust.commands.measure.command import Command, Resolved
 from tfrobust.commands.measure.page import write_page
 from tfrobust.commands.measure.results import Measured, prepare
+from tfrobust.commands.measure.settings import Command, Resolved
 from tfrobust.commands.subject import Subject
 from tfrobust.commands.terminal import show
 from tfrobust.distribution import is_chief

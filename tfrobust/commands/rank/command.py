@@ -1,57 +1,12 @@
-"""Settings of `tfrobust rank`, read and checked without TensorFlow.
-
-tfrobust rank first.keras second.keras third.keras --data mnist
-"""
+"""`tfrobust rank`: check cheaply, then import TensorFlow and compute."""
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
-from typing import Annotated
-
-import tyro
-
 from tfrobust.commands.quiet import import_tensorflow
-from tfrobust.commands.terminal import existing_file, existing_folder, show
-from tfrobust.errors import InputError
+from tfrobust.commands.rank.settings import Command, check_without_model
+from tfrobust.commands.terminal import show
 
-__all__ = ["Command", "Identified", "Settings", "execute"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Rank saved models by certified bound, linearized robustness and attack distance."""
-
-    models: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Two or more .keras files."""
-    data: str
-    """A data set of `tfrobust.data`: digits, mnist, cifar10, iris, wine, spambase."""
-    images: int = 200
-    """The first so many test examples."""
-    attack: str | None = None
-    """Any attack of `tfrobust.attacks.minimal`; default: carlini_wagner for images, deepfool for
-    tables, in whose wide boxes Carlini-Wagner is coarse."""
-    batch_size: int = 100
-    """Examples a call; bounds the memory."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Identified(Settings):
-    """Settings with the content hashes of the models."""
-
-    sha256: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Command(Settings):
-    """Rank saved models by certified bound, linearized robustness and attack distance."""
-
-    data_dir: Path | None = None
-    """Folder of prepared data sets; default: TFROBUST_DATA_DIR."""
-    out: Path | None = None
-    """Folder of the results; default: runs/rank-DATA."""
-    open: bool = False
-    """Open the page at the end."""
+__all__ = ["execute"]
 
 
 def execute(command: Command) -> None:
@@ -63,29 +18,8 @@ def execute(command: Command) -> None:
     Raises:
         TfrobustError: settings that make no sense or do not go together.
     """
-    check(command)
+    check_without_model(command)
     import_tensorflow()
     from tfrobust.commands.rank.steps import rank
 
     show(rank(command), open_it=command.open)
-
-
-def check(command: Settings) -> None:
-    """What can be wrong without a model: numbers, and paths at which there is nothing.
-
-    Raises:
-        InputError: a number out of range, or a single model.
-        MissingFileError: no such folder or file.
-    """
-    if command.batch_size < 1:
-        raise InputError(f"--batch-size must be at least 1, got {command.batch_size}")
-    if command.images < 1:
-        raise InputError(f"--images must be at least 1, got {command.images}")
-    if len(command.models) < 2:
-        raise InputError("one model cannot be ranked: give two or more .keras files")
-    if command.data == "imagenet":
-        raise InputError("imagenet does not fit in memory: there are digits, mnist, cifar10, ...")
-    for path in command.models:
-        existing_file(path, "model")
-    if command.data_dir is not None:
-        existing_folder(command.data_dir)

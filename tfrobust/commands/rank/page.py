@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from tfrobust import data, report
-from tfrobust.commands.rank.command import Settings
 from tfrobust.commands.rank.ranking import MEASURES, attacked, correlations
+from tfrobust.commands.rank.settings import Settings
 from tfrobust.report import Claim, Run, Section
 
 __all__ = ["write_page"]

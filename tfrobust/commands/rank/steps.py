@@ -17,9 +17,9 @@ import reference_models
 from tfrobust import alignment, attacks, bounds, data
 from tfrobust.attacks import prepare
 from tfrobust.classifier import as_images, model_input_shape, predict_logits
-from tfrobust.commands.rank.command import Command, Identified, Settings
 from tfrobust.commands.rank.page import write_page
 from tfrobust.commands.rank.ranking import ranking
+from tfrobust.commands.rank.settings import Command, Identified, Settings
 from tfrobust.commands.terminal import concerning
 from tfrobust.errors import InexactDecompositionWarning, InputError
 from tfrobust.report import Run
