@@ -75,6 +75,15 @@ def test_every_public_module_has_a_page():
             assert f"::: {value.__name__}\n" in documented
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/api").glob("*.md")), ids=name_of)
+def test_what_a_page_documents_exists(page):
+    for target in re.findall(r"^::: (\S+)$", page.read_text(), re.M):
+        if importlib.util.find_spec(target.rpartition(".")[0] or target) is None:
+            raise AssertionError(f"no {target}")
+        module, _, name = target.rpartition(".")
+        assert not module or hasattr(importlib.import_module(module), name), target
+
+
 @pytest.mark.parametrize("face", FACES, ids=name_of)
 def test_functions_named_as_their_module_are_documented(face):
     """Static analysis, by which the pages are made, takes such a name for the module."""
