@@ -64,15 +64,21 @@ def test_convolutions(seed, size, taps, strides, dilation, padding, groups, chan
     assert_bounds_norm(layer, shape)
 
 
+# settings of convolutions that take channels one by one
+PER_CHANNEL = {
+    "seed": st.integers(0, 2**32 - 1),
+    "size": st.tuples(st.integers(5, 10), st.integers(5, 10)),
+    "taps": st.integers(1, 4),
+    "strides": st.integers(1, 3),
+    "padding": st.sampled_from(["valid", "same"]),
+    "multiplier": st.integers(1, 2),
+}
+
+
 @settings(max_examples=30)
 @given(
-    seed=st.integers(0, 2**32 - 1),
-    size=st.tuples(st.integers(5, 10), st.integers(5, 10)),
-    taps=st.integers(1, 4),
-    strides=st.integers(1, 3),
-    padding=st.sampled_from(["valid", "same"]),
+    **PER_CHANNEL,
     channels=st.integers(1, 4),
-    multiplier=st.integers(1, 2),
 )
 def test_depthwise_convolutions(seed, size, taps, strides, padding, channels, multiplier):
     layer = layers.DepthwiseConv2D(
@@ -85,13 +91,8 @@ def test_depthwise_convolutions(seed, size, taps, strides, padding, channels, mu
 
 @settings(max_examples=20)
 @given(
-    seed=st.integers(0, 2**32 - 1),
-    size=st.tuples(st.integers(5, 10), st.integers(5, 10)),
-    taps=st.integers(1, 4),
-    strides=st.integers(1, 3),
-    padding=st.sampled_from(["valid", "same"]),
+    **PER_CHANNEL,
     channels=st.integers(1, 3),
-    multiplier=st.integers(1, 2),
 )
 def test_separable_convolutions(seed, size, taps, strides, padding, channels, multiplier):
     layer = layers.SeparableConv2D(

@@ -29,49 +29,9 @@ def conditions(summary: dict[str, Any]) -> str:
 
 def rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Quantity, value and meaning of each."""
-    percent, number = _percent, _number
     return [
-        ("accuracy", percent(summary["accuracy"]), "of all examples"),
-        (
-            "robust accuracy, at most",
-            percent(summary["robust_accuracy"]),
-            "correct, and no attack within epsilon: an upper bound, as attacks may fail",
-        ),
-        (
-            "robust accuracy, at least",
-            percent(summary["certified_accuracy"]),
-            "correct, and proven within epsilon",
-        ),
-        (
-            "attack success rate",
-            percent(summary["attack_success_rate"]),
-            "of the correct examples, at any distance",
-        ),
-        (
-            "median smallest perturbation",
-            number(summary["median_distance"]),
-            "of the correct examples; infinite where all attacks failed",
-        ),
-        (
-            "median certified radius",
-            number(summary["median_certified_radius"]),
-            "of the correct examples; no smaller perturbation changes the class",
-        ),
-        (
-            "median linearized robustness",
-            number(summary["median_linearized_robustness"]),
-            "of the correct examples, l2 (Etmann 2019, eq. (9))",
-        ),
-        (
-            "median alignment",
-            number(summary["median_alignment"]),
-            "of the correct examples, l2 (Etmann 2019, eq. (7))",
-        ),
-        (
-            "violations",
-            str(summary["violations"]),
-            "examples with an attack closer than the certified radius",
-        ),
+        (quantity, _FORMATS[key.split("_")[0]](summary[key]), meaning)
+        for key, (quantity, meaning) in _ROWS.items()
     ]
 
 
@@ -81,3 +41,21 @@ def _percent(value: float | None) -> str:
 
 def _number(value: float | str | None) -> str:
     return "-" if value is None else f"{float(value):.4g}"
+
+
+_CORRECT = "of the correct examples"
+# by the summary's keys: quantity and meaning
+_ROWS = {
+    "accuracy": ("accuracy", "of all examples"),
+    "robust_accuracy": ("robust accuracy, at most", "correct, and no attack found within epsilon"),
+    "certified_accuracy": ("robust accuracy, at least", "correct, and proven within epsilon"),
+    "attack_success_rate": ("attack success rate", f"{_CORRECT}, at any distance"),
+    "median_distance": ("median smallest perturbation", f"{_CORRECT}; failed attacks are infinite"),
+    "median_certified_radius": ("median certified radius", f"{_CORRECT}; none smaller succeeds"),
+    "median_linearized_robustness": ("median linearized robustness", f"{_CORRECT}, l2, eq. (9)"),
+    "median_alignment": ("median alignment", f"{_CORRECT}, l2 (Etmann 2019, eq. (7))"),
+    "violations": ("violations", "examples with an attack closer than the certified radius"),
+}
+# by the first word of the key
+_FORMATS = {"median": _number, "violations": str}
+_FORMATS |= dict.fromkeys(("accuracy", "robust", "certified", "attack"), _percent)
