@@ -1,12 +1,12 @@
 """Any Keras model as logits with compiled derivatives."""
 
+from tfrobust.classifier.checks import NotLogitsError
+from tfrobust.classifier.classifier import Classifier, values_of
 from tfrobust.classifier.derivatives import (
     CHUNK,
     class_gradients,
     classes_of,
-    compiled,
     gradients_at,
-    input_gradient,
     jacobian,
     jvp,
     predict_logits,
@@ -23,10 +23,11 @@ from tfrobust.classifier.keras_internals import (
     takes_training,
     with_attributes,
 )
-from tfrobust.classifier.logits import NotLogitsError, WithoutActivation, is_graph, logits_model
+from tfrobust.classifier.logits import WithoutActivation, is_graph, logits_model
 
 __all__ = [
     "CHUNK",
+    "Classifier",
     "NotLogitsError",
     "WithoutActivation",
     "all_layers",
@@ -34,11 +35,9 @@ __all__ = [
     "as_labels",
     "class_gradients",
     "classes_of",
-    "compiled",
     "exact_batch_statistics",
     "gradients_at",
     "in_batches",
-    "input_gradient",
     "is_graph",
     "jacobian",
     "jvp",
@@ -50,6 +49,7 @@ __all__ = [
     "push_forward",
     "replaced_method",
     "takes_training",
+    "values_of",
     "vjp",
     "with_attributes",
 ]

@@ -1,144 +1,41 @@
-"""Input gradients, Jacobians, Jacobian-vector and vector-Jacobian products of any classifier.
+"""Jacobians, Jacobian-vector and vector-Jacobian products of any classifier's logits.
 
 All of them differentiate logits in inference mode, run compiled in batches, and are built once
-for a model: later calls neither retrace nor rebuild.
+per model: later calls neither retrace nor rebuild.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.classifier.inputs import as_images, as_labels, in_batches
-from tfrobust.classifier.keras_internals import all_layers
-from tfrobust.classifier.logits import NotLogitsError, logits_model
-from tfrobust.distribution import is_spread, spread
+from tfrobust.classifier.classifier import Classifier, values_of
+from tfrobust.classifier.inputs import as_images, in_batches
 from tfrobust.errors import InputError
 
 __all__ = [
-    "NotLogitsError",
+    "CHUNK",
     "class_gradients",
     "classes_of",
-    "compiled",
     "gradients_at",
-    "input_gradient",
     "jacobian",
     "jvp",
-    "logits_model",
     "predict_logits",
     "push_forward",
     "vjp",
 ]
 
-_ADAPTED = (keras.layers.Normalization, keras.layers.Rescaling)
 # backward passes that share one forward pass in one graph
 CHUNK = 16
 
 
-class _Compiled:
-    """The compiled functions of one model. Opaque, so that Keras saves nothing of it."""
-
-    def __init__(self, model: keras.Model, x: np.ndarray):
-        self.logits = logits_model(model, x)
-        # the tensors whose ids these are stay alive here, so that no id comes again
-        self.outputs = list(getattr(model, "outputs", None) or [])
-        self.signature = _signature(model)
-        self.constants = _constants(model)
-        self.functions: dict[Any, _AnyBatch] = {}
-
-
-class _AnyBatch:
-    """A graph function traced once for all batch sizes; other shapes get a trace of their own.
-
-    Inside the scope of a strategy with several devices the rows are cut among them.
-    """
-
-    def __init__(self, function: Callable[..., Any], rowwise: int | None):
-        self.plain = function
-        self.function = tf.function(function)
-        self.rowwise = rowwise
-        self.traces: dict[Any, Callable[..., Any]] = {}
-
-    def __call__(self, *tensors: tf.Tensor) -> Any:
-        if is_spread() and self.rowwise != 0:
-            strategy = tf.distribute.get_strategy()  # kept as a key, so that its id stays its own
-            if strategy not in self.traces:
-                self.traces[strategy] = spread(self.plain, self.rowwise)
-            return self.traces[strategy](*tensors)
-        specs = tuple(
-            tf.TensorSpec([None, *tensor.shape[1:]] if tensor.shape.rank else [], tensor.dtype)
-            for tensor in tensors
-        )
-        if specs not in self.traces:
-            self.traces[specs] = self.function.get_concrete_function(*specs)
-        return self.traces[specs](*tensors)
-
-
-def _signature(model: keras.Model) -> Any:
-    outputs = getattr(model, "outputs", None)
-    return tuple(id(output) for output in outputs) if outputs else None
-
-
-def _constants(model: keras.Model) -> list[Any]:
-    """What a graph takes in as it is when traced, though a model may be given others later."""
-    names = ("activation", "lora_enabled", "quantization_mode")
-    adapted = ("mean", "variance", "scale", "offset")
-    found = []
-    for layer in all_layers(model):
-        takes = names + adapted if isinstance(layer, _ADAPTED) else names
-        found += [getattr(layer, name, None) for name in takes]
-    return [*found, *model.variables]
-
-
-def _compiled_of(model: keras.Model, x: np.ndarray) -> _Compiled:
-    cache = model.__dict__.get("_tfrobust_compiled")
-    now = _constants(model)
-    same = cache is not None and len(cache.constants) == len(now)
-    same = same and all(one is other for one, other in zip(cache.constants, now, strict=True))
-    if not same or cache.signature != _signature(model):
-        cache = _Compiled(model, x)
-        # past Keras's tracker, which would take this for a part of the model
-        object.__setattr__(model, "_tfrobust_compiled", cache)
-    return cache
-
-
-def compiled(
-    model: keras.Model,
-    key: Any,
-    build: Callable[[keras.Model], Callable[..., Any]],
-    x: Any,
-    *,
-    rowwise: int | None = None,
-) -> Callable[..., Any]:
-    """The graph function `build(logits)` of a model, traced once whatever the batch size.
-
-    Under a `tf.distribute` strategy it runs on all devices of this host, each on some of the rows.
-
-    Args:
-        model: any classifier.
-        key: names the function; the same key gives the same function again.
-        build: takes the logits view, returns a function of tensors (batch, ...).
-        x: inputs (batch, ...), checked already.
-        rowwise: how many leading arguments have one row an example, as every result does; all
-            arguments but scalars where None; 0 keeps it on one device.
-    """
-    cache = _compiled_of(model, x)
-    if key not in cache.functions:
-        cache.functions[key] = _AnyBatch(build(cache.logits), rowwise)
-    return cache.functions[key]
-
-
-def classes_of(model: keras.Model, x: Any) -> int:
-    """Number of classes of a classifier; `x` is a batch (batch, ...) that it can take."""
-    logits = _compiled_of(model, x).logits
-    shape = getattr(logits, "output_shape", None) if hasattr(logits, "outputs") else None
-    if shape and shape[-1] is not None:
-        return int(shape[-1])
-    return int(predict_logits(model, x[:1]).shape[1])
+def classes_of(model: keras.Model, x: Any = None) -> int:
+    """Number of classes of a classifier; `x` as for `logits_model`."""
+    return Classifier.of(model, x).classes
 
 
 def gradients_at(
@@ -201,43 +98,29 @@ def predict_logits(model: keras.Model, x: Any, *, batch_size: int = 100) -> np.n
         NotLogitsError: the model has no logits to give.
     """
     x = as_images(model, x)
-
-    def build(logits: keras.Model) -> Callable[..., Any]:
-        return lambda rows: tf.cast(logits(rows, training=False), tf.float32)
-
-    run = compiled(model, "logits", build, x)
+    run = Classifier.of(model, x).compiled(values_of)
     return in_batches(run, x, batch_size=batch_size, description="logits")
 
 
 def jacobian(model: keras.Model, x: Any, *, batch_size: int = 100) -> np.ndarray:
     """Jacobian of the logits: (batch, *input) -> (batch, classes, *input).
 
-    One backward pass a class over shared forward passes, which beats `batch_jacobian`.
+    One backward pass per class over shared forward passes, which beats `batch_jacobian`.
 
     Raises:
         ValueError: x has the wrong shape, is empty, or is not finite.
         NotLogitsError: the model has no logits to give.
     """
     x = as_images(model, x)
-    classes = classes_of(model, x)
-    chunks = [range(start, min(start + CHUNK, classes)) for start in range(0, classes, CHUNK)]
-
-    def build(size: int) -> Callable[[keras.Model], Callable[..., Any]]:
-        def of(logits: keras.Model) -> Callable[..., Any]:
-            def run(rows: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
-                values, pull_back = gradients_at(logits, rows)
-                each = [class_gradients(pull_back, values, first + k) for k in range(size)]
-                return tf.stack(each, axis=1)
-
-            return run
-
-        return of
+    classifier = Classifier.of(model, x)
+    starts = range(0, classifier.classes, CHUNK)
 
     def rows_jacobian(rows: tf.Tensor) -> np.ndarray:
         parts = []
-        for chunk in chunks:
-            run = compiled(model, ("jacobian", len(chunk)), build(len(chunk)), x)
-            parts.append(np.asarray(run(rows, tf.constant(chunk[0]))))
+        for first in starts:
+            size = min(CHUNK, classifier.classes - first)
+            run = classifier.compiled(_jacobian_rows, size)
+            parts.append(np.asarray(run(rows, tf.constant(first))))
         return np.concatenate(parts, axis=1)
 
     return in_batches(rows_jacobian, x, batch_size=batch_size, description="Jacobian")
@@ -251,16 +134,9 @@ def vjp(model: keras.Model, x: Any, v: Any, *, batch_size: int = 100) -> np.ndar
         NotLogitsError: the model has no logits to give.
     """
     x = as_images(model, x)
-    v = _as_directions(v, (len(x), classes_of(model, x)))
-
-    def build(logits: keras.Model) -> Callable[..., Any]:
-        def run(rows: tf.Tensor, cotangent: tf.Tensor) -> tf.Tensor:
-            values, pull_back = gradients_at(logits, rows)
-            return pull_back(tf.cast(cotangent, values.dtype))
-
-        return run
-
-    run = compiled(model, "vjp", build, x)
+    classifier = Classifier.of(model, x)
+    v = _as_directions(v, (len(x), classifier.classes))
+    run = classifier.compiled(_vjp)
     return in_batches(run, x, v, batch_size=batch_size, description="VJP")
 
 
@@ -273,61 +149,35 @@ def jvp(model: keras.Model, x: Any, v: Any, *, batch_size: int = 100) -> np.ndar
     """
     x = as_images(model, x)
     v = _as_directions(v, x.shape)
-
-    def build(logits: keras.Model) -> Callable[..., Any]:
-        def run(rows: tf.Tensor, tangent: tf.Tensor) -> tf.Tensor:
-            forward = push_forward(lambda: logits(rows, training=False), rows, tangent, [rows])
-            return tf.cast(forward[1], tf.float32)
-
-        return run
-
-    run = compiled(model, "jvp", build, x)
+    run = Classifier.of(model, x).compiled(_jvp)
     return in_batches(run, x, v, batch_size=batch_size, description="JVP")
 
 
-def input_gradient(
-    model: keras.Model,
-    x: Any,
-    labels: Any = None,
-    *,
-    of: Literal["logit", "loss"] = "logit",
-    batch_size: int = 100,
-) -> np.ndarray:
-    """Gradient of each example's logit, or of its cross-entropy, with respect to the example.
+def _jacobian_rows(logits: keras.Model, size: int) -> Callable[..., Any]:
+    """Gradients of `size` classes from `first` on, (batch, size, *input)."""
 
-    Args:
-        model: any classifier.
-        x: (batch, *input).
-        labels: (batch,) classes; the predicted classes where None.
-        of: "logit", the saliency map of Etmann 2019, or "loss", the cross-entropy's gradient.
-        batch_size: examples a call.
+    def run(x: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+        values, pull_back = gradients_at(logits, x)
+        each = [class_gradients(pull_back, values, first + k) for k in range(size)]
+        return tf.stack(each, axis=1)
 
-    Returns:
-        (batch, *input) float32.
+    return run
 
-    Raises:
-        ValueError: x or labels are malformed, or `of` is unknown.
-        NotLogitsError: the model has no logits to give.
-    """
-    if of not in ("logit", "loss"):
-        raise InputError(f'of must be "logit" or "loss", got {of!r}')
-    x = as_images(model, x)
-    if labels is None:
-        labels = np.argmax(predict_logits(model, x, batch_size=batch_size), axis=1)
-    labels = as_labels(labels, len(x), classes_of(model, x))
 
-    def build(logits: keras.Model) -> Callable[..., Any]:
-        def run(rows: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-            values, pull_back = gradients_at(logits, rows)
-            if of == "logit":
-                return class_gradients(pull_back, values, classes)
-            one_hot = tf.one_hot(classes, values.shape[1], dtype=values.dtype)
-            return pull_back(tf.nn.softmax(values) - one_hot)
+def _vjp(logits: keras.Model) -> Callable[..., Any]:
+    def run(x: tf.Tensor, cotangent: tf.Tensor) -> tf.Tensor:
+        values, pull_back = gradients_at(logits, x)
+        return pull_back(tf.cast(cotangent, values.dtype))
 
-        return run
+    return run
 
-    run = compiled(model, ("input_gradient", of), build, x)
-    return in_batches(run, x, labels, batch_size=batch_size, description=f"gradient of {of}")
+
+def _jvp(logits: keras.Model) -> Callable[..., Any]:
+    def run(x: tf.Tensor, tangent: tf.Tensor) -> tf.Tensor:
+        _, derivative = push_forward(lambda: logits(x, training=False), x, tangent, [x])
+        return tf.cast(derivative, tf.float32)
+
+    return run
 
 
 def _as_directions(v: Any, shape: tuple[int, ...]) -> np.ndarray:

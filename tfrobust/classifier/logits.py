@@ -150,7 +150,7 @@ def _graph_logits(model: keras.Model, x: Any) -> Any:
     check_output_shape(model.name, tuple(model.outputs[0].shape))
     logits = _without_softmax(model.outputs[0], model, x)
     if logits is not model.outputs[0] and (x is not None or has_fixed_shape(model)):
-        both = keras.Model(model.inputs[0], [logits, model.outputs[0]])
+        both = keras.Model(model.inputs[0], [logits, model.outputs[0]], name="both")
         values = both(probe_batch(model, x), training=False)
         check_softmax(model, *values)
     return logits
@@ -241,4 +241,5 @@ def _values_at(tensor: Any, model: keras.Model, x: Any) -> Any:
     """Values of a symbolic tensor inside `model` for the first few inputs."""
     if tensor is model.inputs[0]:
         return x
-    return keras.Model(model.inputs[0], tensor)(probe_batch(model, x), training=False)
+    inner = keras.Model(model.inputs[0], tensor, name="inner")
+    return inner(probe_batch(model, x), training=False)

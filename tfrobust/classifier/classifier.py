@@ -1,0 +1,169 @@
+"""One object per Keras model: its logits view, and the functions compiled from it."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrobust.classifier.inputs import model_input_shape
+from tfrobust.classifier.logits import views
+from tfrobust.classifier.state import ModelState
+from tfrobust.distribution import is_spread, spread
+from tfrobust.errors import InputTypeError
+
+__all__ = ["Classifier"]
+
+_CLASSIFIERS: weakref.WeakKeyDictionary[keras.Model, Classifier] = weakref.WeakKeyDictionary()
+_LOCK = threading.RLock()
+
+
+class Classifier:
+    """A Keras model as logits with compiled functions, by `Classifier.of(model)`.
+
+    Attributes:
+        logits: a Keras model of the logits, sharing the model's weights.
+        outputs: a Keras model of the model's own output, (batch, classes): with its softmax.
+        classes: number of classes.
+        input_shape: of one example; None for sizes that are open.
+    """
+
+    @classmethod
+    def of(cls, model: keras.Model, x: Any = None) -> Classifier:
+        """The object that belongs to a model.
+
+        It is the same one as long as the model computes the same function of its variables;
+        their values may change. A change of anything else (an activation, a layer's settings,
+        adapters, quantization) makes a new one. It does not keep the model alive.
+
+        Args:
+            model: any Keras classifier.
+            x: a few inputs (batch, ...), needed only where the model declares no input shape.
+
+        Raises:
+            TypeError: not a Keras model.
+            NotLogitsError: the model has no logits to give.
+        """
+        if not isinstance(model, keras.Model):
+            raise InputTypeError(f"expected a keras.Model, got {type(model).__name__}")
+        with _LOCK:
+            known = _CLASSIFIERS.get(model)
+            if known is None or known.state != ModelState(model):
+                known = _CLASSIFIERS[model] = cls(model, x)
+            return known
+
+    def __init__(self, model: keras.Model, x: Any = None):
+        self.logits, self.outputs, self.classes = views(model, x)
+        shape = model_input_shape(model)
+        self.input_shape = np.shape(x)[1:] if shape is None else shape
+        self.state = ModelState(model)
+        self._model = weakref.ref(model)
+        self._functions: dict[Any, _Compiled] = {}
+        self._lock = threading.RLock()
+
+    def compiled(
+        self,
+        build: Callable[..., Callable[..., Any]],
+        *options: Hashable,
+        batched_args: int | None = None,
+    ) -> Callable[..., Any]:
+        """The graph function `build(logits, *options)`, traced once for all batch sizes.
+
+        The same `build` and options give the same function again. Under a `tf.distribute` strategy
+        it runs on all devices of this host, each on some of the rows.
+
+        Args:
+            build: a function of a module that takes the logits view and the options and returns a
+                function of tensors (batch, ...).
+            options: hashable; with `build` they name the function.
+            batched_args: how many leading arguments have one row per example, as every result does;
+                all arguments but scalars where None; 0 keeps it on one device.
+
+        Raises:
+            TypeError: `build` is a local function, another one at every call.
+        """
+        return self._compiled(self.logits, build, options, batched_args)
+
+    def compiled_outputs(self, *, batched_args: int | None = None) -> Callable[..., Any]:
+        """The model's own output, (batch, ...) to (batch, classes) float32, as a graph function."""
+        return self._compiled(self.outputs, values_of, ("outputs",), batched_args)
+
+    def _compiled(
+        self,
+        view: keras.Model,
+        build: Callable[..., Callable[..., Any]],
+        options: tuple[Hashable, ...],
+        batched_args: int | None,
+    ) -> Callable[..., Any]:
+        key = build, options, batched_args
+        with self._lock:
+            if key not in self._functions:
+                if "<" in getattr(build, "__qualname__", "<"):
+                    raise InputTypeError(f"{build!r} is no function of a module")
+                function = build(view, *options)
+                self._functions[key] = _Compiled(function, batched_args, self._lock, self._traced)
+            return self._functions[key]
+
+    def _traced(self) -> None:
+        """Tracing may set attributes of users' layers; that must not compile all again."""
+        model = self._model()
+        if model is not None:
+            self.state = self.state.after_tracing(ModelState(model))
+
+
+def values_of(view: keras.Model, *_: Hashable) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Build: what a view returns in inference mode, (batch, classes) float32."""
+    return lambda rows: tf.cast(view(rows, training=False), tf.float32)
+
+
+class _Compiled:
+    """A graph function traced once for all batch sizes; other shapes get a trace of their own.
+
+    Inside the scope of a strategy with several devices the rows are divided among them.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        batched_args: int | None,
+        lock: threading.RLock,
+        traced: Callable[[], None],
+    ):
+        self._plain = function
+        self._function = tf.function(function)
+        self._batched_args = batched_args
+        self._lock = lock
+        self._traced = traced
+        self._traces: dict[Any, Callable[..., Any]] = {}
+
+    def __call__(self, *tensors: tf.Tensor) -> Any:
+        if is_spread() and self._batched_args != 0:
+            return self._on_all_devices(tensors)
+        key = tuple(
+            tf.TensorSpec([None, *tensor.shape[1:]] if tensor.shape.rank else [], tensor.dtype)
+            for tensor in tensors
+        )
+        trace = self._traces.get(key)
+        if trace is None:
+            with self._lock:
+                if key not in self._traces:
+                    self._traces[key] = self._function.get_concrete_function(*key)
+                    self._traced()
+                trace = self._traces[key]
+        return trace(*tensors)
+
+    def _on_all_devices(self, tensors: tuple[tf.Tensor, ...]) -> Any:
+        strategy = tf.distribute.get_strategy()  # kept as a key, so that its id stays its own
+        with self._lock:
+            new = strategy not in self._traces
+            if new:
+                self._traces[strategy] = spread(self._plain, self._batched_args)
+        result = self._traces[strategy](*tensors)
+        if new:
+            self._traced()
+        return result
