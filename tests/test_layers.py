@@ -9,7 +9,7 @@ from helpers.nets import double_precision, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfrobust.alignment.measure import decompose
+from tfrobust.alignment import decompose
 from tfrobust.layers import (
     FrozenBatchNormalization,
     LocalResponseNormalization,

@@ -9,6 +9,7 @@ from . import (
     distribution,
     objectives,
     report,
+    saliency,
     training,
 )
 from .alignment import (
@@ -23,7 +24,6 @@ from .attacks import IteratedPerturbation, MinimalPerturbation, iterate, minimal
 from .bounds import RobustnessBound, robustness
 from .classifier import (
     NotLogitsError,
-    input_gradient,
     jacobian,
     jvp,
     logits_model,
@@ -40,6 +40,7 @@ from .objectives import (
     WeightDecay,
 )
 from .report import figures
+from .saliency import input_gradient
 from .training import evaluate, fit
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "predict_logits",
     "report",
     "robustness",
+    "saliency",
     "training",
     "vjp",
 ]

@@ -88,7 +88,7 @@ def summarize(
     """
     summary: dict[str, Any] = {"test_accuracy": test["accuracy"], "test_loss": test["loss"]}
     if table is not None:
-        measures = alignment.Alignment(**{name: table[name].to_numpy() for name in table.columns})
+        measures = alignment.Alignment.from_frame(table)
         medians = {f"median_{name}": value for name, value in measures.medians().items()}
         summary |= {"evaluated": len(table), "undefined_rows": measures.undefined, **medians}
     for attack, frame in distances.items():

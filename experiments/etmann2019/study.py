@@ -15,9 +15,9 @@ from experiments.common.members import Member
 from experiments.common.train import say, train_or_load
 from experiments.etmann2019.results import ATTACK_NAMES, summarize
 from tfrobust import alignment, attacks, training
-from tfrobust.classifier import input_gradient
 from tfrobust.data import Provenance
 from tfrobust.objectives import CrossEntropy, DoubleBackprop, WeightDecay
+from tfrobust.saliency import input_gradient
 from tfrobust.training import Schedule
 
 __all__ = ["Study", "Training", "check_common_settings", "members_of", "steps"]

@@ -10,8 +10,9 @@ from helpers.nets import piecewise_linear_net, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfrobust.alignment.measure import Alignment, decompose, measure
-from tfrobust.classifier.derivatives import input_gradient, jacobian, predict_logits
+from tfrobust.alignment import Alignment, decompose, measure
+from tfrobust.classifier import jacobian, predict_logits
+from tfrobust.saliency import input_gradient
 from tfrobust.training import computing_in
 
 layers = keras.layers
@@ -121,8 +122,9 @@ def numpy_measures(model, x):
     gradients = jacobian(model, x).reshape(len(x), -1, x[0].size).astype(float)
     values = predict_logits(model, x).astype(float)
     flat = x.reshape(len(x), -1).astype(float)
+    errors = decompose(model, x).relative_error
     rows = []
-    for own_x, z, g in zip(flat, values, gradients, strict=True):
+    for own_x, z, g, error in zip(flat, values, gradients, errors, strict=True):
         own = z.argmax()
         ratio = {
             j: (z[own] - z[j]) / np.linalg.norm(g[own] - g[j]) for j in range(len(z)) if j != own
@@ -154,6 +156,7 @@ def numpy_measures(model, x):
                 "exact_gradients": len(z),
                 "shifted": own_x + beta * gap / np.linalg.norm(gap) ** 2,
                 "unit_gap": unit_gap,
+                "decomposition_error": error,
             }
         )
     shifted = np.array([row.pop("shifted") for row in rows]).astype("float32")
@@ -228,13 +231,17 @@ def test_tables_and_medians_leave_out_what_is_no_measure():
     frame = result.to_frame()
     assert {"bias", "failure_probability"}.isdisjoint(frame)
     assert (frame["exact_gradients"] == result.bias.shape[1]).all()
-    assert {"bias", "exact_gradients", "failure_probability"}.isdisjoint(result.medians())
-    again = Alignment(**{name: frame[name].to_numpy() for name in frame})
+    no_measures = {"bias", "exact_gradients", "failure_probability", "decomposition_error"}
+    assert no_measures.isdisjoint(result.medians())
+    again = Alignment.from_frame(frame.assign(file="an image"))
+    np.testing.assert_array_equal(again.decomposition_error, result.decomposition_error)
     assert again.medians() == result.medians()
     assert again.bias is None
-    older = Alignment(**{name: frame[name] for name in frame if name != "exact_gradients"})
-    assert older.exact_gradients is None
+    older = Alignment.from_frame(frame.drop(columns=["exact_gradients", "decomposition_error"]))
+    assert older.exact_gradients is older.decomposition_error is None
     assert "exact_gradients" not in older.to_frame()
+    with pytest.raises(ValueError, match=r"it has no margin, theorem2$"):
+        Alignment.from_frame(frame.drop(columns=["margin", "theorem2"]))
 
 
 @pytest.mark.parametrize(

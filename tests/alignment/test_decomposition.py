@@ -7,7 +7,7 @@ from helpers.nets import double_precision, piecewise_linear_net, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfrobust.alignment.measure import decompose
+from tfrobust.alignment import decompose
 from tfrobust.classifier.derivatives import jacobian, predict_logits
 
 layers = keras.layers

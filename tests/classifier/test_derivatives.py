@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfrobust.classifier import all_layers
-from tfrobust.classifier.derivatives import (
+from tfrobust.classifier import (
     NotLogitsError,
+    all_layers,
     classes_of,
-    input_gradient,
     jacobian,
     jvp,
     predict_logits,
     vjp,
 )
+from tfrobust.saliency import input_gradient
 
 layers = keras.layers
 
@@ -551,7 +551,7 @@ def test_bad_directions_are_refused():
 def test_bad_labels_and_targets_are_refused():
     model = network("tanh", "max")
     x = images()
-    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.3 for 4 classes"):
+    with pytest.raises(ValueError, match=r"classes must lie in 0\.\.3 for 4 classes"):
         input_gradient(model, x, [0, 4, 1])
     with pytest.raises(ValueError, match="Give class indices, not one-hot rows"):
         input_gradient(model, x, np.eye(3, 4))

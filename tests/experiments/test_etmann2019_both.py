@@ -14,7 +14,7 @@ from experiments.common.members import Progress
 from experiments.common.page import write_page
 from experiments.etmann2019 import both, claims, figures, page, study
 from experiments.etmann2019.results import ATTACK_NAMES, Cohort, Member
-from tfrobust.alignment.measure import Alignment
+from tfrobust.alignment import Alignment
 from tfrobust.commands import run
 from tfrobust.report import Run
 from tfrobust.report.figures import image_grid

@@ -16,7 +16,7 @@ from keras.src.utils import file_utils
 import reference_models
 from reference_models import ModelFileError
 from reference_models.applications import constructors, find
-from tfrobust.alignment.measure import measure
+from tfrobust.alignment import measure
 from tfrobust.classifier.derivatives import logits_model
 from tfrobust.layers import FrozenBatchNormalization
 

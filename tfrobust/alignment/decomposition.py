@@ -19,9 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.classifier import (
+    Classifier,
     all_layers,
     as_images,
-    compiled,
     in_batches,
     push_forward,
     replaced_method,
@@ -29,7 +29,7 @@ from tfrobust.classifier import (
 )
 from tfrobust.errors import InexactDecompositionWarning
 
-__all__ = ["Decomposition", "bias_part", "decompose", "warn_if_inexact"]
+__all__ = ["Decomposition", "decompose", "warn_if_inexact", "with_explicit_bias"]
 
 # float32 rounding in a deep network stays well below this
 TOLERANCE = 1e-3
@@ -72,7 +72,7 @@ def decompose(model: keras.Model, x: Any, *, batch_size: int = 100) -> Decomposi
     Args:
         model: any Keras classifier.
         x: (batch, *input).
-        batch_size: examples a call.
+        batch_size: examples per call.
 
     Raises:
         ValueError: x has the wrong shape, is empty or is not finite.
@@ -82,18 +82,21 @@ def decompose(model: keras.Model, x: Any, *, batch_size: int = 100) -> Decomposi
         UserWarning: the parts do not add up to the logits: the network is outside Theorem 1's
             class; says by how much.
     """
-    result = bias_part(model, as_images(model, x), batch_size=batch_size)
+    x = as_images(model, x)
+    run = Classifier.of(model, x).compiled(_decompose)
+    parts = in_batches(run, x, batch_size=batch_size, description="decomposition")
+    result = Decomposition(*parts)
     warn_if_inexact(result)
     return result
 
 
-def bias_part(model: keras.Model, x: np.ndarray, *, batch_size: int) -> Decomposition:
-    """`decompose` without the warning; x is checked already."""
-    run = compiled(model, "decompose", _decompose, x)
-    homogeneous, bias, logits = in_batches(
-        run, x, batch_size=batch_size, description="decomposition"
-    )
-    return Decomposition(homogeneous, bias, logits)
+def with_explicit_bias(
+    classifier: Classifier, x: np.ndarray, remainder: np.ndarray, *, batch_size: int
+) -> Decomposition:
+    """`decompose` without the warning, where Psi^i - <x, grad Psi^i> (batch, classes) is known."""
+    run = classifier.compiled(_explicit_bias)
+    bias, logits = in_batches(run, x, batch_size=batch_size, description="decomposition")
+    return Decomposition(logits - remainder, bias, logits)
 
 
 def warn_if_inexact(result: Decomposition) -> None:
@@ -112,29 +115,40 @@ def warn_if_inexact(result: Decomposition) -> None:
 
 
 def _decompose(logits: keras.Model) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
+    """Build: <x, grad Psi^i>, <b, grad_b Psi^i> and Psi^i of all classes."""
+    explicit_bias = _explicit_bias(logits)
+
+    def run(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        values, homogeneous = push_forward(
+            lambda: tf.cast(logits(x, training=False), x.dtype), x, x, [x]
+        )
+        return homogeneous, explicit_bias(x)[0], values
+
+    return run
+
+
+def _explicit_bias(logits: keras.Model) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """Build: <b, grad_b Psi^i> and Psi^i of all classes."""
     layers = all_layers(logits)
     variables = _bias_variables(layers)
     preprocessing = [layer for layer in layers if type(layer) in _OFFSETS]
 
-    def run(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        def plain() -> tf.Tensor:
-            return tf.cast(logits(x, training=False), x.dtype)
-
-        values, homogeneous = push_forward(plain, x, x, [x])
+    def run(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         offsets = [
             tf.cast(getattr(layer, _OFFSETS[type(layer)]), tf.float32) for layer in preprocessing
         ]
-        sources = [*variables, *offsets]
-        if not sources:
-            return homogeneous, tf.zeros_like(values), values
 
         def with_offsets() -> tf.Tensor:
             with _offsets_replaced(preprocessing, offsets):
-                return plain()
+                return tf.cast(logits(x, training=False), x.dtype)
 
+        sources = [*variables, *offsets]
+        if not sources:
+            values = with_offsets()
+            return tf.zeros_like(values), values
         tangents = [tf.convert_to_tensor(source) for source in sources]
-        _, bias = push_forward(with_offsets, sources, tangents, sources)
-        return homogeneous, bias, values
+        values, bias = push_forward(with_offsets, sources, tangents, sources)
+        return bias, values
 
     return run
 

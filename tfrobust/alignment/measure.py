@@ -17,27 +17,31 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from tfrobust.alignment.decomposition import Decomposition, bias_part, decompose, warn_if_inexact
-from tfrobust.alignment.runner_up import RunnerUp, by_sketch, in_chunks, together
+from tfrobust.alignment.decomposition import warn_if_inexact, with_explicit_bias
+from tfrobust.alignment.runner_up import (
+    RunnerUp,
+    exact_search,
+    exact_search_in_chunks,
+    sketch_search,
+)
 from tfrobust.alignment.sketch import check_sketch
 from tfrobust.classifier import (
     CHUNK,
+    Classifier,
     as_images,
     class_gradients,
-    classes_of,
-    compiled,
     gradients_at,
     in_batches,
 )
 from tfrobust.errors import InputError
 from tfrobust.norms import inner, norm, per_example, unit
 
-__all__ = ["Alignment", "Decomposition", "decompose", "measure"]
+__all__ = ["Alignment", "measure"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """Measures of Etmann 2019, one row an example; arrays have shape (batch,) unless said.
+    """Measures of Etmann 2019, one row per example; arrays have shape (batch,) unless said.
 
     Where a gradient vanishes the quotients are infinite or NaN; `undefined` counts those rows.
     """
@@ -86,6 +90,25 @@ class Alignment:
     """(batch, classes), beta^i = Psi^i - <x, grad Psi^i> of every class; None from a table."""
     failure_probability: float | None = None
     """That an example's runner-up is wrong: 0 for the exact search; None where not recorded."""
+    decomposition_error: np.ndarray | None = None
+    """`Decomposition.relative_error`: near 0 inside Theorem 1's class; None where not recorded."""
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame) -> Alignment:
+        """The measures in a table that `to_frame` made; other columns of it are ignored.
+
+        Raises:
+            ValueError: a measure is missing.
+        """
+        fields = dataclasses.fields(cls)
+        missing = [
+            field.name
+            for field in fields
+            if field.default is dataclasses.MISSING and field.name not in frame
+        ]
+        if missing:
+            raise InputError(f"the table is not one of Alignment's: it has no {', '.join(missing)}")
+        return cls(**{f.name: frame[f.name].to_numpy() for f in fields if f.name in frame})
 
     def __len__(self) -> int:
         return len(self.predicted)
@@ -122,13 +145,20 @@ class Alignment:
         return {**result, "bias_distance": self.median("bias_distance")}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an example, one column a measure; `bias`, which is wider, is left out."""
+        """One row per example, one column per measure; `bias`, which is wider, is left out."""
         columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return pd.DataFrame({name: each for name, each in columns.items() if np.ndim(each) == 1})
 
 
 # fields that have no median
-_NO_MEASURES = ("predicted", "runner_up", "exact_gradients", "bias", "failure_probability")
+_NO_MEASURES = (
+    "predicted",
+    "runner_up",
+    "exact_gradients",
+    "bias",
+    "failure_probability",
+    "decomposition_error",
+)
 
 
 def measure(
@@ -143,25 +173,27 @@ def measure(
 ) -> Alignment:
     """Alignment, linearized robustness and the bounds of Theorems 2 and 3 at each example.
 
-    The exact search takes one backward pass a class, in chunks of classes where there are many, so
-    that memory is bounded by `batch_size`. The sketch takes `directions` Jacobian-vector products,
-    and backward passes for those classes alone that these cannot rule out as the runner-up; its
-    answer is exact but for `failure_probability`. It pays from about a hundred classes on. Both end
-    with a forward and a backward pass at the shifted input.
+    The exact search takes one backward pass per class, in chunks of classes where there are many,
+    so that memory is bounded by `batch_size`. The sketch takes `directions` Jacobian-vector
+    products, and backward passes for those classes alone that these cannot rule out as the
+    runner-up; its answer is exact but for `failure_probability`. It pays from about a hundred
+    classes on. Both end with a forward and a backward pass at the shifted input, and a derivative
+    along the biases that tells how exact the decomposition is.
 
     Args:
         model: any Keras classifier; see `logits_model`.
         x: (batch, *input), in the space that the model takes (after preprocessing).
-        search: how the runner-up is found, "exact" or "sketch" (see `tfrobust.runner_up`).
+        search: how the runner-up is searched, "exact" or "sketch" (see
+            `tfrobust.alignment.runner_up`).
         directions: of the sketch; more of them leave fewer classes to compute.
         failure_probability: of the sketch, for each example, that the runner-up is not the
             minimiser of eq. (9); `linearized_robustness` is then too large.
         seed: of the sketch's directions, which all examples share: results depend neither on
             `batch_size` nor on an example's place.
-        batch_size: examples a call.
+        batch_size: examples per call.
 
     Returns:
-        `Alignment`, one row an example.
+        `Alignment`, one row per example.
 
     Raises:
         ValueError: x has the wrong shape, is empty or is not finite; `search` is unknown;
@@ -170,48 +202,52 @@ def measure(
 
     Warns:
         UserWarning: the network is outside Theorem 1's class, so that beta+ is not the biases'
-            part alone; says by how much. Checked on the first batch.
+            part alone; says by how much.
     """
     if search not in ("exact", "sketch"):
         raise InputError(f'search must be "exact" or "sketch", got {search!r}')
     check_sketch(directions, failure_probability, "failure_probability")
     x = as_images(model, x)
-    classes = classes_of(model, x)
-    warn_if_inexact(bias_part(model, x[:batch_size], batch_size=batch_size))
-    if search == "exact" and classes <= CHUNK:
-        run = compiled(model, "measure", _measure_together, x)
+    classifier = Classifier.of(model, x)
+    if search == "exact" and classifier.classes <= CHUNK:
+        run = classifier.compiled(_measure_in_one_graph)
     elif search == "exact":
-        run = _then_columns(model, x, in_chunks(model, classes, x))
+        run = _search_and_measure(classifier, exact_search_in_chunks(classifier))
     else:
-        sketch = by_sketch(
-            model, x, directions=directions, failure_probability=failure_probability, seed=seed
-        )
-        run = _then_columns(model, x, sketch)
+        settings = {"directions": directions, "failure_probability": failure_probability}
+        run = _search_and_measure(classifier, sketch_search(classifier, **settings, seed=seed))
     columns = in_batches(run, x, batch_size=batch_size, description="alignment")
-    wrong = failure_probability if search == "sketch" else 0.0
-    return Alignment(**columns, failure_probability=wrong)
+    parts = with_explicit_bias(classifier, x, columns["bias"], batch_size=batch_size)
+    warn_if_inexact(parts)
+    return Alignment(
+        **columns,
+        failure_probability=failure_probability if search == "sketch" else 0.0,
+        decomposition_error=parts.relative_error,
+    )
 
 
-def _then_columns(
-    model: keras.Model, checked: np.ndarray, search: Callable[[tf.Tensor], RunnerUp]
+def _search_and_measure(
+    classifier: Classifier, search: Callable[[tf.Tensor], RunnerUp]
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    finish = compiled(model, "measure columns", _columns, checked)
-    return lambda x: finish(x, *search(x))
+    columns = classifier.compiled(_columns)
+    return lambda x: columns(x, *search(x))
 
 
-def _measure_together(logits: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """The search and all that follows in one graph."""
-    search, columns = together(logits), _columns(logits)
+def _measure_in_one_graph(logits: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """Build: the exact search and all that follows."""
+    search, columns = exact_search(logits), _columns(logits)
     return lambda x: columns(x, *search(x))
 
 
 def _columns(logits: keras.Model) -> Callable[..., dict[str, tf.Tensor]]:
-    """Every field of `Alignment` from x and what a search found."""
+    """Build: the fields of `Alignment` from x and the parts of a `RunnerUp`."""
 
-    def run(x: tf.Tensor, *found: tf.Tensor) -> dict[str, tf.Tensor]:
-        values, predicted, runner_up, robustness, gradient, binarized, every_bias, count = found
-        own = tf.gather(values, predicted, batch_dims=1)
-        margin = own - tf.gather(values, runner_up, batch_dims=1)
+    def run(x: tf.Tensor, *search_result: tf.Tensor) -> dict[str, tf.Tensor]:
+        nearest = RunnerUp(*search_result)
+        values, predicted, runner_up = nearest.values, nearest.predicted, nearest.runner_up
+        gradient, binarized = nearest.gradient, nearest.binarized
+        largest = tf.gather(values, predicted, batch_dims=1)
+        margin = largest - tf.gather(values, runner_up, batch_dims=1)
         gradient_norm, binarized_norm = norm(gradient), norm(binarized)
         homogeneous = inner(x, binarized)
         bias = margin - homogeneous
@@ -233,7 +269,7 @@ def _columns(logits: keras.Model) -> Callable[..., dict[str, tf.Tensor]]:
             "predicted": predicted,
             "runner_up": runner_up,
             "margin": margin,
-            "linearized_robustness": robustness,
+            "linearized_robustness": nearest.robustness,
             "alignment": alignment,
             "binarized_alignment": binarized_alignment,
             "homogeneous_margin": homogeneous,
@@ -251,8 +287,8 @@ def _columns(logits: keras.Model) -> Callable[..., dict[str, tf.Tensor]]:
             "same_class_at_shift": tf.equal(
                 tf.argmax(shifted_values, axis=1, output_type=tf.int32), predicted
             ),
-            "exact_gradients": count,
-            "bias": every_bias,
+            "exact_gradients": nearest.exact_gradients,
+            "bias": nearest.bias,
         }
 
     return run

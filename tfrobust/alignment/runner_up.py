@@ -8,24 +8,24 @@ sketch that leaves only a few classes to compute.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfrobust.alignment.sketch import interval, sums_of_squares
-from tfrobust.classifier import CHUNK, class_gradients, compiled, gradients_at
+from tfrobust.classifier import CHUNK, Classifier, class_gradients, gradients_at
 from tfrobust.norms import inner, norm
 
-__all__ = ["RunnerUp", "by_sketch", "in_chunks", "together"]
+__all__ = ["RunnerUp", "exact_search", "exact_search_in_chunks", "sketch_search"]
 
 # a class is left out only if its bound is above the best ratio by more than rounding
 SLACK = 1e-4
 
 
 class RunnerUp(NamedTuple):
-    """What a search finds, one row an example."""
+    """Result of a search, one row per example."""
 
     values: tf.Tensor
     """(batch, classes) logits."""
@@ -45,8 +45,8 @@ class RunnerUp(NamedTuple):
     """(batch,) int32, how many classes' gradients were computed."""
 
 
-def together(logits: keras.Model) -> Callable[[tf.Tensor], RunnerUp]:
-    """All classes' gradients in one graph, over one forward pass."""
+def exact_search(logits: keras.Model) -> Callable[[tf.Tensor], RunnerUp]:
+    """Build: all classes' gradients in one graph, over one forward pass."""
 
     def run(x: tf.Tensor) -> RunnerUp:
         values, pull_back = gradients_at(logits, x)
@@ -65,127 +65,126 @@ def together(logits: keras.Model) -> Callable[[tf.Tensor], RunnerUp]:
     return run
 
 
-def in_chunks(
-    model: keras.Model, classes: int, checked: np.ndarray
-) -> Callable[[tf.Tensor], RunnerUp]:
+def exact_search_in_chunks(classifier: Classifier) -> Callable[[tf.Tensor], RunnerUp]:
     """Gradients of `CHUNK` classes at a time; only their distances to g are kept."""
 
-    def distances(size: int) -> Callable[[keras.Model], Callable[..., Any]]:
-        def build(logits: keras.Model) -> Callable[..., Any]:
-            def run(
-                x: tf.Tensor, gradient: tf.Tensor, first: tf.Tensor
-            ) -> tuple[tf.Tensor, tf.Tensor]:
-                values, pull_back = gradients_at(logits, x)
-                others = [class_gradients(pull_back, values, first + k) for k in range(size)]
-                gaps = tf.stack([norm(gradient - other) for other in others], axis=1)
-                return gaps, tf.stack([inner(x, other) for other in others], axis=1)
-
-            return run
-
-        return build
-
     def run(x: tf.Tensor) -> RunnerUp:
-        values, predicted, gradient = compiled(model, "measure top", _top, checked)(x)
+        values, predicted, gradient = classifier.compiled(_top_gradient)(x)
         parts = []
-        for first in range(0, classes, CHUNK):
-            size = min(CHUNK, classes - first)
-            chunk = compiled(model, ("measure distances", size), distances(size), checked)
+        for first in range(0, classifier.classes, CHUNK):
+            size = min(CHUNK, classifier.classes - first)
+            chunk = classifier.compiled(_chunk_of_classes, size)
             parts.append(chunk(x, gradient, tf.constant(first)))
         gaps, homogeneous = (tf.concat(part, axis=1) for part in zip(*parts, strict=True))
         runner_up, robustness = _nearest_boundary(values, gaps, predicted)
-        binarized = compiled(model, "measure runner-up", _finish, checked)(x, gradient, runner_up)
-        count = tf.fill(tf.shape(predicted), classes)
+        binarized = classifier.compiled(_margin_gradient)(x, gradient, runner_up)
         return RunnerUp(
-            values,
-            predicted,
-            runner_up,
-            robustness,
-            gradient,
-            binarized,
-            values - homogeneous,
-            count,
+            values=values,
+            predicted=predicted,
+            runner_up=runner_up,
+            robustness=robustness,
+            gradient=gradient,
+            binarized=binarized,
+            bias=values - homogeneous,
+            exact_gradients=tf.fill(tf.shape(predicted), classifier.classes),
         )
 
     return run
 
 
-def by_sketch(
-    model: keras.Model,
-    checked: np.ndarray,
-    *,
-    directions: int,
-    failure_probability: float,
-    seed: int,
+def sketch_search(
+    classifier: Classifier, *, directions: int, failure_probability: float, seed: int
 ) -> Callable[[tf.Tensor], RunnerUp]:
     """Exact gradients of those classes alone that random directions cannot rule out.
 
-    With q the quantile of chi^2_m at delta, the failure probability, the bound
-    low_j = (Psi^i* - Psi^j) / sqrt(S_j / q) is above r_j with probability delta (see
-    `tfrobust.sketch`). Classes are computed exactly, those of small low_j first, until every class
-    left out has low_j >= the smallest exact ratio.
+    Let delta be the failure probability and q its chi^2_m quantile, P(chi^2_m <= q) = delta. As
+    S_j / D_j ~ chi^2_m (see `tfrobust.alignment.sketch`), sqrt(S_j / q) is below sqrt(D_j), the
+    length of the gap, with probability delta only. So the bound
 
-    Why delta is not multiplied by the number of classes: the true minimiser j* is one fixed class,
-    which does not depend on the directions. If it was not computed, low_j* >= r_j >= r_j* for the
-    class j that was chosen, so that the answer can only be wrong where j*'s own bound fails, and
-    that has probability delta; other classes' failures only add or save work. This holds for each
-    example; as the directions are shared, examples fail together rather than independently. A
-    wrong answer is still some class's exact ratio, an upper bound of rho~.
+        low_j = (Psi^i* - Psi^j) / sqrt(S_j / q)  <=  r_j = (Psi^i* - Psi^j) / sqrt(D_j)
+
+    fails, low_j > r_j, with probability delta. Classes are computed exactly, those of small low_j
+    first, until every class k left out has low_k >= r_min, the smallest exact ratio.
+
+    Why delta is not multiplied by the number of classes: let j* be the true minimiser of r_j, one
+    fixed class that does not depend on the directions. The answer is wrong only if j* was left
+    out; then low_j* >= r_min >= r_j*, so that j*'s own bound fails:
+
+        P(wrong) <= P(low_j* > r_j*) = delta        (ties are no errors)
+
+    Failures of other classes' bounds leave those classes out, or add work, but no class other than
+    j* needs to be computed for the answer to be right. This holds for each example; as the
+    directions are shared, examples fail together rather than independently. A wrong answer is
+    still some class's exact ratio, an upper bound of rho~.
     """
-    sums = sums_of_squares(model, checked, directions=directions, seed=seed)
-    top = compiled(model, "measure top", _top, checked)
-    finish = compiled(model, "measure runner-up", _finish, checked)
+    sums = sums_of_squares(classifier, directions=directions, seed=seed)
+    top_gradient = classifier.compiled(_top_gradient)
+    margin_gradient = classifier.compiled(_margin_gradient)
 
     def run(x: tf.Tensor) -> RunnerUp:
-        values, predicted, gradient = top(x)
+        values, predicted, gradient = top_gradient(x)
         squares, errors, homogeneous = (part.numpy() for part in sums(x, predicted))
-        logits, own = values.numpy(), predicted.numpy()
+        logits, rows = values.numpy(), np.arange(len(x))
         margins = logits.max(axis=1, keepdims=True) - logits
         lows = _lower_ratios(margins, squares, errors, directions, failure_probability)
-
-        left = np.arange(logits.shape[1]) != own[:, None]
-        smallest = np.where(left, margins, np.inf).argmin(axis=1)
-        ratios = np.full(margins.shape, np.inf, np.float32)
-        width = 1
-        while True:
-            best = ratios.min(axis=1)
-            wanted = left & (lows < best[:, None])
-            active = np.flatnonzero(wanted.any(axis=1))
-            if not len(active):
-                break
-            if len(active) == 1 < len(own):
-                # one row alone is rounded otherwise than rows of a batch, which can turn a ReLU
-                active = np.repeat(active, 2)
-            candidates = _most_promising(lows[active], wanted[active], width)
-            gaps = compiled(model, ("measure gaps", width), _gaps(width), checked)
-            lengths = gaps(
-                tf.gather(x, active), tf.gather(gradient, active), tf.constant(candidates)
-            )
-            row, column = np.nonzero(candidates >= 0)
-            found = active[row], candidates[row, column]
-            ratios[found] = _ratios(margins[found], lengths.numpy()[row, column])
-            left[found] = False
-            # so that many near-ties cost no more forward passes than the exact search
-            width = min(4 * width, CHUNK)
+        others = np.arange(logits.shape[1]) != predicted.numpy()[:, None]
+        ratios, left_out = _exact_ratios(classifier, x, gradient, margins, lows, others)
 
         # where every gradient vanishes the smallest margin names the runner-up
-        runner_up = np.where(np.isinf(best), smallest, ratios.argmin(axis=1)).astype(np.int32)
-        rows = np.arange(len(own))
-        left[rows, runner_up] = False
-        binarized = finish(x, gradient, tf.constant(runner_up))
+        smallest = np.where(others, margins, np.inf).argmin(axis=1)
+        vanishing = np.isinf(ratios.min(axis=1))
+        runner_up = np.where(vanishing, smallest, ratios.argmin(axis=1)).astype(np.int32)
+        left_out[rows, runner_up] = False
+        binarized = margin_gradient(x, gradient, tf.constant(runner_up))
         robustness = _ratios(margins[rows, runner_up], norm(binarized).numpy())
-        count = (~left).sum(axis=1).astype(np.int32)
         return RunnerUp(
-            values,
-            predicted,
-            tf.constant(runner_up),
-            tf.constant(robustness),
-            gradient,
-            binarized,
-            values - homogeneous,
-            tf.constant(count),
+            values=values,
+            predicted=predicted,
+            runner_up=tf.constant(runner_up),
+            robustness=tf.constant(robustness),
+            gradient=gradient,
+            binarized=binarized,
+            bias=values - homogeneous,
+            exact_gradients=tf.constant((~left_out).sum(axis=1).astype(np.int32)),
         )
 
     return run
+
+
+def _exact_ratios(
+    classifier: Classifier,
+    x: tf.Tensor,
+    gradient: tf.Tensor,
+    margins: np.ndarray,
+    lows: np.ndarray,
+    others: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """r_j of the classes that `lows` does not rule out, infinite for others, and which those are.
+
+    Both (batch, classes); the predicted class counts as computed.
+    """
+    left_out = others.copy()
+    ratios = np.full(margins.shape, np.inf, np.float32)
+    width = 1
+    while True:
+        wanted = left_out & (lows < ratios.min(axis=1)[:, None])
+        active = np.flatnonzero(wanted.any(axis=1))
+        if not len(active):
+            return ratios, left_out
+        if len(active) == 1 < len(margins):
+            # kernels for a batch of 1 round differently, which may flip a ReLU
+            active = np.repeat(active, 2)
+        candidates = _most_promising(lows[active], wanted[active], width)
+        gap_norms = classifier.compiled(_gap_norms, width)
+        lengths = gap_norms(
+            tf.gather(x, active), tf.gather(gradient, active), tf.constant(candidates)
+        )
+        row, column = np.nonzero(candidates >= 0)
+        computed = active[row], candidates[row, column]
+        ratios[computed] = _ratios(margins[computed], lengths.numpy()[row, column])
+        left_out[computed] = False
+        # so that many near-ties cost no more forward passes than the exact search
+        width = min(4 * width, CHUNK)
 
 
 def _lower_ratios(
@@ -207,13 +206,13 @@ def _most_promising(lows: np.ndarray, wanted: np.ndarray, width: int) -> np.ndar
     """The `width` wanted classes of smallest bound in each row, (rows, width) int32, -1 beyond."""
     keys = np.where(wanted, lows, np.inf)
     order = np.argsort(keys, axis=1, kind="stable")[:, :width]
-    found = np.where(np.take_along_axis(keys, order, axis=1) < np.inf, order, -1)
-    missing = width - found.shape[1]
-    return np.pad(found, ((0, 0), (0, missing)), constant_values=-1).astype(np.int32)
+    candidates = np.where(np.take_along_axis(keys, order, axis=1) < np.inf, order, -1)
+    missing = width - candidates.shape[1]
+    return np.pad(candidates, ((0, 0), (0, missing)), constant_values=-1).astype(np.int32)
 
 
-def _top(logits: keras.Model) -> Callable[..., Any]:
-    """Logits, i* and g."""
+def _top_gradient(logits: keras.Model) -> Callable[..., tuple[tf.Tensor, ...]]:
+    """Build: logits, i* and g."""
 
     def run(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         values, pull_back = gradients_at(logits, x)
@@ -223,8 +222,8 @@ def _top(logits: keras.Model) -> Callable[..., Any]:
     return run
 
 
-def _finish(logits: keras.Model) -> Callable[..., tf.Tensor]:
-    """g+."""
+def _margin_gradient(logits: keras.Model) -> Callable[..., tf.Tensor]:
+    """Build: g+, from g and j*."""
 
     def run(x: tf.Tensor, gradient: tf.Tensor, runner_up: tf.Tensor) -> tf.Tensor:
         values, pull_back = gradients_at(logits, x)
@@ -233,19 +232,28 @@ def _finish(logits: keras.Model) -> Callable[..., tf.Tensor]:
     return run
 
 
-def _gaps(width: int) -> Callable[[keras.Model], Callable[..., tf.Tensor]]:
-    """Distances of g to the gradients of each example's own candidates, (batch, width)."""
+def _chunk_of_classes(logits: keras.Model, size: int) -> Callable[..., tuple[tf.Tensor, ...]]:
+    """Build: distances of g to `size` classes' gradients, and <x, grad Psi^j>; (batch, size)."""
 
-    def build(logits: keras.Model) -> Callable[..., tf.Tensor]:
-        # no loop in the graph: it would round the forward pass otherwise than `_top` does
-        def run(x: tf.Tensor, gradient: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
-            values, pull_back = gradients_at(logits, x)
-            others = [class_gradients(pull_back, values, candidates[:, k]) for k in range(width)]
-            return tf.stack([norm(gradient - other) for other in others], axis=1)
+    def run(x: tf.Tensor, gradient: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        values, pull_back = gradients_at(logits, x)
+        others = [class_gradients(pull_back, values, first + k) for k in range(size)]
+        gaps = tf.stack([norm(gradient - other) for other in others], axis=1)
+        return gaps, tf.stack([inner(x, other) for other in others], axis=1)
 
-        return run
+    return run
 
-    return build
+
+def _gap_norms(logits: keras.Model, width: int) -> Callable[..., tf.Tensor]:
+    """Build: distances of g to the gradients of each example's own candidates, (batch, width)."""
+
+    # no loop in the graph: it would round the forward pass differently from `_top_gradient`
+    def run(x: tf.Tensor, gradient: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
+        values, pull_back = gradients_at(logits, x)
+        others = [class_gradients(pull_back, values, candidates[:, k]) for k in range(width)]
+        return tf.stack([norm(gradient - other) for other in others], axis=1)
+
+    return run
 
 
 def _ratios(margins: np.ndarray, gaps: np.ndarray) -> np.ndarray:

@@ -1,12 +1,20 @@
 """Distances between class gradients from a few random Jacobian-vector products.
 
-For a Gaussian direction v ~ N(0, I) the change (J v)_i* - (J v)_j of a margin is N(0, D_j), with
-D_j = ||grad Psi^i* - grad Psi^j||^2. So for m independent directions
+Let J be the Jacobian of the logits, i* the predicted class (Etmann 2019) and v ~ N(0, I). Then
+
+    (J v)_i* - (J v)_j = <grad Psi^i* - grad Psi^j, v> ~ N(0, D_j),
+    D_j = ||grad Psi^i* - grad Psi^j||^2,
+
+as a linear form of a Gaussian vector is Gaussian. So for m independent directions v_k
 
     S_j = sum_k ((J v_k)_i* - (J v_k)_j)^2,    S_j / D_j ~ chi^2_m exactly,
 
-whatever the network, and quantiles of chi^2_m give confidence intervals for every D_j at once
-from m passes instead of one pass a class. i* is the predicted class (Etmann 2019).
+whatever the network and its size, and with quantiles q_lo, q_hi of chi^2_m
+
+    sqrt(S_j / q_hi) <= ||grad Psi^i* - grad Psi^j|| <= sqrt(S_j / q_lo)
+
+for every class from m passes instead of one pass per class. Floating point makes sqrt(S_j) wrong
+by at most the norm of the errors of its m terms, by which the interval is widened.
 """
 
 from __future__ import annotations
@@ -21,9 +29,9 @@ import tensorflow as tf
 from scipy import stats
 
 from tfrobust.classifier import (
+    Classifier,
     all_layers,
     as_images,
-    compiled,
     gradients_at,
     in_batches,
     predict_logits,
@@ -32,7 +40,7 @@ from tfrobust.errors import InputError
 
 __all__ = ["GradientGaps", "check_sketch", "gradient_gaps", "interval", "sums_of_squares"]
 
-# directions in work at once: keeps the cores busy, and bounds the memory
+# iterations of the loop over directions that may run concurrently: bounds the memory
 PARALLEL = 4
 # float32's unit in the last place, and that of what a model may compute in instead
 _PRECISION = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
@@ -80,7 +88,7 @@ def gradient_gaps(
         confidence: that all intervals of one example hold, simultaneously over its classes
             (Bonferroni: each interval fails with probability (1 - confidence) / (classes - 1)).
         seed: of the directions.
-        batch_size: examples a call.
+        batch_size: examples per call.
 
     Raises:
         ValueError: x has the wrong shape, is empty or is not finite; `directions` is less than 1;
@@ -91,7 +99,7 @@ def gradient_gaps(
     x = as_images(model, x)
     values = predict_logits(model, x, batch_size=batch_size)
     predicted = values.argmax(axis=1).astype(np.int32)
-    sums = sums_of_squares(model, x, directions=directions, seed=seed)
+    sums = sums_of_squares(Classifier.of(model, x), directions=directions, seed=seed)
     squares, errors, _ = in_batches(
         sums, x, predicted, batch_size=batch_size, description="gradient gaps"
     )
@@ -106,7 +114,7 @@ def gradient_gaps(
 
 
 def check_sketch(directions: int, probability: float, name: str) -> None:
-    """Refuse settings that make no sketch; `name` is that of the probability."""
+    """Raise InputError unless both settings are valid; `name` is that of the probability."""
     if directions < 1:
         raise InputError(f"directions must be at least 1, got {directions}")
     if not 0 < probability < 1:
@@ -120,7 +128,7 @@ def interval(
 
     Args:
         squares: S_j.
-        errors: how far sqrt(S_j) may be off by rounding; the bounds give way by as much.
+        errors: bounds of the rounding error of sqrt(S_j), by which the interval is widened.
         directions: m.
         tail: may be so small that the quantile underflows; the upper bound is then infinite.
     """
@@ -133,19 +141,20 @@ def interval(
 
 
 def sums_of_squares(
-    model: keras.Model, x: np.ndarray, *, directions: int, seed: int
+    classifier: Classifier, *, directions: int, seed: int
 ) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-    """A function of inputs (batch, *input) and i* (batch,); x is an example of such inputs.
+    """A function of inputs (batch, *input) and i* (batch,).
 
-    It returns S_j, how far sqrt(S_j) may be off by rounding, and <x, grad Psi^j>, the Jacobian
+    It returns S_j, a bound of the rounding error of sqrt(S_j), and <x, grad Psi^j>, the Jacobian
     along x; each (batch, classes).
     """
-    run = compiled(model, "sketch", _sketch, x)
+    run = classifier.compiled(_sketch)
     count, number = tf.constant(directions, tf.int32), tf.constant(seed, tf.int64)
     return lambda rows, predicted: run(rows, predicted, count, number)
 
 
 def _sketch(logits: keras.Model) -> Callable[..., Any]:
+    """Build: see `sums_of_squares`."""
     precision = _precision(logits)
 
     def run(
@@ -190,5 +199,5 @@ def _sketch(logits: keras.Model) -> Callable[..., Any]:
 
 
 def _precision(logits: keras.Model) -> float:
-    """Unit in the last place of the coarsest layer."""
+    """Unit in the last place of the coarsest dtype that a layer computes in."""
     return max(_PRECISION.get(layer.compute_dtype, 2.0**-23) for layer in all_layers(logits))

@@ -32,7 +32,7 @@ _BOOKKEEPING_PREFIXES = ("_self_", "_compile", "_eval", "_loss_tracker", "_track
 class _Identity:
     """Equal to another only if both are of one object that still exists."""
 
-    __slots__ = ("_refer", "_hash")
+    __slots__ = ("_hash", "_refer")
 
     def __init__(self, value: Any):
         try:

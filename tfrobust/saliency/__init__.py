@@ -1,5 +1,5 @@
 """Saliency maps: what an input's pixels mean to a classifier."""
 
-from tfrobust.saliency.gradient import gradient
+from tfrobust.saliency.maps import gradient, input_gradient
 
-__all__ = ["gradient"]
+__all__ = ["gradient", "input_gradient"]

@@ -33,9 +33,7 @@ class Measured:
     @property
     def measures(self) -> alignment.Alignment:
         """The table as `Alignment`."""
-        return alignment.Alignment(
-            **{name: self.table[name].to_numpy() for name in self.table if name != "file"}
-        )
+        return alignment.Alignment.from_frame(self.table)
 
 
 def prepare(command: Settings) -> tuple[Resolved, Subject]:

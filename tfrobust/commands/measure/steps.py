@@ -11,7 +11,6 @@ import pandas as pd
 
 from tfrobust import alignment, attacks, distribution
 from tfrobust.alignment import decompose
-from tfrobust.classifier import input_gradient
 from tfrobust.commands.measure.page import write_page
 from tfrobust.commands.measure.results import Measured, prepare
 from tfrobust.commands.measure.settings import Command, Resolved
@@ -20,6 +19,7 @@ from tfrobust.commands.terminal import show
 from tfrobust.distribution import is_chief
 from tfrobust.errors import InexactDecompositionWarning
 from tfrobust.report import Run
+from tfrobust.saliency import input_gradient
 
 __all__ = ["measure", "steps"]
 

@@ -1,4 +1,4 @@
-"""The gradient of a logit or of the loss with respect to the input."""
+"""Saliency maps from one gradient with respect to the input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tfrobust.classifier import (
 )
 from tfrobust.errors import InputError
 
-__all__ = ["gradient"]
+__all__ = ["gradient", "input_gradient"]
 
 
 def gradient(
@@ -57,6 +57,10 @@ def gradient(
     classes = as_labels(classes, len(x), classifier.classes, "classes")
     run = classifier.compiled(_gradient, of)
     return in_batches(run, x, classes, batch_size=batch_size, description=f"gradient of {of}")
+
+
+# its name at the top of the library
+input_gradient = gradient
 
 
 def _gradient(logits: keras.Model, of: str) -> Callable[..., tf.Tensor]:
