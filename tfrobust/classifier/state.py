@@ -32,19 +32,19 @@ _BOOKKEEPING_PREFIXES = ("_self_", "_compile", "_eval", "_loss_tracker", "_track
 class _Identity:
     """Equal to another only if both are of one object that still exists."""
 
-    __slots__ = ("_hash", "_refer")
+    __slots__ = ("refer",)
 
     def __init__(self, value: Any):
         try:
-            self._refer = weakref.ref(value)
+            self.refer = weakref.ref(value)
         except TypeError:  # of a built-in type: its number has to do
             number = id(value)
-            self._refer = lambda: number
+            self.refer = lambda: number
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Identity):
             return False
-        value, same = self._refer(), other._refer()
+        value, same = self.refer(), other.refer()
         return value is not None and (value is same or (type(value) is int and value == same))
 
     __hash__ = None
