@@ -399,12 +399,6 @@ def test_settings_that_make_no_sense_leave_nothing_behind(module, given, message
     assert not out.exists()
 
 
-def test_every_preset_makes_sense():
-    for module, _ in SMALL.values():
-        for settings in module.PRESETS.values():
-            module.check_settings(settings, None)
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Files of models that do not go with digits, by what is wrong with them."""
