@@ -77,7 +77,7 @@ def epoch_of(stream, batch_size=4, hosts=1, host=0, replicas=None, seed=3, epoch
     return images.reshape(-1, wide, *images.shape[1:]), labels.reshape(-1, wide)
 
 
-def test_an_epoch_resumed_at_a_step_goes_on_with_the_same_batches(tree):
+def test_an_epoch_resumed_at_a_step_has_the_same_batches(tree):
     stream = load(tree)
     images, labels = epoch_of(stream)
     for first_step in (1, 4, 5):
@@ -215,7 +215,7 @@ def test_records_are_shuffled_within_groups_of_shards(made, tmp_path, monkeypatc
 def test_hosts_share_evaluation(tree):
     stream = load(tree)
     images, labels = whole(stream)
-    parts = [list(stream.evaluation_batches(4, hosts=3, host=host)) for host in range(3)]
+    parts = [list(stream.evaluation_batches(4, workers=3, worker=host)) for host in range(3)]
     for host, part in enumerate(parts):
         for name, expected in (("images", images), ("labels", labels)):
             found = np.concatenate([batch[name] for batch in part])

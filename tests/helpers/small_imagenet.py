@@ -98,6 +98,6 @@ def whole(stream, hosts=1):
     parts = [
         batch
         for host in range(hosts)
-        for batch in stream.evaluation_batches(5, hosts=hosts, host=host).as_numpy_iterator()
+        for batch in stream.evaluation_batches(5, workers=hosts, worker=host).as_numpy_iterator()
     ]
     return tuple(np.concatenate([part[name] for part in parts]) for name in ("images", "labels"))

@@ -29,7 +29,7 @@ def test_all_tensors_of_an_example_stay_together():
     assert isinstance(stream, Stream)
     seen = []
     for worker in range(2):
-        share = Share.of(10, replicas=2, hosts=2, host=worker)
+        share = Share.of(10, replicas=2, workers=2, worker=worker)
         part = whole(stream.training_batches(10, share, seed=1, epoch=2))
         np.testing.assert_array_equal(part["images"], images[part["number"]])
         np.testing.assert_array_equal(part["labels"], labels[part["number"]])
@@ -38,7 +38,7 @@ def test_all_tensors_of_an_example_stay_together():
     np.testing.assert_array_equal(np.concatenate(seen, axis=1).ravel(), order)
     rest = whole(stream.training_batches(10, Share.of(10), seed=1, epoch=2, first_step=3))
     np.testing.assert_array_equal(rest["number"], order[30:])
-    last = whole(stream.evaluation_batches(10, hosts=3, host=2))
+    last = whole(stream.evaluation_batches(10, workers=3, worker=2))
     np.testing.assert_array_equal(last["number"], number[2::3])
     np.testing.assert_array_equal(last["images"], images[2::3])
 

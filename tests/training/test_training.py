@@ -236,7 +236,7 @@ def test_a_non_finite_loss_names_where_and_keeps_the_checkpoint(tmp_path):
     assert len(good) == len(weights_of(broken))
 
 
-def test_a_truncated_checkpoint_is_named_and_the_one_before_goes_on(tmp_path):
+def test_a_truncated_checkpoint_is_named_and_the_one_before_is_resumed(tmp_path):
     whole, _ = run_to(tmp_path / "whole", 4)
     run_to(tmp_path / "cut", 3)
     newest = checkpoints.newest(tmp_path / "cut")

@@ -34,14 +34,14 @@ class Share:
     """Rows of one replica; divides stop - start."""
 
     @classmethod
-    def of(cls, batch_size: int, replicas: int = 1, hosts: int = 1, host: int = 0) -> Share:
+    def of(cls, batch_size: int, replicas: int = 1, workers: int = 1, worker: int = 0) -> Share:
         """The share of one worker.
 
         Args:
             batch_size: rows of a global batch.
             replicas: over all workers; the same number on each.
-            hosts: workers that train together.
-            host: index of this one.
+            workers: that train together.
+            worker: index of this one.
 
         Raises:
             ValueError: the batch cannot be cut into equal parts.
@@ -51,8 +51,8 @@ class Share:
                 f"a global batch of {batch_size} cannot be cut into {replicas} equal parts: "
                 f"choose a batch size that {replicas} divides"
             )
-        wide = batch_size // hosts
-        return cls(host * wide, (host + 1) * wide, batch_size // replicas)
+        width = batch_size // workers
+        return cls(worker * width, (worker + 1) * width, batch_size // replicas)
 
 
 @runtime_checkable
@@ -79,8 +79,8 @@ class Stream(Protocol):
         epoch that is resumed at `first_step` gives the same batches as one that is not.
         """
 
-    def evaluation_batches(self, batch_size: int, *, hosts: int, host: int) -> tf.data.Dataset:
-        """Every example of worker `host` of `hosts`, once, in batches of up to `batch_size`."""
+    def evaluation_batches(self, batch_size: int, *, workers: int, worker: int) -> tf.data.Dataset:
+        """Every example of `worker` of `workers`, once, in batches of up to `batch_size`."""
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
         """Inside the block, errors of reading come out as errors that say what to do."""
@@ -107,6 +107,8 @@ class Arrays:
         self.tensors = {name: self._checked(name, array) for name, array in tensors.items()}
         self.input_shape = self.tensors["images"].shape[1:]
         self._constants: dict[str, tf.Tensor] = {}
+        # traced once, not in every epoch, which costs as much as a training step
+        self._batches = tf.function(self._pipeline, autograph=False)
 
     def _checked(self, name: str, array: Any) -> np.ndarray:
         if not (isinstance(name, str) and name.isidentifier()):
@@ -143,15 +145,17 @@ class Arrays:
         rows = rows[first_step:, share.start : share.stop].reshape(-1)
         if not self._constants:
             self._constants = {name: tf.constant(array) for name, array in self.tensors.items()}
-        return (
-            tf.data.Dataset.from_tensor_slices(rows)
-            .batch(share.rows, drop_remainder=True)
-            .map(lambda rows: {name: tf.gather(t, rows) for name, t in self._constants.items()})
-            .prefetch(2)
-        )
+        return self._batches(tf.constant(rows), share.rows)
 
-    def evaluation_batches(self, batch_size: int, *, hosts: int, host: int) -> tf.data.Dataset:
-        rows = slice(host, None, hosts)
+    def _pipeline(self, rows: tf.Tensor, batch_size: int) -> tf.data.Dataset:
+        def gathered(batch: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {name: tf.gather(tensor, batch) for name, tensor in self._constants.items()}
+
+        batches = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size, drop_remainder=True)
+        return batches.map(gathered).prefetch(2)
+
+    def evaluation_batches(self, batch_size: int, *, workers: int, worker: int) -> tf.data.Dataset:
+        rows = slice(worker, None, workers)
         arrays = {name: array[rows] for name, array in self.tensors.items()}
         return tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size)
 

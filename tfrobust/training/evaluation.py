@@ -46,7 +46,7 @@ def evaluate(
     run = compiled(model, "evaluate", build, np.zeros((1, *data.input_shape), np.float32))
     sums = np.zeros(3)
     with data.errors():
-        for batch in data.evaluation_batches(batch_size, hosts=hosts(), host=host()):
+        for batch in data.evaluation_batches(batch_size, workers=hosts(), worker=host()):
             losses, correct = run(batch["images"], batch["labels"])
             sums += [np.sum(losses, dtype=np.float64), np.sum(correct), len(losses)]
     loss, hits, count = gather_rows(sums[None]).sum(axis=0)

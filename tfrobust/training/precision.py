@@ -64,7 +64,7 @@ class LossScale:
         return {"value": self.value, "good_steps": self.good_steps}
 
     def restore(self, state: dict[str, float]) -> None:
-        """Go on from `state()`."""
+        """Resume from what `state()` returned."""
         self.value, self.good_steps = float(state["value"]), int(state["good_steps"])
 
     def after(

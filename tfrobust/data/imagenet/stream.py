@@ -4,7 +4,7 @@
     fit(model, stream, ...)
 
 The order of an epoch and every random draw follow from (seed, epoch), not from the number of
-readers: each host decodes its own rows of the same global batches.
+readers: each worker decodes its own rows of the same global batches.
 """
 
 from __future__ import annotations
@@ -206,10 +206,10 @@ class ImageStream:
         )
 
     def evaluation_batches(
-        self, batch_size: int, *, hosts: int = 1, host: int = 0
+        self, batch_size: int, *, workers: int = 1, worker: int = 0
     ) -> tf.data.Dataset:
-        """Centre crops and labels of every good example that falls to `host`, once."""
-        crops = self._crops(self._rows[host::hosts], batch_size)
+        """Centre crops and labels of every intact example of `worker`, once."""
+        crops = self._crops(self._rows[worker::workers], batch_size)
         return crops.map(lambda images, labels, _: {"images": images, "labels": labels}).prefetch(2)
 
     def take(self, count: int, *, seed: int | None = None) -> Examples:
