@@ -40,7 +40,7 @@ class TracedModel(keras.Model):
         if not weakly:
             self.classifier = classifier
         self.strip = strip
-        self.traced = tf.function(self.logits, reduce_retracing=True)
+        self.traced = tf.function(self.logits, autograph=False, reduce_retracing=True)
         self.built = True
 
     def call(self, inputs: Any, training: bool = False) -> Any:
@@ -70,7 +70,7 @@ def ends_in_softmax(model: keras.Model, x: Any) -> tuple[bool, int]:
         return False, values.shape[1]
     found = []
 
-    @tf.function
+    @tf.function(autograph=False)
     def trace(inputs: tf.Tensor) -> tf.Tensor:
         outputs = model(inputs, training=False)
         logits = softmax_input(outputs)

@@ -153,7 +153,7 @@ def spread(function: Callable[..., Any], rowwise: int | None) -> Callable[..., A
     count = local_replicas()
     traces: dict[Any, Callable[..., Any]] = {}
 
-    @tf.function
+    @tf.function(autograph=False)
     def together(pieces: list[list[tf.Tensor]]) -> Any:
         values = [
             strategy.experimental_distribute_values_from_function(
