@@ -58,7 +58,7 @@ def robustness(
         raise InputError('tighten=True is for rules="certified": printed rules stay as printed')
     warnings.warn(
         "the thesis's printed rules can be violated: they are no lower bounds in general "
-        '(README, "errata"); rules="certified" is sound',
+        '(docs/errata.md); rules="certified" is sound',
         PrintedRulesWarning,
         stacklevel=2,
     )
