@@ -59,7 +59,7 @@ def write_page(
     """Write tables, claims and `report.html`; the page's path.
 
     While members are missing the page names them, and no claim is decided before all have finished
-    or failed. Called by one host only: nothing here waits for the others.
+    or failed. Called by one worker only: nothing here waits for the others.
 
     Args:
         run: the run folder.

@@ -18,7 +18,7 @@ __all__ = ["say", "train_or_load"]
 
 
 def say(text: str) -> None:
-    """Print on the first host only."""
+    """Print on the chief only."""
     if is_chief():
         print(text, flush=True)
 

@@ -1,4 +1,4 @@
-"""The stream: the same batches on every number of hosts, corrupt images left out, little memory."""
+"""The stream: the same batches for any number of workers, corrupt images skipped, little memory."""
 
 import gc
 import json
@@ -65,9 +65,9 @@ def broken(tree, tmp_path):
     return root, cut
 
 
-def epoch_of(stream, batch_size=4, hosts=1, host=0, replicas=None, seed=3, epoch=1):
-    """(steps, rows of the host, ...) images and labels, replicas put together again."""
-    share = Share.of(batch_size, replicas or hosts, hosts, host)
+def epoch_of(stream, batch_size=4, workers=1, worker=0, replicas=None, seed=3, epoch=1):
+    """(steps, rows of the worker, ...) images and labels, replicas put together again."""
+    share = Share.of(batch_size, replicas or workers, workers, worker)
     steps = stream.training_batches(batch_size, share, seed=seed, epoch=epoch)
     batches = list(steps.as_numpy_iterator())
     assert all(len(tensor) == share.rows for batch in batches for tensor in batch.values())
@@ -155,13 +155,13 @@ def test_an_epoch_depends_on_seed_and_epoch_only(source, request):
 
 
 @pytest.mark.parametrize("source", ["tree", "records"])
-@pytest.mark.parametrize(("hosts", "replicas"), [(1, 2), (2, 2), (2, 4), (4, 4)])
-def test_hosts_cut_the_same_global_batches(source, hosts, replicas, request):
+@pytest.mark.parametrize(("workers", "replicas"), [(1, 2), (2, 2), (2, 4), (4, 4)])
+def test_workers_cut_the_same_global_batches(source, workers, replicas, request):
     root = request.getfixturevalue(source)
     images, labels = epoch_of(load(root), batch_size=8)
     parts = [
-        epoch_of(load(root), batch_size=8, hosts=hosts, host=host, replicas=replicas)
-        for host in range(hosts)
+        epoch_of(load(root), batch_size=8, workers=workers, worker=worker, replicas=replicas)
+        for worker in range(workers)
     ]
     np.testing.assert_array_equal(images, np.concatenate([part for part, _ in parts], 1))
     np.testing.assert_array_equal(labels, np.concatenate([part for _, part in parts], 1))
@@ -169,20 +169,20 @@ def test_hosts_cut_the_same_global_batches(source, hosts, replicas, request):
 
 @settings(max_examples=15)
 @given(
-    hosts=st.sampled_from([1, 2, 3, 4]),
+    workers=st.sampled_from([1, 2, 3, 4]),
     each=st.integers(1, 3),
     examples=st.integers(1, COUNT),
     seed=st.integers(0, 2**63 - 1),
 )
-def test_shares_partition_the_order(tree, hosts, each, examples, seed):
-    """Which images a host decodes; no image is decoded twice or for another host."""
-    batch_size = hosts * each
+def test_shares_partition_the_order(tree, workers, each, examples, seed):
+    """Which images a worker decodes; no image is decoded twice or for another worker."""
+    batch_size = workers * each
     stream = load(tree, limit=examples, augment=fingerprint_image)
     order = stream._order(seed, 0)
     assert sorted(order) == sorted(stream._rows)
     seen = []
-    for host in range(hosts):
-        share = Share.of(batch_size, hosts, hosts, host)
+    for worker in range(workers):
+        share = Share.of(batch_size, workers, workers, worker)
         decoded = []
         stream._example = lambda index: (
             decoded.append(index) or type(stream)._example(stream, index)
@@ -190,8 +190,8 @@ def test_shares_partition_the_order(tree, hosts, each, examples, seed):
         steps = list(stream.training_batches(batch_size, share, seed=seed, epoch=0))
         assert len(steps) == examples // batch_size
         seen.append(sorted(decoded))
-    table = order[: examples // batch_size * batch_size].reshape(-1, hosts, each)
-    assert seen == [sorted(table[:, host].ravel()) for host in range(hosts)]
+    table = order[: examples // batch_size * batch_size].reshape(-1, workers, each)
+    assert seen == [sorted(table[:, worker].ravel()) for worker in range(workers)]
 
 
 def test_records_are_shuffled_within_groups_of_shards(made, tmp_path, monkeypatch):
@@ -212,14 +212,14 @@ def test_records_are_shuffled_within_groups_of_shards(made, tmp_path, monkeypatc
     assert mixed > 25  # two shards of four in 2 of 70 orders are not
 
 
-def test_hosts_share_evaluation(tree):
+def test_workers_share_evaluation(tree):
     stream = load(tree)
     images, labels = whole(stream)
-    parts = [list(stream.evaluation_batches(4, workers=3, worker=host)) for host in range(3)]
-    for host, part in enumerate(parts):
+    parts = [list(stream.evaluation_batches(4, workers=3, worker=worker)) for worker in range(3)]
+    for worker, part in enumerate(parts):
         for name, expected in (("images", images), ("labels", labels)):
             found = np.concatenate([batch[name] for batch in part])
-            np.testing.assert_array_equal(found, expected[host::3])
+            np.testing.assert_array_equal(found, expected[worker::3])
 
 
 def test_a_limit_takes_a_fixed_choice_from_all_classes(tree):
@@ -309,8 +309,8 @@ def test_the_fingerprint_is_plain_and_tells_settings_apart(tree, records, broken
 # --- corrupt images --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_the_next_good_image_stands_in_for_a_corrupt_one(tree, broken, hosts):
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_the_next_good_image_stands_in_for_a_corrupt_one(tree, broken, workers):
     """Same number of steps; only the rows of corrupt images differ from those without."""
     root, cut = broken
     good = load(tree, augment=fingerprint_image)
@@ -321,18 +321,18 @@ def test_the_next_good_image_stands_in_for_a_corrupt_one(tree, broken, hosts):
     images, labels = images.reshape(20, 16, 16, 3).copy(), labels.reshape(20).copy()
     for place, stand_in in ((5, 7), (6, 7), (14, 15)):
         images[place], labels[place] = images[stand_in], labels[stand_in]
-    for host in range(hosts):
+    for worker in range(workers):
         stream = load(root, augment=fingerprint_image)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            found, classes = epoch_of(stream, hosts=hosts, host=host)
-        rows = slice(host * 4 // hosts, (host + 1) * 4 // hosts)
+            found, classes = epoch_of(stream, workers=workers, worker=worker)
+        rows = slice(worker * 4 // workers, (worker + 1) * 4 // workers)
         np.testing.assert_array_equal(found, images.reshape(5, 4, 16, 16, 3)[:, rows])
         np.testing.assert_array_equal(classes, labels.reshape(5, 4)[:, rows])
         told = [str(one.message) for one in caught if "corrupt" in str(one.message)]
         assert len(told) == len(stream.skipped)
         assert set(stream.skipped) <= {str(path) for path in sorted(root.rglob("*.JPEG"))}
-        if hosts == 1:
+        if workers == 1:
             assert len(stream.skipped) == 3
 
 
@@ -348,17 +348,19 @@ def test_the_epoch_goes_round_at_its_end(tree, broken):
     np.testing.assert_array_equal(images[22], images[0])
 
 
-@pytest.mark.parametrize("hosts", [1, 3])
-def test_evaluation_leaves_corrupt_images_out(tree, broken, hosts):
+@pytest.mark.parametrize("workers", [1, 3])
+def test_evaluation_leaves_corrupt_images_out(tree, broken, workers):
     root, cut = broken
     names = cut(2, 11)
     stream = load(root)
     with pytest.warns(UserWarning, match="corrupt and skipped"):
-        images, labels = whole(stream, hosts)
+        images, labels = whole(stream, workers)
     assert stream.skipped == tuple(names)
     everything = load(tree).take(COUNT)
     kept = np.setdiff1d(np.arange(COUNT), [2, 11])
-    rows = np.concatenate([[row for row in kept if row % hosts == host] for host in range(hosts)])
+    rows = np.concatenate(
+        [[row for row in kept if row % workers == worker] for worker in range(workers)]
+    )
     np.testing.assert_array_equal(images, everything.images[rows.astype(int)])
     np.testing.assert_array_equal(labels, everything.labels[rows.astype(int)])
     assert stream.take(COUNT).names == tuple(np.array(everything.names)[kept])

@@ -1,4 +1,4 @@
-"""Several devices and hosts against one process on the same global batches."""
+"""Several devices and workers against one process on the same global batches."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def test_two_hosts_end_with_the_weights_of_one(alone, tmp_path):
     workers = reserved_addresses(2)
     finish(*(start(tmp_path, workers=workers, index=k) for k in range(2)))
     for index in range(2):
-        compare(alone, final(tmp_path, index), f"host {index} of two")
+        compare(alone, final(tmp_path, index), f"worker {index} of two")
     assert [bool(final(tmp_path, k)["chief"]) for k in range(2)] == [True, False]
     assert difference(final(tmp_path, 0), final(tmp_path, 1)) == 0
 
@@ -99,9 +99,9 @@ def test_xla_and_half_precision_on_two_devices_and_hosts(tmp_path, words, tolera
     finish(start(tmp_path / "one", *words))
     finish(start(tmp_path / "devices", *words, "devices=2"))
     workers = reserved_addresses(2)
-    finish(*(start(tmp_path / "hosts", *words, workers=workers, index=k) for k in range(2)))
+    finish(*(start(tmp_path / "workers", *words, workers=workers, index=k) for k in range(2)))
     one = final(tmp_path / "one")
-    for name in ("devices", "hosts"):
+    for name in ("devices", "workers"):
         worst = difference(one, final(tmp_path / name))
         print(f"{words}, two {name}: largest difference of a weight {worst:.1e}")
         assert worst < tolerance
@@ -129,7 +129,7 @@ def test_a_killed_worker_is_said_and_both_resume(alone, tmp_path):
     assert 1 <= len(begun) < 3
     workers = reserved_addresses(2)
     finish(*(start(tmp_path, workers=workers, index=k) for k in range(2)))
-    compare(alone, final(tmp_path), "two hosts, one killed, both restarted")
+    compare(alone, final(tmp_path), "two workers, one killed, both restarted")
     after = checkpoints.read(checkpoints.newest(tmp_path))[0]["records"]
     assert after[: len(begun)] == begun
 

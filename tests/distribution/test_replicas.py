@@ -29,15 +29,15 @@ for count in (1, 3):
 
     with tf.distribute.MirroredStrategy(devices[:count]).scope():
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
-        assert distribution.is_spread()
-        run = distribution.spread(function, None)
+        assert distribution.is_mirrored()
+        run = distribution.run_sharded(function, None)
         for rows in (1, 2, 3, 5, 7, 20):
             some = x[:rows]
             product, total = run(tf.constant(some), tf.constant(2 * some), tf.constant(3.0))
             np.testing.assert_allclose(product, 2 * some**2, rtol=1e-6)
             np.testing.assert_allclose(total, some.sum(1) + 3, rtol=1e-5, atol=1e-6)
         assert len(traced) == count, "traced again for another batch size"
-        whole = distribution.spread(lambda a, b: a + tf.reduce_sum(b), 1)
+        whole = distribution.run_sharded(lambda a, b: a + tf.reduce_sum(b), 1)
         table = tf.range(7.0)  # not cut, though it has an axis
         np.testing.assert_allclose(whole(tf.constant(x), table), x + 21, rtol=1e-6)
 
@@ -68,11 +68,12 @@ def test_virtual_devices():
 
 
 def test_one_process_is_alone():
-    assert (distribution.replicas(), distribution.hosts(), distribution.host()) == (1, 1, 0)
+    assert (distribution.replica_count(), distribution.worker_count()) == (1, 1)
+    assert distribution.worker_index() == 0
     assert distribution.is_chief()
-    assert not distribution.is_spread()
+    assert not distribution.is_mirrored()
     with tf.distribute.OneDeviceStrategy("CPU:0").scope():
-        assert not distribution.is_spread()
+        assert not distribution.is_mirrored()
     rows = np.arange(6).reshape(3, 2)
     assert distribution.gather_rows(rows) is rows
-    assert distribution.chief_says(1.5) == 1.5
+    assert distribution.broadcast_from_chief(1.5) == 1.5

@@ -93,11 +93,13 @@ def load(root, split="train", **settings):
     return imagenet.load(split, root, **{**SMALL, **settings})
 
 
-def whole(stream, hosts=1):
+def whole(stream, workers=1):
     """Every example once, as evaluation gives them."""
     parts = [
         batch
-        for host in range(hosts)
-        for batch in stream.evaluation_batches(5, workers=hosts, worker=host).as_numpy_iterator()
+        for worker in range(workers)
+        for batch in stream.evaluation_batches(
+            5, workers=workers, worker=worker
+        ).as_numpy_iterator()
     ]
     return tuple(np.concatenate([part[name] for part in parts]) for name in ("images", "labels"))

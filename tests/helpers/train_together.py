@@ -71,7 +71,7 @@ def main(
         measured = alignment.measure(model, images[:33], batch_size=8)
         sketched = alignment.measure(model, images[:33], search="sketch", batch_size=8)
         scores = training.evaluate(model, images[:33], labels[:33], batch_size=8)
-        index, chief = distribution.host(), distribution.is_chief()
+        index, chief = distribution.worker_index(), distribution.is_chief()
     weights = {f"w{k}": keras.ops.convert_to_numpy(v) for k, v in enumerate(model.variables)}
     np.savez(
         Path(folder) / f"final-{index}.npz",

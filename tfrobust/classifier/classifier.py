@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfrobust.classifier.inputs import model_input_shape
 from tfrobust.classifier.logits import views
 from tfrobust.classifier.state import ModelState
-from tfrobust.distribution import is_spread, spread
+from tfrobust.distribution import is_mirrored, run_sharded
 from tfrobust.errors import InputTypeError
 
 __all__ = ["Classifier", "compiled", "values_of"]
@@ -75,7 +75,7 @@ class Classifier:
         """The graph function `build(logits, *options)`, traced once for all batch sizes.
 
         The same `build` and options give the same function again. Under a `tf.distribute` strategy
-        it runs on all devices of this host, each on some of the rows.
+        the rows are sharded over all devices of this worker.
 
         Args:
             build: a function of a module that takes the logits view and the options and returns a
@@ -159,7 +159,7 @@ class _Compiled:
 
     def __call__(self, *arrays: Any) -> Any:
         tensors = tuple(map(tf.convert_to_tensor, arrays))
-        if is_spread() and self._batched_args != 0:
+        if is_mirrored() and self._batched_args != 0:
             return self._on_all_devices(tensors)
         key = tuple(
             tf.TensorSpec([None, *tensor.shape[1:]] if tensor.shape.rank else [], tensor.dtype)
@@ -179,7 +179,7 @@ class _Compiled:
         with self._lock:
             new = strategy not in self._traces
             if new:
-                self._traces[strategy] = spread(self._plain, self._batched_args)
+                self._traces[strategy] = run_sharded(self._plain, self._batched_args)
         result = self._traces[strategy](*tensors)
         if new:
             self._traced()

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from tfrobust.distribution import gather_rows, host, hosts, is_chief
+from tfrobust.distribution import gather_rows, is_chief, worker_count, worker_index
 from tfrobust.errors import InputError, InputTypeError
 
 __all__ = ["as_images", "as_labels", "in_batches", "model_input_shape"]
@@ -93,7 +93,7 @@ def in_batches(
 ) -> Any:
     """Apply `function` to slices of `arrays` and join the results along the first axis.
 
-    Under a `tf.distribute` strategy of several hosts each host takes an equal part of the rows, and
+    Under a `tf.distribute` strategy of several workers each takes an equal part of the rows, and
     all get all results.
 
     Args:
@@ -111,9 +111,9 @@ def in_batches(
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     count = len(arrays[0])
-    if hosts() > 1:  # equal parts: the first rows again where they do not divide
-        part = -(-count // hosts())
-        mine = np.arange(host() * part, (host() + 1) * part) % count
+    if worker_count() > 1:  # equal parts: the first rows again where they do not divide
+        part = -(-count // worker_count())
+        mine = np.arange(worker_index() * part, (worker_index() + 1) * part) % count
         arrays = tuple(array[mine] for array in arrays)
     total = len(arrays[0])
     pieces = []
@@ -131,6 +131,6 @@ def in_batches(
             pieces.append(result)
             bar.update(len(rows[0]))
     whole = tf.nest.map_structure(lambda *parts: np.concatenate(parts), *pieces)
-    if hosts() == 1:
+    if worker_count() == 1:
         return whole
     return tf.nest.map_structure(lambda rows: gather_rows(rows)[:count], whole)

@@ -1,7 +1,7 @@
-"""The devices and hosts of the `tf.distribute` strategy in scope: work is cut among them here.
+"""Work sharded over the replicas and workers of the `tf.distribute` strategy in scope.
 
-Every host makes the same calls in the same order. Where several hosts work together, a call that
-only one of them makes waits for the others.
+A worker is a process, a replica a device with its copy of the variables. All workers must make the
+same calls in the same order: a call that only one of them makes blocks until the others make it.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ import tensorflow as tf
 
 __all__ = [
     "average",
-    "chief_says",
+    "broadcast_from_chief",
     "gather_rows",
-    "host",
-    "hosts",
     "is_chief",
-    "is_spread",
-    "local_replicas",
+    "is_mirrored",
+    "local_replica_count",
+    "replica_count",
     "replica_values",
-    "replicas",
+    "run_sharded",
     "set_replica_values",
-    "spread",
+    "worker_count",
+    "worker_index",
 ]
 
 
-def replicas() -> int:
-    """Devices that work together, over all hosts."""
+def replica_count() -> int:
+    """Number of replicas over all workers."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def hosts() -> int:
-    """Processes that work together, usually one a machine."""
+def worker_count() -> int:
+    """Number of workers, usually one per machine."""
     return len(_tasks()) or 1
 
 
-def host() -> int:
-    """Index of this process among them, from 0."""
+def worker_index() -> int:
+    """Index of this worker, from 0."""
     tasks = _tasks()
     if not tasks:
         return 0
@@ -50,31 +50,31 @@ def host() -> int:
 
 
 def is_chief() -> bool:
-    """Whether this process writes files and shows progress: the first, or the only one."""
-    return host() == 0
+    """Whether this is the first or only worker, which writes files and shows progress."""
+    return worker_index() == 0
 
 
-def local_replicas() -> int:
-    """Devices of this process that work together."""
-    return replicas() // hosts()
+def local_replica_count() -> int:
+    """Number of replicas of this worker."""
+    return replica_count() // worker_count()
 
 
-def is_spread() -> bool:
-    """Whether variables are on several devices, and this is not one device's part of the work."""
+def is_mirrored() -> bool:
+    """Whether variables are mirrored over devices, and this is not inside one replica's work."""
     kinds = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
     strategy = tf.distribute.get_strategy()
     return isinstance(strategy, kinds) and tf.distribute.in_cross_replica_context()
 
 
 def gather_rows(rows: np.ndarray) -> np.ndarray:
-    """The rows (n, ...) of every host in the order of hosts; n may differ. Just `rows` on one host.
+    """Concatenate the rows (n, ...) of all workers in their order; n may differ.
 
-    Numbers travel as float64, which holds float32 and int32 exactly.
+    Values are sent as float64, which represents float32 and int32 exactly.
     """
     strategy = tf.distribute.get_strategy()
-    if hosts() == 1:
+    if worker_count() == 1:
         return rows
-    local = local_replicas()
+    local = local_replica_count()
     wide = np.asarray(rows, np.float64)
 
     def of(context: tf.distribute.DistributedValues) -> tf.Tensor:
@@ -85,18 +85,18 @@ def gather_rows(rows: np.ndarray) -> np.ndarray:
     return strategy.gather(values, axis=0).numpy().astype(rows.dtype)
 
 
-def chief_says(value: float) -> float:
-    """The first host's value, on all hosts; all wait here for one another."""
+def broadcast_from_chief(value: float) -> float:
+    """The chief's value, returned on all workers once all have called this."""
     return gather_rows(np.array([value], float))[0]
 
 
 def average(variables: Sequence[keras.Variable]) -> None:
-    """Give every device of every host the mean of what the devices hold.
+    """Set floating-point variables to their mean over all replicas.
 
-    Batch statistics' moving averages differ between devices, each having seen its own examples;
-    integers (seeds, counters) do not and are left alone.
+    The moving averages of batch statistics differ between replicas, as their examples do. Integers
+    (seeds, counters) do not differ and are unchanged.
     """
-    if replicas() == 1:
+    if replica_count() == 1:
         return
     flat = gather_rows(_local_values(variables).mean(axis=0)[None]).mean(axis=0)
     for variable, values in _by_variable(variables, flat):
@@ -104,15 +104,15 @@ def average(variables: Sequence[keras.Variable]) -> None:
 
 
 def replica_values(variables: Sequence[keras.Variable]) -> np.ndarray:
-    """What each replica holds of the floating-point variables, (replicas, numbers) float64."""
+    """The floating-point variables per replica, flattened: (replicas, numbers) float64."""
     return gather_rows(_local_values(variables))
 
 
 def set_replica_values(variables: Sequence[keras.Variable], values: np.ndarray) -> None:
     """Give each replica of this worker its row of `replica_values`."""
     results = tf.distribute.get_strategy().experimental_local_results
-    first = host() * local_replicas()
-    for k in range(local_replicas()):
+    first = worker_index() * local_replica_count()
+    for k in range(local_replica_count()):
         for variable, value in _by_variable(variables, values[first + k]):
             component = results(variable.value)[k]
             component.assign(value.astype(component.dtype.as_numpy_dtype))
@@ -120,7 +120,7 @@ def set_replica_values(variables: Sequence[keras.Variable], values: np.ndarray) 
 
 def _local_values(variables: Sequence[keras.Variable]) -> np.ndarray:
     results = tf.distribute.get_strategy().experimental_local_results
-    rows = np.zeros((local_replicas(), 0))
+    rows = np.zeros((local_replica_count(), 0))
     for variable in _floating(variables):
         values = [np.ravel(value).astype(np.float64) for value in results(variable.value)]
         rows = np.concatenate([rows, values], axis=1)
@@ -141,25 +141,25 @@ def _floating(variables: Sequence[keras.Variable]) -> list[keras.Variable]:
     return [variable for variable in variables if "float" in str(variable.dtype)]
 
 
-def spread(function: Callable[..., Any], rowwise: int | None) -> Callable[..., Any]:
-    """`function` over this host's devices: rows are cut among them and joined again.
+def run_sharded(function: Callable[..., Any], batched_args: int | None) -> Callable[..., Any]:
+    """`function` with its batch sharded over this worker's replicas, the results concatenated.
 
     Args:
-        function: takes tensors, returns a structure of tensors with a row for each row it is given.
-        rowwise: how many leading arguments have rows; the others go whole to every device. All
-            arguments but scalars where None.
+        function: maps tensors to a structure of tensors with one row per row of its arguments.
+        batched_args: number of leading arguments that have one row per example; the others are
+            passed to every replica unsharded. None: all arguments but scalars.
     """
     strategy = tf.distribute.get_strategy()
-    count = local_replicas()
+    count = local_replica_count()
     traces: dict[Any, Callable[..., Any]] = {}
 
     @tf.function(autograph=False)
-    def together(pieces: list[list[tf.Tensor]]) -> Any:
+    def run_shards(shards: list[list[tf.Tensor]]) -> Any:
         values = [
             strategy.experimental_distribute_values_from_function(
-                lambda context, piece=piece: piece[context.replica_id_in_sync_group % count]
+                lambda context, parts=parts: parts[context.replica_id_in_sync_group % count]
             )
-            for piece in pieces
+            for parts in shards
         ]
         results = strategy.run(function, args=values)
         return tf.nest.map_structure(
@@ -170,20 +170,21 @@ def spread(function: Callable[..., Any], rowwise: int | None) -> Callable[..., A
         length = int(tensors[0].shape[0])
         missing = -length % count
 
-        def parts_of(position: int, tensor: tf.Tensor) -> list[tf.Tensor]:
-            whole = position >= rowwise if rowwise is not None else tensor.shape.rank == 0
-            if whole:
+        def shards_of(position: int, tensor: tf.Tensor) -> list[tf.Tensor]:
+            scalar = tensor.shape.rank == 0
+            unsharded = scalar if batched_args is None else position >= batched_args
+            if unsharded:
                 return [tensor] * count
-            if missing:  # every device gets as many rows; the copies are cut off again
+            if missing:  # shards have equal sizes; the results of the copies are cut off below
                 tensor = tf.concat([tensor, tf.repeat(tensor[:1], missing, axis=0)], axis=0)
             return tf.split(tensor, count)
 
-        pieces = [parts_of(position, tensor) for position, tensor in enumerate(tensors)]
-        specs = [[_any_rows(part) for part in piece] for piece in pieces]
-        key = tuple(spec for piece in specs for spec in piece)
-        if key not in traces:  # once for all batch sizes
-            traces[key] = together.get_concrete_function(specs)
-        return tf.nest.map_structure(lambda result: result[:length], traces[key](pieces))
+        shards = [shards_of(position, tensor) for position, tensor in enumerate(tensors)]
+        specs = [[_any_rows(part) for part in parts] for parts in shards]
+        key = tuple(spec for parts in specs for spec in parts)
+        if key not in traces:  # traced once for all batch sizes
+            traces[key] = run_shards.get_concrete_function(specs)
+        return tf.nest.map_structure(lambda result: result[:length], traces[key](shards))
 
     return run
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import tensorflow as tf
 
-from tfrobust.distribution import replicas
+from tfrobust.distribution import replica_count
 from tfrobust.errors import InputError
 from tfrobust.norms import flatten, inner
 from tfrobust.objectives.base import ForwardPass, Term, check_weight
@@ -50,7 +50,7 @@ class DoubleBackprop(Term):
         squares = tf.reduce_sum(tf.square(flatten(batch.loss_gradients)), axis=1)
         penalty = self.weight * tf.reduce_mean(squares)
         if self.penalty_scale == "batch_mean":
-            count = self.examples_per_mean or tf.shape(batch.x)[0] * replicas()
+            count = self.examples_per_mean or tf.shape(batch.x)[0] * replica_count()
             penalty /= tf.square(tf.cast(count, penalty.dtype))
         return penalty
 

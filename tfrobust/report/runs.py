@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tfrobust.distribution import chief_says, is_chief
+from tfrobust.distribution import broadcast_from_chief, is_chief
 from tfrobust.errors import InputTypeError, TfrobustError
 from tfrobust.files import atomic_path, writable_folder
 
@@ -195,11 +195,11 @@ class Run:
         if is_chief():
             with atomic_path(self.path(name)) as temporary:
                 write(temporary)
-        chief_says(0)
+        broadcast_from_chief(0)
 
     def has(self, name: str) -> bool:
         """Whether a step is finished, as the chief sees it; all workers wait for its answer."""
-        return bool(chief_says((self.folder / name).exists()))
+        return bool(broadcast_from_chief((self.folder / name).exists()))
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.classifier import compiled
-from tfrobust.distribution import gather_rows, host, hosts
+from tfrobust.distribution import gather_rows, worker_count, worker_index
 from tfrobust.training.inputs import Data, as_stream
 
 __all__ = ["evaluate"]
@@ -46,7 +46,9 @@ def evaluate(
     run = compiled(model, "evaluate", build, np.zeros((1, *data.input_shape), np.float32))
     sums = np.zeros(3)
     with data.errors():
-        for batch in data.evaluation_batches(batch_size, workers=hosts(), worker=host()):
+        for batch in data.evaluation_batches(
+            batch_size, workers=worker_count(), worker=worker_index()
+        ):
             losses, correct = run(batch["images"], batch["labels"])
             sums += [np.sum(losses, dtype=np.float64), np.sum(correct), len(losses)]
     loss, hits, count = gather_rows(sums[None]).sum(axis=0)

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tfrobust.data import Share, Stream
-from tfrobust.distribution import host, hosts, replicas
+from tfrobust.distribution import replica_count, worker_count, worker_index
 from tfrobust.errors import TfrobustError
 from tfrobust.objectives import Objective
 from tfrobust.training.precision import SMALLEST, LossScale, needs_loss_scale
@@ -40,12 +40,13 @@ def worker_losses() -> Iterator[None]:
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
-        if hosts() == 1:
+        if worker_count() == 1:
             raise
         first = str(error).strip().splitlines()[-1][:300]
         raise WorkerLostError(
-            f"a worker of {hosts()} was lost while worker {host()} was training ({first}). Start "
-            "all workers again with the same command: training is resumed from the last checkpoint."
+            f"a worker of {worker_count()} was lost while worker {worker_index()} was training "
+            f"({first}). Start all workers again with the same command: training is resumed from "
+            "the last checkpoint."
         ) from error
 
 
@@ -103,7 +104,7 @@ class Loop:
         self.loss_scale = LossScale() if needs_loss_scale(logits) else None
         self._model, self._optimizer, self._objective = model, optimizer, objective
         self._data, self._batch_size, self._seed = data, batch_size, seed
-        self._share = Share.of(batch_size, replicas(), hosts(), host())
+        self._share = Share.of(batch_size, replica_count(), worker_count(), worker_index())
         self._parts = [*(term.name for term in objective.terms), "accuracy"]
         optimizer.build(model.trainable_variables)
         self._run = compile_steps(logits, objective, optimizer, self.loss_scale, jit=jit)
@@ -121,7 +122,7 @@ class Loop:
             )
 
         batches: Iterable[Any] = dataset()
-        if replicas() > 1:
+        if replica_count() > 1:
             strategy = tf.distribute.get_strategy()
             batches = strategy.distribute_datasets_from_function(lambda _: dataset())
         return iter(batches)

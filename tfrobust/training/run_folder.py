@@ -16,8 +16,8 @@ from tfrobust.data import Stream
 from tfrobust.distribution import (
     gather_rows,
     is_chief,
+    replica_count,
     replica_values,
-    replicas,
     set_replica_values,
 )
 from tfrobust.errors import TfrobustError
@@ -60,7 +60,7 @@ def run_settings(
         "schedule": rate,
         "epochs": epochs if schedule is not None and schedule.needs_epochs else None,
         "batch_size": batch_size,
-        "replicas": replicas(),
+        "replicas": replica_count(),
         "seed": seed,
         "examples": data.examples,
         "data": data.fingerprint(),
@@ -140,7 +140,7 @@ class RunFolder:
             return
         sets = dict(self._sets)
         # inside an epoch each replica has moving statistics of its own
-        if progress is not None and replicas() > 1:
+        if progress is not None and replica_count() > 1:
             sets[_PER_REPLICA] = [replica_values(self._model.non_trainable_variables)]
         if not is_chief():
             return

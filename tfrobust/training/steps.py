@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfrobust.distribution import replicas
+from tfrobust.distribution import replica_count
 from tfrobust.objectives import Objective
 from tfrobust.training.precision import SMALLEST, LossScale
 
@@ -57,7 +57,7 @@ def _gradients(logits: keras.Model, objective: Objective, *, scaled: bool) -> Gr
     """Gradients of one replica's share of a step, and the parts of the objective."""
     variables = logits.trainable_variables
     # the optimizer sums over replicas
-    count = replicas()
+    count = replica_count()
 
     def gradients(tensors: Tensors, scale: tf.Tensor) -> tuple[list[tf.Tensor], Tensors]:
         with tf.GradientTape() as tape:

@@ -74,7 +74,7 @@ class Command(Settings):
     out: Path | None = None
     """Folder of the results; default: runs/measure-MODEL."""
     strategy: Literal["auto", "one", "mirrored", "multi_worker"] = "auto"
-    """One device, all GPUs of this host, or several hosts."""
+    """One device, all GPUs of this machine, or several workers."""
     open: bool = False
     """Open the page at the end."""
 
