@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfrobust.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, all_finite, misclassified
-from tfrobust.classifier import compiled
+from tfrobust.classifier import Classifier
 from tfrobust.errors import InputError
 from tfrobust.norms import clip_to_range, norm, per_example
 
@@ -23,7 +23,6 @@ Direction = Callable[..., tf.Tensor]
 
 def bisect_along(
     direction_of: Direction,
-    key: str,
     model: keras.Model,
     x: np.ndarray,
     value_range: tuple[float, float],
@@ -37,8 +36,8 @@ def bisect_along(
     so is one whose direction is not finite.
 
     Args:
-        direction_of: `(logits, x, labels, *scalars)` to directions (batch, *input).
-        key: of the compiled function; the same for the same `direction_of`.
+        direction_of: a function of a module: `(logits, x, labels, *scalars)` to directions
+            (batch, *input).
         model: any classifier.
         x: (batch, *input), as `as_images` returns it.
         value_range: smallest and largest valid pixel.
@@ -52,7 +51,7 @@ def bisect_along(
     if not 0 < max_epsilon < np.inf:
         raise InputError(f"max_epsilon must be positive and finite, got {max_epsilon}")
     steps = as_count("steps", steps, 0)
-    run = compiled(model, ("attack", key), _along(direction_of), x, rowwise=2)
+    run = Classifier.of(model, x).compiled(_along, direction_of, batched_args=2)
     largest, low, high = (tf.constant(v, tf.float32) for v in (max_epsilon, *value_range))
     count = tf.constant(steps)
     return lambda rows, labels: run(rows, labels, largest, count, low, high, *scalars)
@@ -66,44 +65,43 @@ def unit_direction(gradient: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(scaled, per_example(norm(scaled), scaled))
 
 
-def _along(direction_of: Direction) -> Callable[[keras.Model], Callable[..., Any]]:
-    def build(logits: keras.Model) -> Callable[..., Any]:
-        def run(
-            x: tf.Tensor,
-            labels: tf.Tensor,
-            largest: tf.Tensor,
-            steps: tf.Tensor,
-            low: tf.Tensor,
-            high: tf.Tensor,
-            *scalars: tf.Tensor,
-        ) -> tuple[tf.Tensor, tf.Tensor]:
-            direction = direction_of(logits, x, labels, *scalars)
-            usable = all_finite(direction)
-            direction = tf.where(per_example(usable, x), direction, tf.zeros_like(x))
+def _along(logits: keras.Model, direction_of: Direction) -> Callable[..., Any]:
+    """Build: see `bisect_along`."""
 
-            def image_at(epsilon: tf.Tensor) -> tf.Tensor:
-                return clip_to_range(x + per_example(epsilon, x) * direction, (low, high))
+    def run(
+        x: tf.Tensor,
+        labels: tf.Tensor,
+        largest: tf.Tensor,
+        steps: tf.Tensor,
+        low: tf.Tensor,
+        high: tf.Tensor,
+        *scalars: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        direction = direction_of(logits, x, labels, *scalars)
+        usable = all_finite(direction)
+        direction = tf.where(per_example(usable, x), direction, tf.zeros_like(x))
 
-            def is_adversarial(epsilon: tf.Tensor) -> tf.Tensor:
-                return misclassified(logits(image_at(epsilon), training=False), labels)
+        def image_at(epsilon: tf.Tensor) -> tf.Tensor:
+            return clip_to_range(x + per_example(epsilon, x) * direction, (low, high))
 
-            def halve(
-                step: tf.Tensor, lower: tf.Tensor, upper: tf.Tensor
-            ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-                middle = (lower + upper) / 2
-                adversarial = is_adversarial(middle)
-                return (
-                    step + 1,
-                    tf.where(adversarial, lower, middle),
-                    tf.where(adversarial, middle, upper),
-                )
+        def is_adversarial(epsilon: tf.Tensor) -> tf.Tensor:
+            return misclassified(logits(image_at(epsilon), training=False), labels)
 
-            upper = tf.fill([tf.shape(x)[0]], largest)
-            success_at_largest = usable & is_adversarial(upper)
-            state = (tf.constant(0), tf.zeros_like(upper), upper)
-            _, _, smallest = tf.while_loop(lambda step, *_: step < steps, halve, state)
-            return image_at(smallest), success_at_largest
+        def halve(
+            step: tf.Tensor, lower: tf.Tensor, upper: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            middle = (lower + upper) / 2
+            adversarial = is_adversarial(middle)
+            return (
+                step + 1,
+                tf.where(adversarial, lower, middle),
+                tf.where(adversarial, middle, upper),
+            )
 
-        return run
+        upper = tf.fill([tf.shape(x)[0]], largest)
+        success_at_largest = usable & is_adversarial(upper)
+        state = (tf.constant(0), tf.zeros_like(upper), upper)
+        _, _, smallest = tf.while_loop(lambda step, *_: step < steps, halve, state)
+        return image_at(smallest), success_at_largest
 
-    return build
+    return run

@@ -41,9 +41,7 @@ def fast_gradient_sign(
     """
     if max_epsilon is None:
         max_epsilon = (value_range[1] - value_range[0]) * LARGEST
-    return bisect_along(
-        _sign, "fast_gradient_sign", model, x, value_range, max_epsilon=max_epsilon, steps=steps
-    )
+    return bisect_along(_sign, model, x, value_range, max_epsilon=max_epsilon, steps=steps)
 
 
 def fast_gradient_value(
@@ -73,9 +71,7 @@ def fast_gradient_value(
     """
     if max_epsilon is None:
         max_epsilon = l2_reach(x, value_range)
-    return bisect_along(
-        _value, "fast_gradient_value", model, x, value_range, max_epsilon=max_epsilon, steps=steps
-    )
+    return bisect_along(_value, model, x, value_range, max_epsilon=max_epsilon, steps=steps)
 
 
 def l2_reach(x: np.ndarray, value_range: tuple[float, float]) -> float:

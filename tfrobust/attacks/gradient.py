@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfrobust.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, all_finite, loss_direction, misclassified
-from tfrobust.classifier import compiled
+from tfrobust.classifier import Classifier
 from tfrobust.errors import InputError
 from tfrobust.norms import clip_to_range, norm, per_example
 
@@ -50,13 +50,15 @@ def gradient_attack(
     epsilons = as_count("epsilons", epsilons, 1)
     if not 0 < max_epsilon < np.inf:
         raise InputError(f"max_epsilon must be positive and finite, got {max_epsilon}")
-    run = compiled(model, ("attack", "gradient"), _build, x, rowwise=2)
+    run = Classifier.of(model, x).compiled(_line_search, batched_args=2)
     grid = tf.constant(np.linspace(0, max_epsilon, epsilons + 1)[1:], tf.float64)
     low, high = (tf.constant(value, tf.float32) for value in value_range)
     return lambda rows, labels: run(rows, labels, grid, low, high)
 
 
-def _build(logits: keras.Model) -> Callable[..., Any]:
+def _line_search(logits: keras.Model) -> Callable[..., Any]:
+    """Build: see `gradient_attack`."""
+
     def run(
         x: tf.Tensor, labels: tf.Tensor, grid: tf.Tensor, low: tf.Tensor, high: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:

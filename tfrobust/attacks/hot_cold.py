@@ -57,7 +57,6 @@ def hot_cold(
         max_epsilon = l2_reach(x, value_range)
     return bisect_along(
         _towards_hot,
-        "hot_cold",
         model,
         x,
         value_range,

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from tfrobust.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, misclassified
-from tfrobust.classifier import classes_of, compiled, gradients_at
+from tfrobust.classifier import Classifier, gradients_at, values_of
 from tfrobust.errors import InputError
 
 __all__ = ["lbfgs"]
@@ -63,13 +63,14 @@ def lbfgs(
         ValueError: `targets` names no classes, `initial_const` is not positive, or `steps` or
             `max_iterations` is not a whole number of at least 0 or 1.
     """
-    targets_of = _targets(targets, classes_of(model, x))
+    classifier = Classifier.of(model, x)
+    targets_of = _targets(targets, classifier.classes)
     if not 0 < initial_const < np.inf:
         raise InputError(f"initial_const must be positive and finite, got {initial_const}")
     steps = as_count("steps", steps, 0)
     max_iterations = as_count("max_iterations", max_iterations, 1)
-    loss_at = compiled(model, ("attack", "lbfgs"), _loss, x, rowwise=0)
-    values_at = compiled(model, ("attack", "lbfgs logits"), _values, x, rowwise=0)
+    loss_at = classifier.compiled(_loss, batched_args=0)
+    values_at = classifier.compiled(values_of, batched_args=0)
 
     def run(rows: tf.Tensor, labels: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
         logits = values_at(rows).numpy()
@@ -189,7 +190,3 @@ def _loss(logits: keras.Model) -> Callable[..., Any]:
         return loss, pull_back(tf.nn.softmax(values) - one_hot), misclassified(values, label)
 
     return run
-
-
-def _values(logits: keras.Model) -> Callable[..., Any]:
-    return lambda x: tf.cast(logits(x, training=False), tf.float32)

@@ -15,7 +15,7 @@ from tfrobust.arguments import as_range
 from tfrobust.attacks.direction import AttackFunction, all_finite
 from tfrobust.attacks.registry import prepare
 from tfrobust.attacks.result import MinimalPerturbation
-from tfrobust.classifier import as_images, as_labels, classes_of, compiled, in_batches
+from tfrobust.classifier import Classifier, as_images, as_labels, in_batches
 from tfrobust.errors import InputError
 
 __all__ = ["minimal"]
@@ -73,10 +73,10 @@ def minimal(
     x = as_images(model, x)
     value_range = as_range(value_range)
     x = as_valid_images(x, value_range)
-    classes = classes_of(model, x)
+    classifier = Classifier.of(model, x)
     if labels is not None:
-        labels = as_labels(labels, len(x), classes)
-    original = compiled(model, ("attack", "original"), _original(model), x)
+        labels = as_labels(labels, len(x), classifier.classes)
+    original = classifier.compiled_outputs()
     run = prepare(attack, model, x, value_range=value_range, norm=norm, settings=settings)
     if labels is None:
         labels = predictions(model, x, batch_size)
@@ -101,7 +101,7 @@ def minimal(
 
 def predictions(model: keras.Model, x: np.ndarray, batch_size: int) -> np.ndarray:
     """The model's classes of images that `as_images` returned (batch, *input): (batch,) int32."""
-    original = compiled(model, ("attack", "original"), _original(model), x)
+    original = Classifier.of(model, x).compiled_outputs()
     outputs = in_batches(original, x, batch_size=batch_size, description="predictions")
     return np.argmax(outputs, axis=1).astype(np.int32)
 
@@ -116,13 +116,6 @@ def as_valid_images(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarr
             f"({low:g}, {high:g}): give the range of the model's input"
         )
     return np.clip(x, low, high)
-
-
-def _original(model: keras.Model) -> Callable[[Any], Callable[..., Any]]:
-    def build(_: keras.Model) -> Callable[..., Any]:
-        return lambda rows: tf.cast(model(rows, training=False), tf.float32)
-
-    return build
 
 
 def _attacked(

@@ -1,7 +1,7 @@
 """Any Keras model as logits with compiled derivatives."""
 
 from tfrobust.classifier.checks import NotLogitsError
-from tfrobust.classifier.classifier import Classifier, compiled, values_of
+from tfrobust.classifier.classifier import Classifier, values_of
 from tfrobust.classifier.derivatives import (
     CHUNK,
     class_gradients,
@@ -35,7 +35,6 @@ __all__ = [
     "as_labels",
     "class_gradients",
     "classes_of",
-    "compiled",
     "exact_batch_statistics",
     "gradients_at",
     "in_batches",

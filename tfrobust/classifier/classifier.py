@@ -17,7 +17,7 @@ from tfrobust.classifier.state import ModelState
 from tfrobust.distribution import is_mirrored, run_sharded
 from tfrobust.errors import InputTypeError
 
-__all__ = ["Classifier", "compiled", "values_of"]
+__all__ = ["Classifier", "values_of"]
 
 _CLASSIFIERS: weakref.WeakKeyDictionary[keras.Model, Classifier] = weakref.WeakKeyDictionary()
 _LOCK = threading.RLock()
@@ -109,14 +109,6 @@ class Classifier:
                 self._functions[key] = _Compiled(function, batched_args, self._lock, self._traced)
             return self._functions[key]
 
-    def named(self, name: Any, build: Any, batched_args: int | None) -> Callable[..., Any]:
-        """See `compiled` of this module."""
-        with self._lock:
-            if name not in self._functions:
-                function = build(self.logits)
-                self._functions[name] = _Compiled(function, batched_args, self._lock, self._traced)
-            return self._functions[name]
-
     def _traced(self) -> None:
         """Tracing may set attributes of users' layers; that must not compile all again."""
         model = self._model()
@@ -127,13 +119,6 @@ class Classifier:
 def values_of(view: keras.Model, *_: Hashable) -> Callable[[tf.Tensor], tf.Tensor]:
     """Build: what a view returns in inference mode, (batch, classes) float32."""
     return lambda rows: tf.cast(view(rows, training=False), tf.float32)
-
-
-def compiled(
-    model: keras.Model, key: Any, build: Any, x: Any, *, rowwise: int | None = None
-) -> Any:
-    """`Classifier.compiled` by a name instead of a function of a module."""
-    return Classifier.of(model, x).named(key, build, rowwise)
 
 
 class _Compiled:

@@ -8,6 +8,7 @@ its output followed back to TensorFlow's softmax operation.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import keras
@@ -37,6 +38,8 @@ _NOT_LOGITS = ("ReLU", "LeakyReLU", "PReLU", "ELU", "Sigmoid", "Tanh", "Softplus
 # they are logits even where those of an untrained model all happen to lie between 0 and 1
 _UNBOUNDED = (None, keras.activations.linear, keras.activations.relu)
 _SOFTMAXES = (keras.activations.softmax, keras.ops.softmax, tf.nn.softmax)
+# made by `views`: known to be logits
+_VIEWS: weakref.WeakSet[keras.Model] = weakref.WeakSet()
 _ANY = keras.Input((1,))
 # Sequential, and Functional, which has no public name
 _GRAPHS = (keras.Sequential, type(keras.Model(_ANY, _ANY)))
@@ -97,6 +100,8 @@ def logits_model(model: keras.Model, x: Any = None) -> keras.Model:
         NotLogitsError: one output unit, several outputs, or an output that is not logits and
             whose logits cannot be found.
     """
+    if isinstance(model, keras.Model) and model in _VIEWS:
+        return model
     if _buildable(model, x):
         output = _graph_logits(model, x)
         if output is model.outputs[0] and not isinstance(getattr(model, "output", None), dict):
@@ -113,6 +118,7 @@ def views(model: keras.Model, x: Any = None) -> tuple[keras.Model, keras.Model, 
     """
     if _buildable(model, x):
         logits = _submodel(model, _graph_logits(model, x), "_logits")
+        _VIEWS.add(logits)
         outputs = _submodel(model, model.outputs[0], "_outputs")
         classes = logits.outputs[0].shape[-1]
         if classes is None:

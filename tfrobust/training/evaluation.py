@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.classifier import compiled
+from tfrobust.classifier import Classifier
 from tfrobust.distribution import gather_rows, worker_count, worker_index
 from tfrobust.training.inputs import Data, as_stream
 
@@ -35,15 +35,7 @@ def evaluate(
     """
     data = as_stream(model, x if labels is None else (x, labels), "x")
 
-    def build(logits: keras.Model) -> Callable[..., Any]:
-        def run(rows: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            values = tf.cast(logits(rows, training=False), tf.float32)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, values)
-            return losses, tf.argmax(values, axis=1, output_type=tf.int32) == classes
-
-        return run
-
-    run = compiled(model, "evaluate", build, np.zeros((1, *data.input_shape), np.float32))
+    run = Classifier.of(model, np.zeros((1, *data.input_shape))).compiled(_losses_and_hits)
     sums = np.zeros(3)
     with data.errors():
         for batch in data.evaluation_batches(
@@ -53,3 +45,14 @@ def evaluate(
             sums += [np.sum(losses, dtype=np.float64), np.sum(correct), len(losses)]
     loss, hits, count = gather_rows(sums[None]).sum(axis=0)
     return {"loss": float(loss / count), "accuracy": float(hits / count)}
+
+
+def _losses_and_hits(logits: keras.Model) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """Build: each example's cross-entropy, and whether it is classified right."""
+
+    def run(rows: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        values = tf.cast(logits(rows, training=False), tf.float32)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, values)
+        return losses, tf.argmax(values, axis=1, output_type=tf.int32) == classes
+
+    return run

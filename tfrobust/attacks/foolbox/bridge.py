@@ -17,7 +17,7 @@ from tfrobust.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, misclassified
 from tfrobust.attacks.foolbox.gradient_descent import with_radius_per_example, without_underflow
 from tfrobust.attacks.foolbox.smallest_radius import smallest_radius
-from tfrobust.classifier import compiled
+from tfrobust.classifier import Classifier, values_of
 from tfrobust.errors import TfrobustError
 from tfrobust.norms import flatten, per_example
 
@@ -114,7 +114,7 @@ def foolbox_attack(
     if issubclass(cls, FlexibleDistanceMinimizationAttack):
         settings.setdefault("distance", foolbox.distances.LpDistance(norm))
     attack = _raising_foolbox_errors(cls, cls)(**settings)
-    logits = compiled(model, ("attack", "logits"), _logits, x, rowwise=0)
+    logits = Classifier.of(model, x).compiled(values_of, batched_args=0)
     # a named device: Foolbox would otherwise probe for a GPU in a deprecated way
     device = tf.constant(x[:1]).device
     wrapped = foolbox.TensorFlowModel(logits, bounds=value_range, device=device)
@@ -131,10 +131,6 @@ def foolbox_attack(
         )
 
     return run
-
-
-def _logits(logits: Any) -> Callable[[tf.Tensor], tf.Tensor]:
-    return lambda rows: tf.cast(logits(rows, training=False), tf.float32)
 
 
 def _raising_foolbox_errors(cls: type, function: Callable[..., Any]) -> Callable[..., Any]:

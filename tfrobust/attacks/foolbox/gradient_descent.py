@@ -16,7 +16,7 @@ from foolbox.attacks.gradient_descent_base import (
 )
 
 from tfrobust.attacks.direction import loss_direction
-from tfrobust.classifier import compiled
+from tfrobust.classifier import Classifier
 from tfrobust.norms import norm, per_example
 
 __all__ = ["with_radius_per_example", "without_underflow"]
@@ -30,11 +30,7 @@ def without_underflow(attack: BaseGradientDescent, model: Any, x: np.ndarray) ->
     Foolbox normalizes the gradient of each example, so that the steps are the same, but for
     examples whose cross-entropy's gradient underflows to zero, where Foolbox would stand still.
     """
-
-    def build(logits: Any) -> Any:
-        return lambda rows, labels: loss_direction(logits, rows, labels)
-
-    direction = compiled(model, ("attack", "loss_direction"), build, x)
+    direction = Classifier.of(model, x).compiled(_loss_direction)
     # Foolbox asks for the loss of these classes, and hands the answer to value_and_grad
     attack.get_loss_fn = lambda _, classes: classes.raw
 
@@ -42,6 +38,10 @@ def without_underflow(attack: BaseGradientDescent, model: Any, x: np.ndarray) ->
         return None, ep.astensor(direction(images.raw, classes))
 
     attack.value_and_grad = value_and_grad
+
+
+def _loss_direction(logits: Any) -> Any:
+    return lambda rows, labels: loss_direction(logits, rows, labels)
 
 
 def with_radius_per_example(attack: BaseGradientDescent) -> bool:

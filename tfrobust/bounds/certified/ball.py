@@ -23,6 +23,7 @@ from tfrobust.bounds.certified.relaxation import (
     forward,
     row_grams,
 )
+from tfrobust.bounds.graph import graph_steps
 
 __all__ = ["MARGINS", "largest_ball"]
 
@@ -36,50 +37,48 @@ SECANT_SAFETY = 0.999
 LINEAR_SAFETY = 0.99
 
 
-def largest_ball(network: Network) -> Callable[[keras.Model], Callable[..., tf.Tensor]]:
-    """A builder for `compiled`: see `run`."""
+def largest_ball(logits: keras.Model, _: int) -> Callable[..., tf.Tensor]:
+    """Build: see `run`; again after a rule was registered."""
+    network = Network(graph_steps(logits))
 
-    def build(logits: keras.Model) -> Callable[..., tf.Tensor]:
-        def run(
-            x: tf.Tensor,
-            start: tf.Tensor,
-            errors: tf.Tensor,
-            proved: tf.Tensor,
-            predicted: tf.Tensor,
-            steps: tf.Tensor,
-            fused: tf.Tensor,
-            first: tf.Tensor,
-        ) -> tf.Tensor:
-            """The largest radius (batch,) found at which `MARGINS` margins stay positive.
+    def run(
+        x: tf.Tensor,
+        start: tf.Tensor,
+        errors: tf.Tensor,
+        proved: tf.Tensor,
+        predicted: tf.Tensor,
+        steps: tf.Tensor,
+        fused: tf.Tensor,
+        first: tf.Tensor,
+    ) -> tf.Tensor:
+        """The largest radius (batch,) found at which `MARGINS` margins stay positive.
 
-            Args:
-                x: (batch, *input).
-                start: (batch,), radii known to be safe.
-                errors: (batch, classes), of the logits at x.
-                proved: (batch,), whether they are a bound, or else an estimate for the ball too.
-                predicted: (batch,).
-                steps, fused: of `LipschitzConstants`, float32, rounded up.
-                first: the first of the margins, counted without the predicted class.
-            """
-            values = forward(network, x)
-            margin, cotangent = _margins(values[-1], errors, predicted, first)
-            problem = Problem(
-                network=network,
-                x=x,
-                values=values,
-                grams=row_grams(network),
-                steps=steps,
-                fused=fused,
-                margin=margin,
-                cotangent=cotangent,
-                errors=errors,
-                proved=proved,
-            )
-            return _search(problem, start)
+        Args:
+            x: (batch, *input).
+            start: (batch,), radii known to be safe.
+            errors: (batch, classes), of the logits at x.
+            proved: (batch,), whether they are a bound, or else an estimate for the ball too.
+            predicted: (batch,).
+            steps, fused: of `LipschitzConstants`, float32, rounded up.
+            first: the first of the margins, counted without the predicted class.
+        """
+        values = forward(network, x)
+        margin, cotangent = _margins(values[-1], errors, predicted, first)
+        problem = Problem(
+            network=network,
+            x=x,
+            values=values,
+            grams=row_grams(network),
+            steps=steps,
+            fused=fused,
+            margin=margin,
+            cotangent=cotangent,
+            errors=errors,
+            proved=proved,
+        )
+        return _search(problem, start)
 
-        return run
-
-    return build
+    return run
 
 
 def _search(problem: Problem, start: tf.Tensor) -> tf.Tensor:

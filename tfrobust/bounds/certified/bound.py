@@ -18,7 +18,7 @@ from tfrobust.bounds.certified.lipschitz import (
 from tfrobust.bounds.certified.network import LipschitzConstants, Network
 from tfrobust.bounds.graph import UnsupportedLayerError, graph_steps
 from tfrobust.bounds.result import LayerKappa, RobustnessBound
-from tfrobust.classifier import compiled, in_batches
+from tfrobust.classifier import Classifier, in_batches
 from tfrobust.errors import InputError
 
 __all__ = ["certified"]
@@ -99,7 +99,6 @@ def _network(model: keras.Model, x: np.ndarray) -> Network:
                 f"layer {step.name!r} computes in {dtype}: certified bounds account for single "
                 "precision only. Build the model under the policy float32, with the same weights."
             )
-    # the compiled functions hold it; building it again costs one traversal of the graph
     return Network(steps)
 
 
@@ -121,8 +120,8 @@ def _tightened(
 ) -> np.ndarray:
     """The least over blocks of margins of the balls that `largest_ball` certifies (batch,)."""
     classes = errors.shape[1]
-    key = ("bounds", "ball", registry.registrations())
-    run = compiled(model, key, largest_ball(network), x, rowwise=5)
+    classifier = Classifier.of(model, x)
+    run = classifier.compiled(largest_ball, registry.registrations(), batched_args=5)
     steps = tf.constant(rounded_up(constants.steps))
     fused = tf.constant(rounded_up(constants.fused))
     widest = max(int(np.prod(step.output_shape)) for step in network.steps)

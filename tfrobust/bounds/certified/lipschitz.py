@@ -18,8 +18,8 @@ from tfrobust import norms
 from tfrobust.bounds import registry
 from tfrobust.bounds.certified.network import LipschitzConstants, Network
 from tfrobust.bounds.certified.relaxation import forward, rounding_errors
-from tfrobust.bounds.graph import INPUT
-from tfrobust.classifier import compiled, in_batches
+from tfrobust.bounds.graph import INPUT, graph_steps
+from tfrobust.classifier import Classifier, in_batches
 
 __all__ = ["evaluator", "global_radius", "margins_of", "of_other_classes", "rounded_up"]
 
@@ -37,21 +37,8 @@ def evaluator(
     x: np.ndarray,
     batch_size: int,
 ) -> Evaluate:
-    def build(logits: keras.Model) -> Callable[..., Any]:
-        def run(
-            x: tf.Tensor, radius: tf.Tensor, from_input: tf.Tensor
-        ) -> tuple[tf.Tensor, tf.Tensor]:
-            values = forward(network, x)
-            # global elementwise bounds: no element changes more than the l2 norm of all
-            elementwise = {
-                at: norms.per_example(radius * from_input[at], value)
-                for at, value in [*enumerate(values), (INPUT, x)]
-            }
-            return values[-1], rounding_errors(network, x, values, elementwise)
-
-        return run
-
-    run = compiled(model, ("bounds", "forward", registry.registrations()), build, x, rowwise=2)
+    classifier = Classifier.of(model, x)
+    run = classifier.compiled(_forward, registry.registrations(), batched_args=2)
     from_input = tf.constant(rounded_up(constants.from_input))
 
     def evaluate(x: Any, radius: np.ndarray, description: str | None = "margins") -> Any:
@@ -64,6 +51,22 @@ def evaluator(
         )
 
     return evaluate
+
+
+def _forward(logits: keras.Model, _: int) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """Build: logits, and bounds of their errors; again after a rule was registered."""
+    network = Network(graph_steps(logits))
+
+    def run(x: tf.Tensor, radius: tf.Tensor, from_input: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        values = forward(network, x)
+        # global elementwise bounds: no element changes more than the l2 norm of all
+        elementwise = {
+            at: norms.per_example(radius * from_input[at], value)
+            for at, value in [*enumerate(values), (INPUT, x)]
+        }
+        return values[-1], rounding_errors(network, x, values, elementwise)
+
+    return run
 
 
 def global_radius(

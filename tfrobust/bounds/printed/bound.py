@@ -15,7 +15,7 @@ from tfrobust.bounds.printed.rules import stage_of
 from tfrobust.bounds.printed.stage import Stage
 from tfrobust.bounds.registry import is_user_rule, registrations
 from tfrobust.bounds.result import LayerKappa, RobustnessBound
-from tfrobust.classifier import compiled, in_batches
+from tfrobust.classifier import Classifier, in_batches
 from tfrobust.errors import InputError
 
 __all__ = ["thesis"]
@@ -34,16 +34,7 @@ def thesis(model: keras.Model, x: np.ndarray, *, batch_size: int) -> RobustnessB
             )
     stages = _stages(steps)
 
-    def build(logits: keras.Model) -> Callable[..., Any]:
-        def run(rows: tf.Tensor) -> list[tf.Tensor]:
-            values = [rows]
-            for step in steps:
-                values.append(step.function(values[-1]))
-            return values
-
-        return run
-
-    evaluate = compiled(model, ("bounds", "thesis", registrations()), build, x)
+    evaluate = Classifier.of(model, x).compiled(_values_of_steps, registrations())
 
     def kappas(rows: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
         values = [np.asarray(value, np.float64) for value in evaluate(rows)]
@@ -75,6 +66,19 @@ def thesis(model: keras.Model, x: np.ndarray, *, batch_size: int) -> RobustnessB
         rules="thesis",
         tightened=False,
     )
+
+
+def _values_of_steps(logits: keras.Model, _: int) -> Callable[..., list[tf.Tensor]]:
+    """Build: the input and what each step returns; again after a rule was registered."""
+    steps = graph_steps(logits)
+
+    def run(rows: tf.Tensor) -> list[tf.Tensor]:
+        values = [rows]
+        for step in steps:
+            values.append(step.function(values[-1]))
+        return values
+
+    return run
 
 
 def _stages(steps: Sequence[Step]) -> list[Stage]:
