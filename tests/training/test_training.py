@@ -323,6 +323,45 @@ def test_plateau_monitors_validation():
         )
 
 
+def test_a_schedule_monitors_a_column_of_the_records():
+    options = {"optimizer": sgd(), "epochs": 3, "batch_size": 30}
+    with pytest.raises(ValueError, match="monitors 'double_backprop', but records have only cross"):
+        schedule = Plateau(0.1, monitor="double_backprop")
+        fit(small_model(), small_data(), CrossEntropy(), schedule=schedule, **options)
+    schedule = Plateau(0.1, patience=1, minimum_improvement=100.0, monitor="cross_entropy")
+    history = fit(small_model(), small_data(), CrossEntropy(), schedule=schedule, **options)
+    assert list(history.to_frame()["learning_rate"]) == pytest.approx([0.1, 0.1, 0.01])
+
+
+def test_checkpoints_inside_epochs_need_a_folder_and_a_number():
+    options = {"optimizer": sgd(), "epochs": 1, "batch_size": 30}
+    for every, message in ((0, "checkpoint_every"), (2.5, "checkpoint_every"), (2, "a folder")):
+        with pytest.raises(ValueError, match=message):
+            fit(small_model(), small_data(), CrossEntropy(), checkpoint_every=every, **options)
+
+
+def test_no_checkpoint_holds_weights_that_are_not_finite(tmp_path):
+    """A step can end at infinite weights though its own loss was finite."""
+    model = small_model()
+    with pytest.raises(NonFiniteLossError, match="epoch 2, step"):
+        fit(
+            model,
+            small_data(),
+            CrossEntropy(),
+            optimizer=sgd(),
+            epochs=3,
+            batch_size=30,
+            schedule=StepDecay(0.05, every=1, factor=1e39),
+            folder=tmp_path,
+            checkpoint_every=1,
+        )
+    assert checkpoints.step_of(checkpoints.newest(tmp_path)) >= 3
+    for path in tmp_path.glob("step-*.npz"):
+        values = checkpoints.read(path)[1]
+        assert all(np.isfinite(value).all() for key, value in values.items() if "model" in key)
+    assert all(np.isfinite(weight).all() for weight in weights_of(model))
+
+
 def test_a_full_disk_loses_no_earlier_epoch(tmp_path, monkeypatch):
     run_to(tmp_path, 2)
 
