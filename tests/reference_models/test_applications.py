@@ -17,7 +17,7 @@ import reference_models
 from reference_models import ModelFileError
 from reference_models.applications import constructors, find
 from tfrobust.alignment import measure
-from tfrobust.classifier.derivatives import logits_model
+from tfrobust.classifier import logits_model
 from tfrobust.layers import FrozenBatchNormalization
 
 BatchNormalization = keras.layers.BatchNormalization
