@@ -1,4 +1,4 @@
-"""Checked inputs, cut into batches behind a progress bar: the boundary of the public functions."""
+"""Inputs of the public functions: validated arrays, and loops over batches with a progress bar."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def as_images(model: Any, x: Any, name: str = "x") -> np.ndarray:
     x = x.astype(np.float32, copy=False)
     expected = model_input_shape(model)
     if expected is not None:
-        found = x.shape[1:]
-        fits = len(found) == len(expected) and all(
-            want is None or want == have for want, have in zip(expected, found, strict=True)
+        shape = x.shape[1:]
+        fits = len(shape) == len(expected) and all(
+            size is None or size == actual for size, actual in zip(expected, shape, strict=True)
         )
         if not fits:
-            want = ", ".join("any" if size is None else str(size) for size in expected)
+            sizes = ", ".join("any" if size is None else str(size) for size in expected)
             hint = " One image is a batch of one: x[None]." if x.shape == tuple(expected) else ""
             raise InputError(
-                f"{name} has shape {x.shape}, but the model takes (batch, {want}).{hint}"
+                f"{name} has shape {x.shape}, but the model takes (batch, {sizes}).{hint}"
             )
     elif x.ndim < 2:
         raise InputError(f"{name} must be a batch, (batch, ...), got shape {x.shape}")
@@ -97,10 +97,10 @@ def in_batches(
     all get all results.
 
     Args:
-        function: takes one tensor an array, returns a tensor or a nested structure of tensors.
+        function: takes one tensor per array, returns a tensor or a nested structure of tensors.
         arrays: equally long, (count, ...).
-        batch_size: rows a call; bounds the device memory.
-        description: words beside the progress bar, which appears after two seconds.
+        batch_size: rows per call; bounds the device memory.
+        description: label of the progress bar, which appears after two seconds.
 
     Returns:
         the structure that `function` returns, of NumPy arrays with `count` rows.

@@ -77,7 +77,7 @@ def ends_in_softmax(model: keras.Model, x: Any) -> tuple[bool, int]:
         found.append(logits is not None)
         return logits if found[-1] else outputs
 
-    logits = trace(batch)
+    logits = trace.get_concrete_function(batch)(batch)  # calling it would warn of retracing
     if not found[-1]:
         raise hidden_softmax(model)
     check_softmax(model, logits, values)
