@@ -23,7 +23,8 @@ SCRIPT = Path(__file__).parents[1] / "helpers" / "train_together.py"
 
 def start(folder, *words, workers=None, index=0, epochs=3):
     environment = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"}
-    environment["PYTHONPATH"] = str(SCRIPT.parents[1])
+    tests = SCRIPT.parents[1]
+    environment["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests.parent)])
     if workers:
         task = {"type": "worker", "index": index}
         config = {"cluster": {"worker": workers}, "task": task}
@@ -81,13 +82,18 @@ def test_two_devices_end_with_the_weights_of_one(alone, tmp_path):
     compare(alone, final(tmp_path), "two virtual devices")
 
 
-def test_two_hosts_end_with_the_weights_of_one(alone, tmp_path):
+def compare_both(alone, folder, what):
+    for index in range(2):
+        compare(alone, final(folder, index), f"worker {index} of two{what}")
+    assert [bool(final(folder, k)["chief"]) for k in range(2)] == [True, False]
+    assert difference(final(folder, 0), final(folder, 1)) == 0
+
+
+@pytest.mark.slow  # as much is said of two workers that are killed and resume
+def test_two_workers_end_with_the_weights_of_one(alone, tmp_path):
     workers = reserved_addresses(2)
     finish(*(start(tmp_path, workers=workers, index=k) for k in range(2)))
-    for index in range(2):
-        compare(alone, final(tmp_path, index), f"worker {index} of two")
-    assert [bool(final(tmp_path, k)["chief"]) for k in range(2)] == [True, False]
-    assert difference(final(tmp_path, 0), final(tmp_path, 1)) == 0
+    compare_both(alone, tmp_path, "")
 
 
 @pytest.mark.slow
@@ -107,7 +113,7 @@ def test_xla_and_half_precision_on_two_devices_and_hosts(tmp_path, words, tolera
         assert worst < tolerance
 
 
-def test_a_killed_worker_is_said_and_both_resume(alone, tmp_path):
+def test_a_killed_worker_is_reported_and_both_resume_to_the_weights_of_one(alone, tmp_path):
     workers = reserved_addresses(2)
     both = [start(tmp_path, "pause=1.5", workers=workers, index=k) for k in range(2)]
     try:
@@ -129,13 +135,13 @@ def test_a_killed_worker_is_said_and_both_resume(alone, tmp_path):
     assert 1 <= len(begun) < 3
     workers = reserved_addresses(2)
     finish(*(start(tmp_path, workers=workers, index=k) for k in range(2)))
-    compare(alone, final(tmp_path), "two workers, one killed, both restarted")
+    compare_both(alone, tmp_path, ", one killed, both restarted")
     after = checkpoints.read(checkpoints.newest(tmp_path))[0]["records"]
     assert after[: len(begun)] == begun
 
 
 @pytest.mark.slow
-def test_hosts_that_see_different_folders(tmp_path):
+def test_workers_that_see_different_folders(tmp_path):
     finish(
         *(
             start(tmp_path / "a", workers=w, index=k, epochs=1)
