@@ -12,7 +12,7 @@ from tfrobust import training
 from tfrobust.distribution import is_chief
 from tfrobust.objectives import Objective
 from tfrobust.report import Run
-from tfrobust.training import Schedule, computing_in
+from tfrobust.training import Precision, Schedule, computing_in
 
 __all__ = ["say", "train_or_load"]
 
@@ -38,7 +38,7 @@ def train_or_load(
     provenance: dict[str, Any],
     validation: Any = None,
     schedule: Schedule | None = None,
-    precision: str = "float32",
+    precision: Precision = "float32",
     jit: bool = False,
 ) -> keras.Model:
     """A trained classifier: loaded where it is finished, else trained from its last checkpoint.

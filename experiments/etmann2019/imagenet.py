@@ -34,7 +34,7 @@ from tfrobust import imagenet
 from tfrobust.commands import run
 from tfrobust.data import Stream
 from tfrobust.errors import InputError, MissingFileError
-from tfrobust.training import Plateau, StepDecay
+from tfrobust.training import Plateau, Precision, StepDecay
 
 PICTURED = 8
 SCALE = {
@@ -114,7 +114,7 @@ class Settings:
     """Images per call in measuring and attacking."""
     seed: int = 0
     """Of weights, augmentation, the order of examples and the choice of evaluated images."""
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    precision: Precision = "float32"
     """Of training; measured in float32."""
     jit: bool = False
     """Compile training steps with XLA."""

@@ -29,7 +29,7 @@ from experiments.etmann2019.study import (
 )
 from tfrobust import data
 from tfrobust.commands import run
-from tfrobust.training import StepDecay
+from tfrobust.training import Precision, StepDecay
 
 SCALE = {
     "demo": "A demonstration on scikit-learn's digits, not the study: other data, fewer models, "
@@ -79,7 +79,7 @@ class Settings:
     """Images per call in measuring and attacking."""
     seed: int = 0
     """Of weights, dropout and the order of examples; the same for every classifier."""
-    precision: str = "float32"
+    precision: Precision = "float32"
     """Of training: "float32", "mixed_bfloat16" or "mixed_float16"; measured in float32."""
     jit: bool = False
     """Compile training steps with XLA."""
@@ -129,7 +129,7 @@ def check_settings(settings: Settings, data_dir: Path | None) -> None:
 def load(settings: Settings, preset: str, data_dir: Path | None) -> Study:
     """Data, network and settings that all classifiers share."""
     sets = {
-        split: data.load(settings.dataset, split, data_dir)
+        split: data.load(settings.dataset, split, data_dir=data_dir)
         for split in ("train", "validation", "test")
     }
     train, test = sets["train"], sets["test"]

@@ -18,7 +18,7 @@ from tfrobust import alignment, attacks, training
 from tfrobust.data import Provenance
 from tfrobust.objectives import CrossEntropy, DoubleBackprop, WeightDecay
 from tfrobust.saliency import input_gradient
-from tfrobust.training import Schedule
+from tfrobust.training import Precision, Schedule
 
 __all__ = ["Study", "Training", "check_common_settings", "members_of", "steps"]
 
@@ -35,7 +35,7 @@ class Training:
     weight_decay: float
     penalty_scale: str
     examples_per_mean: int | None = None
-    precision: str = "float32"
+    precision: Precision = "float32"
     jit: bool = False
 
 

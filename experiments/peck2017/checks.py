@@ -50,7 +50,7 @@ def check_model_file(
     given = f"{option(name)} {path}"
     if convolution and not any(isinstance(each, keras.layers.Conv2D) for each in model.layers):
         raise InputError(f"{given} must hold a model with a Conv2D layer")
-    test = data.load(dataset, "test", data_dir)
+    test = data.load(dataset, "test", data_dir=data_dir)
     expected, shape = model_input_shape(model), test.images.shape[1:]
     classes = model.output_shape[-1]
     if expected is not None and (

@@ -127,7 +127,7 @@ def load(
     """Every network's test set, and what it is trained on if it is."""
     return {
         name: {
-            split: data.load(each.data, split, data_dir)
+            split: data.load(each.data, split, data_dir=data_dir)
             for split in (("test",) if each.weights else ("train", "validation", "test"))
         }
         for name, each in networks(settings).items()

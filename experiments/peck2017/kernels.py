@@ -60,7 +60,7 @@ PRESETS = {
 def load(settings: Settings, preset: str, data_dir: Path | None) -> dict[str, data.Dataset]:
     """The test set, and the training set if the network is trained."""
     splits = ("test",) if settings.weights else ("train", "test")
-    return {split: data.load(settings.dataset, split, data_dir) for split in splits}
+    return {split: data.load(settings.dataset, split, data_dir=data_dir) for split in splits}
 
 
 def members(settings: Settings) -> list[Member]:

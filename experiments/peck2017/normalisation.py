@@ -58,7 +58,9 @@ PRESETS = {
 
 def load(settings: Settings, preset: str, data_dir: Path | None) -> dict[str, data.Dataset]:
     """Training and test set."""
-    return {split: data.load(settings.dataset, split, data_dir) for split in ("train", "test")}
+    return {
+        split: data.load(settings.dataset, split, data_dir=data_dir) for split in ("train", "test")
+    }
 
 
 def members(settings: Settings) -> list[Member]:

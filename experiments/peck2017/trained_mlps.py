@@ -55,7 +55,7 @@ PRESETS = {
 def load(settings: Settings, preset: str, data_dir: Path | None) -> Sets:
     """Every data set's splits."""
     return {
-        name: {split: data.load(name, split, data_dir) for split in _SPLITS}
+        name: {split: data.load(name, split, data_dir=data_dir) for split in _SPLITS}
         for name in settings.datasets
     }
 

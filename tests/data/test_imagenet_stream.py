@@ -498,7 +498,7 @@ def test_an_epoch_leaves_nothing_behind(tree, monkeypatch):
 
 def test_the_real_sample(data_dir):
     """One image a class, in Keras Applications' order of the classes."""
-    stream = imagenet.load("validation", f"{data_dir}/imagenet_sample")
+    stream = imagenet.load("validation", data_dir=f"{data_dir}/imagenet_sample")
     assert (stream.examples, stream.classes) == (1000, 1000)
     assert stream.input_shape == (256, 256, 3)
     examples = stream.take(6, seed=0)
@@ -509,13 +509,13 @@ def test_the_real_sample(data_dir):
         np.testing.assert_array_equal(image, centre_crop(decode(path.read_bytes())))
         assert 0 <= image.min() < image.max() <= 255
     with pytest.raises(DataNotFoundError, match=r"no train split .* holds validation \(tree\)"):
-        imagenet.load("train", f"{data_dir}/imagenet_sample")
+        imagenet.load("train", data_dir=f"{data_dir}/imagenet_sample")
     with pytest.raises(DataNotFoundError, match=r"imagenet_sample holds validation"):
-        imagenet.load("validation", data_dir)
+        imagenet.load("validation", data_dir=data_dir)
 
 
 def test_training_on_the_real_sample(data_dir):
-    stream = imagenet.load("validation", f"{data_dir}/imagenet_sample", limit=8)
+    stream = imagenet.load("validation", data_dir=f"{data_dir}/imagenet_sample", limit=8)
     images, labels = epoch_of(stream, batch_size=4)
     assert images.shape == (2, 4, 256, 256, 3)
     assert len(set(labels.ravel())) == 8

@@ -54,7 +54,7 @@ def test_take():
 
 def test_mnist_as_in_the_paper(data_dir):
     train, validation, test = (
-        data.load("mnist", name, data_dir) for name in ("train", "validation", "test")
+        data.load("mnist", name, data_dir=data_dir) for name in ("train", "validation", "test")
     )
     assert [len(train), len(validation), len(test)] == [50_000, 10_000, 10_000]
     # widely published statistics of the 60,000 and of the test labels
@@ -70,7 +70,9 @@ def test_cifar10_is_split_in_its_order(data_dir):
     """Against the rows that tensorflow-datasets itself gives."""
     import tensorflow_datasets as tfds
 
-    validation, test = (data.load("cifar10", name, data_dir) for name in ("validation", "test"))
+    validation, test = (
+        data.load("cifar10", name, data_dir=data_dir) for name in ("validation", "test")
+    )
     folder = f"{data_dir}/tensorflow_datasets"
     rows = {
         which: list(tfds.load("cifar10", split=which, data_dir=folder, download=False))
@@ -98,7 +100,7 @@ def test_cifar10_training_set(data_dir):
     They are those of lossless pixels. Where the folder holds JPEG ones, red and blue were seen to
     be .005 darker; another order of channels or another scale would be .04 off.
     """
-    splits = [data.load("cifar10", name, data_dir) for name in ("train", "validation")]
+    splits = [data.load("cifar10", name, data_dir=data_dir) for name in ("train", "validation")]
     assert [len(split) for split in splits] == [45_000, 5000]
     sizes = np.bincount(np.concatenate([split.labels for split in splits]))
     np.testing.assert_array_equal(sizes, np.full(10, 5000))
@@ -113,13 +115,13 @@ def test_cifar10_training_set(data_dir):
 
 def test_the_environment_names_the_folder(data_dir, monkeypatch):
     monkeypatch.setenv("TFROBUST_DATA_DIR", str(data_dir))
-    explicit = data.load("mnist", "test", f"{data_dir}/tensorflow_datasets")
+    explicit = data.load("mnist", "test", data_dir=f"{data_dir}/tensorflow_datasets")
     assert data.load("mnist", "test").provenance == explicit.provenance
 
 
 def test_not_prepared_says_the_two_ways(tmp_path):
     with pytest.raises(data.DataNotFoundError) as error:
-        data.load("mnist", "train", tmp_path)
+        data.load("mnist", "train", data_dir=tmp_path)
     message = str(error.value)
     assert str(tmp_path) in message
     assert 'tfrobust.data.load("mnist", download=True)' in message
@@ -153,6 +155,6 @@ def test_imagenet_is_a_stream(tmp_path, rng):
     images, labels = stream.take(4).arrays
     assert images.shape == (4, 16, 16, 3)
     assert images.max() <= 1
-    plain = data.imagenet.load("train", tmp_path, **small_imagenet.SMALL).take(4)
+    plain = data.imagenet.load("train", data_dir=tmp_path, **small_imagenet.SMALL).take(4)
     np.testing.assert_allclose(images, plain.images / 255, rtol=1e-6)
     np.testing.assert_array_equal(labels, plain.labels)

@@ -180,12 +180,12 @@ def test_spambase_from_a_file_and_from_openml_are_the_same(rows, folder, openml,
     order = np.random.default_rng(0).permutation(4601)
     openml(rows)
     for split, part in zip(SPLITS, np.split(order, [3221, 4141]), strict=True):
-        own = data.load("spambase", split, folder)
+        own = data.load("spambase", split, data_dir=folder)
         np.testing.assert_array_equal(own.labels, rows[part, -1])
         scaler = StandardScaler().fit(rows[order[:3221], :-1])
         np.testing.assert_allclose(own.images, scaler.transform(rows[part, :-1]), atol=1e-5)
         assert (own.classes, own.images.shape) == (2, (len(part), 57))
-        fetched = data.load("spambase", split, tmp_path / "none", download=True)
+        fetched = data.load("spambase", split, data_dir=tmp_path / "none", download=True)
         assert fetched.provenance.sha256 == own.provenance.sha256
         assert fetched.value_range == own.value_range
         assert fetched.provenance.source == "OpenML spambase"
@@ -197,16 +197,16 @@ def test_the_file_comes_before_openml(folder, monkeypatch):
     """The network, which fails here, is not asked."""
     monkeypatch.setenv("TFROBUST_DATA_DIR", str(folder))
     named = data.load("spambase", "test", download=True)
-    assert named.provenance == data.load("spambase", "test", folder).provenance
+    assert named.provenance == data.load("spambase", "test", data_dir=folder).provenance
 
 
 def test_the_real_spambase(data_dir, openml, tmp_path):
-    splits = [data.load("spambase", split, data_dir) for split in SPLITS]
+    splits = [data.load("spambase", split, data_dir=data_dir) for split in SPLITS]
     assert [len(split) for split in splits] == [3221, 920, 460]
     labels = np.concatenate([split.labels for split in splits])
     np.testing.assert_array_equal(np.bincount(labels), [2788, 1813])
     openml(np.loadtxt(f"{data_dir}/spambase.data", delimiter=","))
-    fetched = data.load("spambase", "train", tmp_path, download=True)
+    fetched = data.load("spambase", "train", data_dir=tmp_path, download=True)
     assert fetched.provenance.sha256 == splits[0].provenance.sha256
 
 
@@ -214,7 +214,7 @@ def test_no_spambase_says_the_two_ways(tmp_path, monkeypatch):
     monkeypatch.delenv("TFROBUST_DATA_DIR", raising=False)
     for where, said in [(tmp_path, f"no file {tmp_path}"), (None, "no folder of data sets")]:
         with pytest.raises(DataNotFoundError) as error:
-            data.load("spambase", "train", where)
+            data.load("spambase", "train", data_dir=where)
         message = str(error.value)
         assert said in message
         assert 'tfrobust.data.load("spambase", download=True)' in message
@@ -292,7 +292,7 @@ def test_a_file_that_is_no_text(folder):
 )
 def test_the_papers_mlps_learn_them(name, epochs, least, request):
     folder = request.getfixturevalue("data_dir") if name == "spambase" else None
-    train, test = (data.load(name, split, folder) for split in ("train", "test"))
+    train, test = (data.load(name, split, data_dir=folder) for split in ("train", "test"))
     model = reference_models.build(f"{name}_mlp")
     training.fit(
         model,

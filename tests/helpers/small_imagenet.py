@@ -90,7 +90,7 @@ def write_tfds(root, made, **options):
 
 def load(root, split="train", **settings):
     """A small stream."""
-    return imagenet.load(split, root, **{**SMALL, **settings})
+    return imagenet.load(split, data_dir=root, **{**SMALL, **settings})
 
 
 def whole(stream, workers=1):

@@ -30,6 +30,7 @@ _SPLITS = ("train", "validation", "test")
 def load(
     name: Literal["imagenet"],
     split: str = ...,
+    *,
     data_dir: _DataDir = ...,
     **settings: Any,
 ) -> imagenet.ImageStream: ...
@@ -37,15 +38,15 @@ def load(
 
 @overload
 def load(
-    name: str, split: str = ..., data_dir: _DataDir = ..., *, download: bool = ...
+    name: str, split: str = ..., *, data_dir: _DataDir = ..., download: bool = ...
 ) -> Dataset: ...
 
 
 def load(
     name: str,
     split: str = "train",
-    data_dir: _DataDir = None,
     *,
+    data_dir: _DataDir = None,
     download: bool = False,
     **settings: Any,
 ) -> Dataset | imagenet.ImageStream:
@@ -86,7 +87,7 @@ def load(
     if name == "imagenet":
         if download:
             raise InputError("imagenet cannot be downloaded: leave download out")
-        return imagenet.load(split, data_dir, **settings)
+        return imagenet.load(split, data_dir=data_dir, **settings)
     if name not in _LOADERS:
         known = ", ".join(sorted([*_LOADERS, "imagenet"]))
         raise InputError(f"unknown data set {name!r}; there are {known}")

@@ -20,7 +20,7 @@ SMALLEST = 2.0**-10
 
 
 @contextlib.contextmanager
-def computing_in(precision: str) -> Iterator[None]:
+def computing_in(precision: Precision) -> Iterator[None]:
     """Layers made in the block compute in this precision; weights stay float32.
 
     Args:

@@ -75,7 +75,7 @@ def evaluate(command: Command) -> tuple[dict[str, Any], Path | None]:
 
 
 def _of_data(command: Command) -> _Examples:
-    test = data.load(command.data, "test", command.data_dir)
+    test = data.load(command.data, "test", data_dir=command.data_dir)
     test = test.take(min(command.limit, len(test)))
     model = reference_models.load(command.model)
     x = as_images(model, test.images)

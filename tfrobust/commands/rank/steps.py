@@ -30,7 +30,7 @@ __all__ = ["is_table", "measured", "rank"]
 def rank(command: Command) -> Path:
     """All checks, then all steps; the page's path."""
     names, models = _models(command.models)
-    test = data.load(command.data, "test", command.data_dir)
+    test = data.load(command.data, "test", data_dir=command.data_dir)
     test = test.take(min(command.images, len(test)))
     attack = command.attack or ("deepfool" if is_table(test) else "carlini_wagner")
     for name, model in zip(names, models, strict=True):

@@ -1,6 +1,6 @@
 """ImageNet, read from disk batch by batch.
 
-    stream = load("train", "/data/imagenet", preprocess=...)
+    stream = load("train", data_dir="/data/imagenet", preprocess=...)
     fit(model, stream, ...)
 
 The order of an epoch and every random draw follow from (seed, epoch), not from the number of
@@ -55,8 +55,8 @@ class Examples:
 
 def load(
     split: str = "train",
-    data_dir: str | Path | None = None,
     *,
+    data_dir: str | Path | None = None,
     source: str | None = None,
     classes: int = 1000,
     size: tuple[int, int] = (256, 256),
