@@ -132,7 +132,7 @@ def test_messages_say_why():
         (layers.Activation("mish", name="fish"), r"'mish' of 'fish'"),
         (layers.ReLU(threshold=0.1), r"'ReLU'.*settings"),
         (layers.LeakyReLU(negative_slope=2.0), r"'LeakyReLU'.*settings"),
-        (Louder(3), r"'Louder'.*computes something else than the class"),
+        (Louder(3), r"'Louder'.*computes something other than the class"),
     ):
         model, x = classifier((4,), layer)
         with pytest.raises(UnsupportedLayerError, match=message):

@@ -108,5 +108,5 @@ def test_a_certified_rule_must_give_a_number(invalid):
 
     register_rule(Mine)(lambda layer, shape: invalid)
     model, x = classifier((4,), Mine(name="mine"))
-    with pytest.raises(ValueError, match=r"'mine' \(Mine\) gave .*finite and not negative"):
+    with pytest.raises(ValueError, match=r"'mine' \(Mine\) returned .*finite and not negative"):
         robustness(model, x)

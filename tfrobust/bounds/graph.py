@@ -1,4 +1,4 @@
-"""A Keras graph as a list of steps in topological order, to which every set of rules applies."""
+"""A Keras graph as a list of steps in topological order, the input of both sets of rules."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INPUT = -1
 _WITH_ACTIVATION = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)
 _WITH_ACTIVATION += (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _WITH_ACTIVATION += (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
-# what a subclass may define and still compute what its base does
+# what a subclass may define while it still computes the same as its base class
 _NOT_COMPUTATION = {
     *("__init__", "__module__", "__doc__", "__annotations__", "__qualname__", "__dict__"),
     *("__weakref__", "__firstlineno__", "__static_attributes__", "build", "build_from_config"),
@@ -37,7 +37,7 @@ _NOT_COMPUTATION = {
 
 
 class UnsupportedLayerError(TfrobustError, ValueError):
-    """No rule is known for a layer; the message names it, and what is supported."""
+    """No rule covers a layer; the message names it and the supported ones."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Step:
 
 
 def graph_steps(model: keras.Model, x: Any = None) -> tuple[Step, ...]:
-    """The steps from the input to the logits, each after those it takes; nested models unfolded.
+    """The steps from the input to the logits in topological order; nested models are unfolded.
 
     Args:
         model: Sequential or Functional classifier; a final softmax is left out.
@@ -90,36 +90,37 @@ def graph_steps(model: keras.Model, x: Any = None) -> tuple[Step, ...]:
     logits = logits_model(model, x)
     if not is_graph(logits):
         raise UnsupportedLayerError(
-            f"{model.name} is a subclassed model, whose layers cannot be followed; bounds need a "
-            "Sequential or Functional model, that does not override call"
+            f"{model.name} is a subclassed model, whose layers cannot be traversed: bounds need "
+            "a Sequential or Functional model that does not override call"
         )
     _check_input(logits)
     steps: list[Step] = []
-    alive: list[Any] = []  # so that no id is reused for another tensor meanwhile
+    kept_alive: list[Any] = []  # so that no id is reused for another tensor meanwhile
 
-    def follow(tensor: Any, step_of: dict[int, int]) -> int:
-        """Depth first: the index of the step that gives a tensor; `step_of` is by tensors' ids."""
+    def traverse(tensor: Any, step_of: dict[int, int]) -> int:
+        """Depth first: index of the step that produces a tensor; `step_of` is by ids of tensors."""
         if id(tensor) in step_of:
             return step_of[id(tensor)]
-        operation, tensors, arguments, place = producer(tensor)
-        inputs = [follow(each, step_of) for each in tensors]
+        operation, tensors, arguments, output_index = producer(tensor)
+        inputs = [traverse(source, step_of) for source in tensors]
         if isinstance(operation, keras.Model):
             if not is_graph(operation):
                 raise UnsupportedLayerError(
-                    f"the nested model {operation.name} is subclassed and cannot be followed"
+                    f"the nested model {operation.name} is subclassed and cannot be traversed: "
+                    "make it Sequential or Functional"
                 )
             _check_input(operation)
             # a separate scope: the same model may be called again on other tensors
-            scope = {id(t): at for t, at in zip(operation.inputs, inputs, strict=True)}
-            result = follow(operation.outputs[place], scope)
+            scope = {id(t): index for t, index in zip(operation.inputs, inputs, strict=True)}
+            result = traverse(operation.outputs[output_index], scope)
         else:
             _check_call(operation, arguments)
             result = _append(steps, operation, tuple(inputs), tensors, tensor)
-        alive.append(tensor)
+        kept_alive.append(tensor)
         step_of[id(tensor)] = result
         return result
 
-    follow(logits.outputs[0], {id(logits.inputs[0]): INPUT})
+    traverse(logits.outputs[0], {id(logits.inputs[0]): INPUT})
     if not steps:
         raise UnsupportedLayerError(f"{model.name} has no layers between its input and its output")
     return tuple(steps)
@@ -138,7 +139,7 @@ def is_plain(layer: Any, *classes: type) -> bool:
 
 
 def operation_class(function: Callable[..., Any], tensors: int = 1) -> type:
-    """The class that stands for a function of `keras.ops` in a Functional model."""
+    """The class of the operation that a function of `keras.ops` adds to a Functional model."""
     result = function(*(keras.KerasTensor((1, 2)) for _ in range(tensors)))
     return type(producer(result).operation)
 
@@ -150,7 +151,7 @@ def _append(
     tensors: list[Any],
     output: Any,
 ) -> int:
-    """Add the steps of one layer; the index of its result."""
+    """Append the steps of one layer; returns the index of its result."""
     bare = isinstance(operation, WithoutActivation)
     layer = operation.layer if bare else operation
     shapes = tuple(_sizes(operation.name, tensor.shape) for tensor in tensors)
@@ -166,37 +167,37 @@ def _append(
 
 
 def _check_input(model: keras.Model) -> None:
-    """Keras casts what a model is given to the type of its input; steps do not."""
+    """Refuse an input type to which Keras would round: steps do not cast their input."""
     for tensor in model.inputs:
         if keras.backend.standardize_dtype(tensor.dtype) not in ("float32", "float64"):
             raise UnsupportedLayerError(
-                f"{model.name} takes {tensor.dtype}, to which inputs are rounded: bounds need an "
-                "input of float32"
+                f"{model.name} takes {tensor.dtype}, to which inputs are rounded: bounds need a "
+                "float32 input"
             )
 
 
 def _check_call(operation: Any, arguments: Any) -> None:
-    """A layer is called again on its inputs alone: nothing else may have been given to it."""
+    """Refuse a call with more than input tensors: steps pass nothing else to a layer."""
     if not isinstance(operation, keras.layers.Layer):
         return
     first, *others = arguments.args or (None,)
-    named = dict(arguments.kwargs)
-    # Keras notes a default too, which is False or None for its own layers
-    if named.pop("training", False) and type(operation).__module__.startswith("keras."):
+    keywords = dict(arguments.kwargs)
+    # Keras records the default too, which is False or None for its own layers
+    if keywords.pop("training", False) and type(operation).__module__.startswith("keras."):
         raise UnsupportedLayerError(
             f"layer {operation.name!r} ({type(operation).__name__}) was called with training=True: "
             "bounds are those of the network in inference mode"
         )
-    if len(arguments.args) == 0 and named:  # the inputs by name
-        named.pop(next(iter(named)))
-    extra = [value for value in (*others, *named.values()) if value is not None]
+    if len(arguments.args) == 0 and keywords:  # the inputs by name
+        keywords.pop(next(iter(keywords)))
+    extra = [value for value in (*others, *keywords.values()) if value is not None]
     constants = isinstance(first, (list, tuple)) and not all(
-        isinstance(each, keras.KerasTensor) for each in first
+        isinstance(value, keras.KerasTensor) for value in first
     )
     if extra or constants:
         raise UnsupportedLayerError(
             f"layer {operation.name!r} ({type(operation).__name__}) was called with more than its "
-            "input tensors (one, or a list of them): bounds take no account of such arguments"
+            "input tensors (one, or a list of them): bounds do not support such arguments"
         )
 
 
@@ -204,7 +205,7 @@ def _sizes(name: str, shape: Any) -> tuple[int, ...]:
     sizes = tuple(shape)[1:]
     if any(size is None for size in sizes):
         raise UnsupportedLayerError(
-            f"layer {name!r} takes or gives {tuple(shape)}: bounds need fixed sizes. Build the "
+            f"layer {name!r} takes or returns {tuple(shape)}: bounds need fixed sizes. Build the "
             "model with an input shape without None."
         )
     return tuple(int(size) for size in sizes)

@@ -46,20 +46,20 @@ ACTIVATIONS = {
     ),
     "thesis": ("relu", "sigmoid", "tanh"),
 }
-# the thesis takes dense layers in a row as one
+# in the thesis one rule covers consecutive dense layers
 BUILT_IN = {"certified": set(), "thesis": {"Dense"}}
 _ACTIVATION_LAYERS = (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU)
 _registrations = 0
 
 
 def register_rule(layer_type: type, *, rules: Rules = "certified") -> Callable[[Rule], Rule]:
-    """A decorator that makes a function the rule of a layer type, and of its subclasses.
+    """Decorator: register a function as the rule of a layer type and of its subclasses.
 
-    A later rule replaces an earlier one, the library's own included; the nearest class in the
-    layer's inheritance counts. The activation that Keras's dense and convolutional layers fuse is a
-    separate step, which their rule leaves out; so it is for subclasses that add settings only. A
-    subclass that computes something else is one step with its activation, and the library's rule
-    for its base does not cover it.
+    A later rule replaces an earlier one, built-in rules included; the nearest class in the layer's
+    inheritance counts. The activation fused into Keras's dense and convolutional layers is a
+    separate step, not part of their rule; likewise for subclasses that only add settings. A
+    subclass that computes something else is one step together with its activation, and the built-in
+    rule of its base class does not cover it.
 
         @register_rule(MyLayer)
         def my_layer(layer, input_shape):
@@ -73,20 +73,20 @@ def register_rule(layer_type: type, *, rules: Rules = "certified") -> Callable[[
         layer_type: a class of Keras layers.
         rules: "certified": the rule takes the layer and the input's shape without the batch (a list
             of shapes where it has several inputs) and returns an upper bound of the layer's l2
-            Lipschitz constant, with respect to all its inputs jointly; whoever registers it vouches
-            for it. Its rounding errors are estimated, and `proved_in_float32` is False. "thesis":
-            it takes also kappa (batch,), the size of a change of the layer's output that is needed,
-            and returns that of its input, (batch,).
+            Lipschitz constant, with respect to all its inputs jointly. The constant is not checked;
+            its rounding errors are estimated, and `proved_in_float32` is False. "thesis": the rule
+            also takes kappa (batch,), the l2 norm of the change of the layer's output that is
+            needed, and returns that of its input, (batch,).
 
     Raises:
-        TypeError: no class.
+        TypeError: `layer_type` is not a class.
         ValueError: unknown rules.
     """
     return _decorator(layer_type, rules, built_in=False)
 
 
 def built_in_rule(layer_type: type, *, rules: Rules = "certified") -> Callable[[Rule], Rule]:
-    """The same for the library's own rules, which hold for what a class computes itself."""
+    """The same for built-in rules; they do not cover subclasses that compute something else."""
     return _decorator(layer_type, rules, built_in=True)
 
 
@@ -106,7 +106,7 @@ def _decorator(layer_type: type, rules: Rules, built_in: bool) -> Callable[[Rule
 
 
 def registrations() -> int:
-    """How often a rule was registered: what was compiled before is stale."""
+    """Number of registrations so far; functions compiled at another number are stale."""
     return _registrations
 
 
@@ -133,17 +133,17 @@ def _find(step: Step, rules: str) -> _Entry | None:
 def unsupported(step: Step, rules: str) -> UnsupportedLayerError:
     """The error for a step that no rule covers."""
     supported = ", ".join(sorted({cls.__name__ for cls in _RULES[rules]} | BUILT_IN[rules]))
-    what, kind, why = "activation", step.kind, ""
+    category, kind, reason = "activation", step.kind, ""
     if isinstance(step.layer, keras.layers.Activation):
         kind = getattr(step.layer.activation, "__name__", kind)
     elif isinstance(step.layer, keras.Operation):
-        what = "layer" if isinstance(step.layer, keras.layers.Layer) else "operation"
+        category = "layer" if isinstance(step.layer, keras.layers.Layer) else "operation"
         if isinstance(step.layer, _ACTIVATION_LAYERS):
-            why = ", or not with these settings (thresholds; slopes outside 0 to 1)"
+            reason = ", or not with these settings (thresholds; slopes outside 0 to 1)"
         elif any(cls in _RULES[rules] for cls in type(step.layer).__mro__[1:]):
-            why = ": it computes something else than the class that it is derived from"
+            reason = ": it computes something other than the class that it is derived from"
     return UnsupportedLayerError(
-        f"{what} {kind!r} of {step.name!r} has no {rules} rule{why}. Supported layers: "
+        f"{category} {kind!r} of {step.name!r} has no {rules} rule{reason}. Supported layers: "
         f"{supported}; activations: {', '.join(ACTIVATIONS[rules])}. For other layers or "
-        "settings give a rule with tfrobust.bounds.register_rule."
+        "settings register a rule with tfrobust.bounds.register_rule."
     )

@@ -12,7 +12,7 @@ __all__ = ["LayerKappa", "RobustnessBound"]
 
 @dataclass(frozen=True)
 class LayerKappa:
-    """How large a change of one layer's input has to be to change the decision."""
+    """Lower bound kappa of the change of one layer's input that changes the decision."""
 
     name: str
     """The layer's name; a fused activation has a separate entry with the same name."""
@@ -34,17 +34,17 @@ class RobustnessBound:
         predicted: (batch,) int32, the class that is not changed.
         margin: (batch,) float32, that class's logit minus the largest other.
         untightened: (batch,) float32, the bound by global Lipschitz constants alone,
-            which `robustness(..., tighten=False)` gives; never above `bound`.
+            which `robustness(..., tighten=False)` returns; never above `bound`.
         layers: kappa of each layer in the network's order.
-        rounding: (batch,) float32, what is taken off each margin for single precision, at x and
-            where an attacker's image is evaluated, before tightening.
+        rounding: (batch,) float32, the rounding error in single precision that is subtracted from
+            the margins, at x and at the perturbed input, before tightening.
         proved_in_float32: (batch,) bool, whether `rounding` is a proven bound of the rounding
             errors of the network in single precision, so that `bound` holds for the network as it
             is computed (sums in any order; exp, tanh and the like within 16 roundings of their
             values, where TensorFlow's are within 9), at x and anywhere in the ball. Where it is
-            False such a proof would take more than half the margin (deep networks, tiny margins),
-            or a layer has a registered rule: `bound` holds in exact arithmetic, less an estimated
-            rounding error.
+            False a proven error would take more than half the margin (deep networks, tiny margins),
+            or a layer has a registered rule: `bound` then holds in exact arithmetic, with an
+            estimated rounding error subtracted.
         rules: "thesis" or "certified".
         tightened: whether the bound was tightened in a ball.
     """

@@ -26,13 +26,13 @@ def robustness(
 ) -> RobustnessBound:
     """A lower bound on the l2 norm of any perturbation that changes each example's class.
 
-    "certified": no perturbation of a smaller norm changes the class: margins divided by upper
-    bounds of Lipschitz constants, tightened by backward linear relaxation in a ball (as CROWN,
-    Zhang et al. 2018). "thesis": the formulas of Peck 2017 as
-    printed (Theorems 3.6, 4.2, 5.1, 5.3, 5.6, 5.9), which are not lower
-    bounds: see the warning.
+    "certified": no perturbation of a smaller norm changes the class. Margins are divided by upper
+    bounds of Lipschitz constants, then tightened by backward linear relaxation in a ball (as in
+    CROWN, Zhang et al. 2018). "thesis": the formulas of Peck 2017 as printed (Theorems 3.6, 4.2,
+    5.1, 5.3, 5.6, 5.9), which are not lower bounds in general: see the warning.
 
-    Perturbations may leave the range of valid pixels: a bound on those that may not is larger.
+    Perturbations may leave the range of valid pixels; restricted to that range, larger bounds may
+    hold.
 
     Args:
         model: Sequential or Functional classifier; a final softmax is left out.
@@ -46,7 +46,7 @@ def robustness(
     Raises:
         ValueError: x is malformed, the rules are unknown, weights or logits are not finite, or the
             network computes in less than single precision (certified).
-        UnsupportedLayerError: a layer that no rule covers, with what is supported.
+        UnsupportedLayerError: no rule covers a layer; names the supported ones.
         NotLogitsError: the model has no logits to give.
     """
     if rules not in ("thesis", "certified"):
@@ -57,7 +57,7 @@ def robustness(
     if tighten:
         raise InputError('tighten=True is for rules="certified": printed rules stay as printed')
     warnings.warn(
-        "the thesis's printed rules can be violated: they are no lower bounds in general "
+        "the thesis's printed rules can be violated: they are not lower bounds in general "
         '(docs/errata.md); rules="certified" is sound',
         PrintedRulesWarning,
         stacklevel=2,

@@ -1,4 +1,4 @@
-"""Sound lower bounds: margins over Lipschitz constants, then tightened in a ball about x."""
+"""Sound lower bounds: margins divided by Lipschitz constants, then tightened in a ball about x."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tfrobust.errors import InputError
 
 __all__ = ["certified"]
 
-# networks that are tightened unless the caller says otherwise
+# networks of at most so many classes and nonlinear steps are tightened by default
 FEW_CLASSES, FEW_NONLINEAR = 20, 16
-# numbers that tightening may hold at a time, in all
+# numbers that tightening may hold in memory at a time
 WORKING_SET = 2e8
 
 
@@ -76,7 +76,7 @@ def certified(
 
 
 def _network(model: keras.Model, x: np.ndarray) -> Network:
-    """The network's operations; ValueError where it does not compute in single precision."""
+    """The network's operations. Raises: ValueError unless it computes in single precision."""
     if (
         tf.config.list_logical_devices("GPU")
         and tf.config.experimental.tensor_float_32_execution_enabled()
@@ -91,7 +91,7 @@ def _network(model: keras.Model, x: np.ndarray) -> Network:
         if getattr(step.layer, "quantization_mode", None):
             raise UnsupportedLayerError(
                 f"layer {step.name!r} is quantized ({step.layer.quantization_mode}): it rounds "
-                "what it is given, and no Lipschitz constant holds"
+                "its input, and no Lipschitz constant holds. Build the model without quantization."
             )
         dtype = getattr(step.layer, "compute_dtype", "float32")
         if dtype != "float32":
@@ -103,7 +103,7 @@ def _network(model: keras.Model, x: np.ndarray) -> Network:
 
 
 def _kappa(radius: np.ndarray, constant: float) -> np.ndarray:
-    # nothing can change the class behind a layer that passes nothing on
+    # an infinite radius times a constant of 0, of a layer whose output never changes, is NaN
     return np.where(np.isinf(radius), np.inf, radius * constant).astype(np.float32)
 
 
@@ -118,7 +118,7 @@ def _tightened(
     predicted: np.ndarray,
     batch_size: int,
 ) -> np.ndarray:
-    """The least over blocks of margins of the balls that `largest_ball` certifies (batch,)."""
+    """min over blocks of margins of the radius that `largest_ball` certifies: (batch,)."""
     classes = errors.shape[1]
     classifier = Classifier.of(model, x)
     run = classifier.compiled(largest_ball, registry.registrations(), batched_args=5)
@@ -129,8 +129,8 @@ def _tightened(
     start = np.where(np.isfinite(radius), radius, 0).astype(np.float32)
     best = np.full(len(x), np.inf, np.float32)
     for first in range(0, classes - 1, MARGINS):
-        block = in_batches(
-            lambda *each, first=first: run(*each, steps, fused, tf.constant(first)),
+        radii = in_batches(
+            lambda *arrays, first=first: run(*arrays, steps, fused, tf.constant(first)),
             x,
             start,
             errors.astype(np.float32),
@@ -139,7 +139,7 @@ def _tightened(
             batch_size=rows,
             description="tightening",
         )
-        best = np.minimum(best, block)
+        best = np.minimum(best, radii)
     return np.where(np.isinf(radius), radius, np.maximum(best, start))
 
 

@@ -1,8 +1,8 @@
-"""Certified radii by global Lipschitz constants, less rounding errors of the margins.
+"""Certified radii by global Lipschitz constants, with rounding errors of the margins.
 
-With m_j the margin over class j, L_j an upper bound of its Lipschitz constant and E_j one of what
-two logits err by in single precision, no perturbation below min over j of (m_j - E_j) / L_j changes
-the class.
+Let m_j = z_c - z_j be the margin over class j, L_j an upper bound of its Lipschitz constant and E_j
+an upper bound of its rounding error in single precision. No perturbation of an l2 norm below
+min_j (m_j - E_j) / L_j changes the class.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from tfrobust.classifier import Classifier, in_batches
 
 __all__ = ["evaluator", "global_radius", "margins_of", "of_other_classes", "rounded_up"]
 
-# a proven rounding error may take this share of a margin; else the error is estimated
+# the largest share of a margin that a proven rounding error may take; above it errors are estimated
 TOLERATED = 0.5
 
-# images and radii of balls (batch,) to logits and bounds of their errors anywhere in these balls
+# from images and radii of balls (batch,) to logits and bounds of their errors in these balls
 Evaluate = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 
@@ -54,15 +54,15 @@ def evaluator(
 
 
 def _forward(logits: keras.Model, _: int) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
-    """Build: logits, and bounds of their errors; again after a rule was registered."""
+    """Build: logits and bounds of their errors. Rebuilt after a rule has been registered."""
     network = Network(graph_steps(logits))
 
     def run(x: tf.Tensor, radius: tf.Tensor, from_input: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         values = forward(network, x)
-        # global elementwise bounds: no element changes more than the l2 norm of all
+        # global elementwise bound: |D_s[i]| <= ||D_s||_2 <= L_s r
         elementwise = {
-            at: norms.per_example(radius * from_input[at], value)
-            for at, value in [*enumerate(values), (INPUT, x)]
+            index: norms.per_example(radius * from_input[index], value)
+            for index, value in [*enumerate(values), (INPUT, x)]
         }
         return values[-1], rounding_errors(network, x, values, elementwise)
 
@@ -78,17 +78,20 @@ def global_radius(
     errors: np.ndarray,
     predicted: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """min over j of (m_j - errors) / L_j, and what is known of rounding errors.
+    """min_j (m_j - E_j) / L_j with the rounding errors of both logits, at x and in the ball:
 
-    Two logits err at x, by E(x), and where an attacker's image is evaluated, by E in the ball; that
-    ball is no larger than the one whose radius leaves the latter out.
+        E_j = E_c(x) + E_j(x) + E_c(r) + E_j(r).
+
+    E(r) is evaluated for the radius `outer` = min_j (m_j - E_c(x) - E_j(x)) / L_j, which is at
+    least as large as the result. Where E_j takes more than TOLERATED of the margin, or an operation
+    has no proven rounding error, E(x) = E(r) = an estimate.
 
     Args:
         margins, errors: (batch, classes), the latter of logits at x.
 
     Returns:
-        radius (batch,); the largest error of a margin (batch,); the logits' errors, with estimates
-        where no proof is within TOLERATED (batch, classes); and where there is one (batch,).
+        radius (batch,); max_j E_j (batch,); E(x) of the logits, proven or estimated
+        (batch, classes); and whether they are proven (batch,).
     """
     outer = _lipschitz_radius(
         margins, _of_margins(errors, predicted), predicted, constants, network
@@ -111,22 +114,22 @@ def global_radius(
         )
         estimate = _estimated_error(evaluate, x[~proved], exact[~proved])
         errors[~proved] = estimate[:, None]
-        # of two logits, at x and in the ball
+        # two logits, each at x and in the ball
         error_bound[~proved] = 4 * estimate[:, None]
     radius = _lipschitz_radius(margins, error_bound, predicted, constants, network)
-    # a proof goes no farther than the ball that its errors are for
+    # the proven errors hold in the ball of radius `outer` only
     radius = np.where(proved | unlimited, np.minimum(radius, outer), radius)
     return radius, of_other_classes(error_bound, predicted).max(axis=1), errors, proved
 
 
 def margins_of(logits: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """z_c - z_j, float64: (batch, classes)."""
+    """m_j = z_c - z_j, float64: (batch, classes)."""
     predicted_logits = np.take_along_axis(logits, predicted[:, None], 1)
     return predicted_logits.astype(np.float64) - logits
 
 
 def _of_margins(errors: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Errors of the logits to those of the margins, E_c + E_j: (batch, classes)."""
+    """Errors E_c + E_j of the margins, from those of the logits: (batch, classes)."""
     return np.take_along_axis(errors, predicted[:, None], 1) + errors
 
 
@@ -143,7 +146,10 @@ def _lipschitz_radius(
     constants: LipschitzConstants,
     network: Network,
 ) -> np.ndarray:
-    """min over j of (m_j - errors) / L_j (batch,), L_j the margin's global Lipschitz constant."""
+    """min_j (m_j - E_j) / L_j (batch,), L_j = ||w_c - w_j|| L_head, in float64.
+
+    w are the rows of the linear head, L_head the constant of its input as a function of x.
+    """
     head = constants.from_input[network.head_input]
     slopes = constants.margins[predicted] * head * (1 + 1e-6)
     remaining = np.maximum(margins - error_bound, 0)
@@ -159,9 +165,9 @@ def _radius_of_constant_margins(
     errors: np.ndarray,
     predicted: np.ndarray,
 ) -> np.ndarray:
-    """For margins that never change, the largest power of 10 with tolerable rounding errors.
+    """Where no margin changes: the largest power of 10 with errors within TOLERATED, (batch,).
 
-    (batch,); infinite where rounding errors do not depend on the radius either.
+    Infinite where rounding errors do not depend on the radius either.
     """
     radius = np.zeros(len(x))
     smallest = of_other_classes(margins, predicted).min(axis=1)
@@ -174,9 +180,10 @@ def _radius_of_constant_margins(
 
 
 def _estimated_error(evaluate: Evaluate, x: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Rounding errors of the logits (batch,), seen by changing inputs by a rounding error.
+    """Estimated rounding errors of the logits (batch,): their response to rounding the input.
 
-    At x, and somewhere at the given distance from it.
+    4 max |z(y + 2^-23 |y| s) - z(y)| for random signs s, at y = x and at y = x + radius * u for a
+    random unit vector u; at least 4 * 2^-24 max |z|.
     """
     rng = np.random.default_rng(0)
     largest, zero = np.zeros(len(x)), np.zeros(len(x))
@@ -185,13 +192,13 @@ def _estimated_error(evaluate: Evaluate, x: np.ndarray, radius: np.ndarray) -> n
         -1, *[1] * (x.ndim - 1)
     )
     distance = np.where(np.isfinite(radius), radius, 0).reshape(-1, *[1] * (x.ndim - 1))
-    for place in (x, (x + distance * direction).astype(np.float32)):
-        logits, _ = evaluate(place, zero, None)
-        size = np.maximum(np.abs(place), np.abs(place).max() / 8 or 1)
+    for point in (x, (x + distance * direction).astype(np.float32)):
+        logits, _ = evaluate(point, zero, None)
+        magnitude = np.maximum(np.abs(point), np.abs(point).max() / 8 or 1)
         for _ in range(2):
             signs = rng.choice(np.float32([-1, 1]), x.shape)
-            other, _ = evaluate(place + np.float32(2.0**-23) * size * signs, zero, None)
-            largest = np.maximum(largest, np.abs(other - logits).max(axis=1))
+            perturbed, _ = evaluate(point + np.float32(2.0**-23) * magnitude * signs, zero, None)
+            largest = np.maximum(largest, np.abs(perturbed - logits).max(axis=1))
         largest = np.maximum(largest, 2.0**-24 * np.abs(logits).max(axis=1))
     return 4 * largest
 

@@ -1,4 +1,4 @@
-"""A classifier as operations with their Lipschitz constants, composed from input to logits."""
+"""A classifier as a graph of operations with Lipschitz constants, composed from input to logits."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tfrobust.bounds.operator_norms import SLACK, cached_norm, folded_norm, larg
 
 __all__ = ["LipschitzConstants", "Network"]
 
-# entries of the matrix that linear layers in a row are written out as
+# entries of the matrix that consecutive linear layers are written out as, at most
 LARGEST_MATRIX = 2_000_000
-# and of the logits' rows, followed back through the linear head
+# entries of the matrix of the linear head, at most
 LARGEST_HEAD = 20_000_000
 
 
@@ -37,8 +37,8 @@ class LipschitzConstants:
 
     Attributes:
         steps: of each step.
-        fused: of each step's value as a function of an earlier one, linear layers in a row being
-            taken as one; infinite where there are none.
+        fused: of each step's value as a function of an earlier one, where consecutive linear layers
+            are taken as one; infinite elsewhere.
         from_input: of each step's value as a function of the network's input; the last entry, at
             `INPUT`, is 1.
         margins: (classes, classes), of each margin as a function of the linear head's input.
@@ -56,9 +56,9 @@ class Network:
     Attributes:
         steps: in topological order.
         operations: of each step.
-        fused_sources: for each step the earlier step from which on linear layers in a row, up to
-            this one, are taken as one, or None.
-        head_input: the step (or `INPUT`) whose value the linear head takes: the last linear layers.
+        fused_sources: for each step at which consecutive linear layers that are taken as one end,
+            the earlier step whose value they take; None elsewhere.
+        head_input: the step (or `INPUT`) whose value the linear head, the last layers, takes.
     """
 
     def __init__(self, steps: Sequence[Step]):
@@ -69,27 +69,27 @@ class Network:
             for source in step.inputs:
                 consumers[source] += 1
         self._consumers = consumers
-        self._linear_runs = [self._linear_run(at) for at in range(len(steps))]
+        self._linear_runs = [self._linear_run(index) for index in range(len(steps))]
         self.fused_sources = [self._fused_source(run) for run in self._linear_runs]
         self.head_input = self._head_input()
 
-    def _linear_run(self, at: int) -> list[int]:
-        """The linear steps in a row that end in this one, of which nothing else is used."""
+    def _linear_run(self, index: int) -> list[int]:
+        """The consecutive linear steps that end in this one, each consumed by the next alone."""
         run: list[int] = []
-        while at != INPUT and isinstance(self.operations[at], Affine):
-            run.insert(0, at)
-            at = self.steps[at].inputs[0]
-            if at == INPUT or self._consumers[at] != 1:
+        while index != INPUT and isinstance(self.operations[index], Affine):
+            run.insert(0, index)
+            index = self.steps[index].inputs[0]
+            if index == INPUT or self._consumers[index] != 1:
                 break
         return run
 
     def _without_permutations(self, run: list[int]) -> list[int]:
-        return [at for at in run if not isinstance(self.operations[at], Permutation)]
+        return [index for index in run if not isinstance(self.operations[index], Permutation)]
 
     def _fused_source(self, run: list[int]) -> int | None:
-        """Where the linear layers start that are taken as one up to the end of a run."""
-        changing = self._without_permutations(run)
-        if len(changing) < 2 or changing[-1] != run[-1]:
+        """The input of the linear layers that are taken as one up to the end of a run, or None."""
+        weighted = self._without_permutations(run)
+        if len(weighted) < 2 or weighted[-1] != run[-1]:
             return None
         first, last = self.steps[run[0]], self.steps[run[-1]]
         if math.prod(first.input_shape) * math.prod(last.output_shape) <= LARGEST_MATRIX:
@@ -100,52 +100,59 @@ class Network:
 
     def _foldable(self, run: list[int]) -> bool:
         """Whether a run ends in a layer with weights and its batch normalization."""
-        last, before = self.operations[run[-1]], self.operations[run[-2]]
+        last, previous = self.operations[run[-1]], self.operations[run[-2]]
         return (
             isinstance(last, Scaling)
             and isinstance(last.layer, keras.layers.BatchNormalization)
-            and isinstance(before, Dense | Convolutional)
+            and isinstance(previous, Dense | Convolutional)
         )
 
     def _head_input(self) -> int:
         run = self._linear_runs[-1]
         classes = self.steps[-1].output_shape[-1]
-        for at in run:
-            if classes * math.prod(self.steps[at].input_shape) <= LARGEST_HEAD:
-                return self.steps[at].inputs[0]
+        for index in run:
+            if classes * math.prod(self.steps[index].input_shape) <= LARGEST_HEAD:
+                return self.steps[index].inputs[0]
         return len(self.steps) - 1
 
     def _head_steps(self) -> list[int]:
         run = self._linear_runs[-1]
-        first = next((at for at in run if self.steps[at].inputs[0] == self.head_input), None)
+        first = next(
+            (index for index in run if self.steps[index].inputs[0] == self.head_input), None
+        )
         return [] if first is None else run[run.index(first) :]
 
     def constants(self) -> LipschitzConstants:
-        """Norms of the weights as they are now; what was computed for the same weights is kept.
+        """Lipschitz constants for the current values of the weights, cached by these values.
+
+        With L_f of an operation and sources i: L_s = L_f L_i for one input, sum_i |w_i| L_i for a
+        weighted sum, sqrt(sum_i L_i^2) for a concatenation; at most L_fused L_source.
 
         Raises:
             UnsupportedLayerError, ValueError: see `operator_norm_upper_bound`.
         """
         count = len(self.steps)
-        each = np.array([each.lipschitz_constant() for each in self.operations], np.float64)
+        steps = np.array(
+            [operation.lipschitz_constant() for operation in self.operations], np.float64
+        )
         fused = np.full(count, np.inf)
         from_input = np.ones(count + 1)
-        for at, step in enumerate(self.steps):
+        for index, step in enumerate(self.steps):
             incoming = [from_input[source] for source in step.inputs]
-            from_input[at] = self.operations[at].l2_bound(incoming, each[at])
-            source = self.fused_sources[at]
+            from_input[index] = self.operations[index].l2_bound(incoming, steps[index])
+            source = self.fused_sources[index]
             if source is not None:
-                fused[at] = self._fused_norm(at)
-                from_input[at] = min(from_input[at], fused[at] * from_input[source])
-        # one rounding per step
+                fused[index] = self._fused_norm(index)
+                from_input[index] = min(from_input[index], fused[index] * from_input[source])
+        # for one rounding per step
         from_input[:-1] *= 1 + SLACK
-        return LipschitzConstants(each, fused, from_input, self._margin_constants())
+        return LipschitzConstants(steps, fused, from_input, self._margin_constants())
 
-    def _fused_norm(self, at: int) -> float:
-        """The operator norm of the linear layers in a row that end in this step."""
-        run = self._linear_runs[at]
+    def _fused_norm(self, index: int) -> float:
+        """The operator norm of the consecutive linear layers that end in this step."""
+        run = self._linear_runs[index]
         first = self.steps[run[0]]
-        if self.fused_sources[at] != first.inputs[0] or (len(run) == 2 and self._foldable(run)):
+        if self.fused_sources[index] != first.inputs[0] or (len(run) == 2 and self._foldable(run)):
             convolution, normalization = (self.operations[k].layer for k in run[-2:])
             return folded_norm(convolution, normalization, self.steps[run[-2]].input_shape)
         weights = [
@@ -161,8 +168,8 @@ class Network:
             "linear run", weights, (described, settings), lambda *_: self._matrix_norm(run)
         )
 
-    def _settings(self, at: int) -> Any:
-        layer = self.operations[at].layer
+    def _settings(self, index: int) -> Any:
+        layer = self.operations[index].layer
         config = layer.get_config() if hasattr(layer, "get_config") else {}
         return {key: value for key, value in config.items() if key not in ("name", "dtype")}
 
@@ -173,20 +180,26 @@ class Network:
         return largest_singular_value(matrix) + float(np.linalg.norm(errors))
 
     def _matrix(self, run: list[int], rows: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Rows times the matrix of these linear steps, float64, and bounds of rounding errors."""
+        """Rows R times the matrix A of these linear steps, float64, and bounds of rounding errors.
+
+        Each row a becomes A^T a, one step after another from the last: (rows, inputs) twice.
+        """
         errors = tf.zeros_like(rows)
-        for at in reversed(run):
-            like = tf.zeros((1, *self.steps[at].input_shape))
-            if at in self._without_permutations(run):
-                errors = self.operations[at].adjoint_error(like, rows, errors)
+        for index in reversed(run):
+            like = tf.zeros((1, *self.steps[index].input_shape))
+            if index in self._without_permutations(run):
+                errors = self.operations[index].adjoint_error(like, rows, errors)
             else:
-                errors = self.operations[at].adjoint(like, errors)
-            rows = self.operations[at].adjoint(like, rows)
+                errors = self.operations[index].adjoint(like, errors)
+            rows = self.operations[index].adjoint(like, rows)
         count = len(rows)
-        return tuple(np.reshape(each, (count, -1)).astype(np.float64) for each in (rows, errors))
+        return tuple(np.reshape(array, (count, -1)).astype(np.float64) for array in (rows, errors))
 
     def _margin_constants(self) -> np.ndarray:
-        """||w_i - w_j|| of the rows w of the linear head, from their Gram matrix."""
+        """||w_i - w_j|| of the rows w of the linear head, float64, rounding errors added.
+
+        ||w_i - w_j||^2 = ||w_i||^2 + ||w_j||^2 - 2 <w_i, w_j>, from the Gram matrix of the rows.
+        """
         classes = self.steps[-1].output_shape[-1]
         head = self._head_steps()
         rows, errors = self._matrix(head, tf.eye(classes))
@@ -196,7 +209,7 @@ class Network:
         distances = np.sqrt(np.maximum(sums - 2 * gram, 0))
         for first, second in np.argwhere(distances**2 < 1e-6 * sums):  # lost to cancellation
             distances[first, second] = np.linalg.norm(rows[first] - rows[second])
-        # one layer's rows are copied, not summed
+        # the rows of a single layer are its weights, copied without rounding
         summed = len(self._without_permutations(head)) > 1
         error = np.linalg.norm(errors, axis=1) if summed else np.zeros(classes)
         return distances * (1 + 1e-9) + error[:, None] + error[None]

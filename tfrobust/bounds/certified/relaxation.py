@@ -1,4 +1,4 @@
-"""Backward linear relaxation about x: what is left of margins anywhere in a ball.
+"""Backward linear relaxation about x: lower bounds of the margins in a ball.
 
 Let m_j = z_c - z_j be the margin of the predicted class c over class j, ||d||_2 <= r, and D_s the
 change of step s's value. Forwards through the network each step gets bounds |D_s| <= e_s and
@@ -7,18 +7,19 @@ turns the cotangent of its output into cotangents of its inputs and a loss
 (`Operation.relax_backward`). At every cut v of the graph, a value that all paths from the input to
 the logits pass through,
 
-    m_j(x + d) >= m_j(x) - (losses of the steps behind v) - ||a_v|| l_v,
+    m_j(x + d) >= m_j(x) - (losses of the steps after v) - ||a_v|| l_v,
 
-and the least decrease over all cuts counts. At the logits that is a global Lipschitz bound, at the
-input the full relaxation, ||a_input|| r plus all losses. A loss is the support function of a box
-and an l2 ball: tighter than each element's own worst case, as of CROWN in an l2 ball.
+and the smallest such decrease over all cuts holds. At the logits it is a global Lipschitz bound, at
+the input the full relaxation, ||a_input|| r plus all losses. A loss is the support function of the
+intersection of a box and an l2 ball: tighter than the sum of the elements' worst cases, which CROWN
+takes.
 
 Logits are computed with errors of at most E(x) at x and E(r) anywhere in the ball, so that
 
-    left(r) = m_j(x) - E_c(x) - E_j(x) - (1 + SLACK) decrease(r) - E_c(r) - E_j(r) > 0  for all j
+    rest(r) = min_j m_j(x) - E_c(x) - E_j(x) - (1 + SLACK) decrease_j(r) - E_c(r) - E_j(r) > 0
 
-certifies the radius r. SLACK is for rounding in the sums above themselves: a thousandth of what
-they come to, which only layers that cancel could exceed.
+certifies the radius r. SLACK covers rounding in these sums: a thousandth of their value, which only
+cancellation inside a layer could exceed.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ __all__ = [
     "row_grams",
 ]
 
-# of every decrease of a margin: covers single precision in these very sums
+# relative, of a decrease: covers the rounding of its own computation in single precision
 SLACK = 1e-3
-# bounds of changes are rounded up by more than their computation rounds
+# relative, of bounds of changes: covers the rounding of their computation
 ROUND_UP = 1 + 1e-4
 
 
 class Problem(NamedTuple):
-    """Margins at x, and what they are followed back with."""
+    """Margins at x, and all that the backward relaxation needs."""
 
     network: Network
     x: tf.Tensor
@@ -67,114 +68,128 @@ class Problem(NamedTuple):
     steps: tf.Tensor
     """Lipschitz constants of the steps, rounded up."""
     fused: tf.Tensor
-    """Those of linear layers in a row taken as one, rounded up."""
+    """Those of consecutive linear layers taken as one, rounded up."""
     margin: tf.Tensor
-    """(batch, M), less rounding at x; infinite past the last class."""
+    """(batch, M), m_j(x) - E_c(x) - E_j(x); infinite past the last class."""
     cotangent: tf.Tensor
     """(batch, M, classes), e_c - e_j."""
     errors: tf.Tensor
-    """(batch, classes), of the logits at x."""
+    """(batch, classes), E(x) of the logits."""
     proved: tf.Tensor
-    """(batch,), whether `errors` is proven, or else an estimate for the whole ball."""
+    """(batch,), whether `errors` is a proven bound at x; if not, an estimate for the whole ball."""
 
 
 class _BallBounds(NamedTuple):
-    """Bounds of every change in a ball, by step."""
+    """Bounds of the changes D_s in a ball, by step."""
 
     inputs: list[InputBounds]
     """Of each step's inputs."""
     elementwise: dict[int, tf.Tensor]
-    """e, of each step's value, and at `INPUT` of the network's input."""
+    """e_s, of each step's value; at `INPUT`, of the network's input."""
     l2: dict[int, tf.Tensor]
-    """l, of the same."""
+    """l_s, likewise."""
 
 
 def forward(network: Network, x: tf.Tensor) -> list[tf.Tensor]:
     """In a graph: every step's value."""
     values: list[tf.Tensor] = []
     for step, operation in zip(network.steps, network.operations, strict=True):
-        values.append(operation.apply([x if at == INPUT else values[at] for at in step.inputs]))
+        values.append(
+            operation.apply([x if source == INPUT else values[source] for source in step.inputs])
+        )
     return values
 
 
 def rounding_errors(
     network: Network, x: tf.Tensor, values: list[tf.Tensor], elementwise: Mapping[int, tf.Tensor]
 ) -> tf.Tensor:
-    """In a graph: the logits' rounding errors at most (batch, classes), anywhere in a ball.
+    """In a graph: upper bounds of the logits' rounding errors anywhere in a ball, (batch, classes).
 
     Args:
-        elementwise: bounds of the change of each step's value in the ball, and at `INPUT` of the
-            network's input; of shapes that broadcast.
+        elementwise: e_s, bounds of the change of each step's value in the ball; at `INPUT`, of the
+            network's input. Shapes that broadcast.
     """
     errors: list[tf.Tensor] = []
-    every = [*values, x]
-    for number, (step, operation) in enumerate(zip(network.steps, network.operations, strict=True)):
+    values_and_input = [*values, x]
+    for index, (step, operation) in enumerate(zip(network.steps, network.operations, strict=True)):
         error = operation.rounding_error(
-            [every[at] for at in step.inputs],
-            [elementwise[at] * tf.ones_like(every[at]) for at in step.inputs],
-            values[number],
-            elementwise[number],
-            [tf.zeros_like(x) if at == INPUT else errors[at] for at in step.inputs],
+            [values_and_input[source] for source in step.inputs],
+            [
+                elementwise[source] * tf.ones_like(values_and_input[source])
+                for source in step.inputs
+            ],
+            values[index],
+            elementwise[index],
+            [tf.zeros_like(x) if source == INPUT else errors[source] for source in step.inputs],
         )
-        errors.append(error * tf.ones_like(values[number]))
-    # these sums are in single precision too
+        errors.append(error * tf.ones_like(values[index]))
+    # these sums are rounded to single precision too
     return (1 + SLACK) * errors[-1]
 
 
 def certified_margin(problem: Problem, radius: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """||a_input|| (batch, M), and the least left(r) over these margins (batch,)."""
+    """||a_input|| (batch, M), and rest(r), the minimum over these margins, (batch,)."""
     bounds = _ball_bounds(problem, radius)
     slope, decrease = _largest_decrease(problem, bounds)
     # the logits' rounding errors where the perturbed image is evaluated
     in_ball = rounding_errors(problem.network, problem.x, problem.values, bounds.elementwise)
     in_ball = tf.where(problem.proved[:, None], in_ball, problem.errors)
-    left = problem.margin - (1 + SLACK) * decrease - errors_of_margins(in_ball, problem.cotangent)
-    return slope, tf.reduce_min(left, axis=1)
+    rest = problem.margin - (1 + SLACK) * decrease - errors_of_margins(in_ball, problem.cotangent)
+    return slope, tf.reduce_min(rest, axis=1)
 
 
 def _ball_bounds(problem: Problem, radius: tf.Tensor) -> _BallBounds:
-    """Forwards: e_s, at most l_s for every element, and l_s, at most ||e_s||."""
+    """Forwards, from e = l = r at the input, with the operation's own bounds e', l' of step s:
+
+        l = min(l', L_fused l_source),  e_s = min(e', l),  l_s = min(l, ||e_s||_2),
+
+    as |D[i]| <= ||D||_2 <= ||e||_2; L_fused of consecutive linear layers where they end in s.
+    """
     network, x = problem.network, problem.x
-    every = [*problem.values, x]
+    values_and_input = [*problem.values, x]
     elementwise = {INPUT: norms.per_example(radius, x) * tf.ones_like(x)}
     l2 = {INPUT: radius}
     inputs = []
-    for number, (step, operation) in enumerate(zip(network.steps, network.operations, strict=True)):
+    for index, (step, operation) in enumerate(zip(network.steps, network.operations, strict=True)):
         incoming = InputBounds(
-            values=[every[at] for at in step.inputs],
-            elementwise=[elementwise[at] for at in step.inputs],
-            l2=[l2[at] for at in step.inputs],
-            lipschitz=problem.steps[number],
+            values=[values_and_input[source] for source in step.inputs],
+            elementwise=[elementwise[source] for source in step.inputs],
+            l2=[l2[source] for source in step.inputs],
+            lipschitz=problem.steps[index],
         )
         inputs.append(incoming)
         length = operation.l2_bound(incoming.l2, incoming.lipschitz)
-        source = network.fused_sources[number]
+        source = network.fused_sources[index]
         if source is not None:
-            length = tf.minimum(length, problem.fused[number] * l2[source])
-        value = problem.values[number]
+            length = tf.minimum(length, problem.fused[index] * l2[source])
+        value = problem.values[index]
         bound = tf.minimum(
             operation.elementwise_bound(incoming) * tf.ones_like(value),
             norms.per_example(length, value),
         )
-        elementwise[number] = ROUND_UP * bound
-        l2[number] = ROUND_UP * tf.minimum(length, norms.norm(bound))
+        elementwise[index] = ROUND_UP * bound
+        l2[index] = ROUND_UP * tf.minimum(length, norms.norm(bound))
     return _BallBounds(inputs, elementwise, l2)
 
 
 def _largest_decrease(problem: Problem, bounds: _BallBounds) -> tuple[tf.Tensor, tf.Tensor]:
-    """Backwards: ||a_input|| and the least bound of the margins' decrease, (batch, M) each."""
+    """Backwards: ||a_input||, and the smallest bound of each margin's decrease; (batch, M) twice.
+
+    decrease = min over cuts v of (losses of the steps after v) + ||a_v||_2 l_v. A step's cotangent
+    is the sum of those that its consumers give it; one cotangent alone is a cut.
+    """
     network = problem.network
     cotangents = {len(network.steps) - 1: problem.cotangent}
     losses = tf.zeros_like(problem.margin)
     decrease = tf.fill(tf.shape(problem.margin), tf.constant(float("inf")))
-    for number in reversed(range(len(network.steps))):
-        if number not in cotangents:
+    for index in reversed(range(len(network.steps))):
+        if index not in cotangents:
             continue
-        step, operation = network.steps[number], network.operations[number]
-        incoming, cotangent = bounds.inputs[number], cotangents.pop(number)
-        if number in problem.grams:
+        step, operation = network.steps[index], network.operations[index]
+        incoming, cotangent = bounds.inputs[index], cotangents.pop(index)
+        if index in problem.grams:
             dense = network.steps[step.inputs[0]]
-            gram = RowGram(problem.grams[number], bounds.l2[dense.inputs[0]])
+            gram = RowGram(problem.grams[index], bounds.l2[dense.inputs[0]])
             parts, loss = operation.relax_backward(incoming, cotangent, gram)
         else:
             parts, loss = operation.relax_backward(incoming, cotangent)
@@ -190,21 +205,21 @@ def _largest_decrease(problem: Problem, bounds: _BallBounds) -> tuple[tf.Tensor,
 
 
 def errors_of_margins(errors: tf.Tensor, cotangent: tf.Tensor) -> tf.Tensor:
-    """Errors of logits (batch, classes) to those of margins (batch, M), E_c + E_j."""
+    """Errors E_c + E_j of margins (batch, M), from those of logits (batch, classes)."""
     return tf.einsum("bmc,bc->bm", tf.abs(cotangent), errors)
 
 
 def row_grams(network: Network) -> dict[int, tf.Tensor]:
-    """For activations right behind a dense layer: |A A^T| of that layer, by the step's number."""
+    """For activations directly after a dense layer: |A A^T| of that layer, by the step's index."""
     grams = {}
-    for number, (step, operation) in enumerate(zip(network.steps, network.operations, strict=True)):
-        before = step.inputs[0]
-        if before == INPUT or not isinstance(operation, Elementwise):
+    for index, (step, operation) in enumerate(zip(network.steps, network.operations, strict=True)):
+        source = step.inputs[0]
+        if source == INPUT or not isinstance(operation, Elementwise):
             continue
-        if isinstance(network.operations[before], Dense) and len(step.input_shape) == 1:
-            kernel = tf.convert_to_tensor(network.operations[before].layer.kernel)
+        if isinstance(network.operations[source], Dense) and len(step.input_shape) == 1:
+            kernel = tf.convert_to_tensor(network.operations[source].layer.kernel)
             lengths = norms.norm(tf.transpose(kernel))
-            # what the product errs by: n + 2 roundings of ||a_i|| ||a_j||
+            # |<a_i, a_j>|, plus its rounding error: (n + 2) u ||a_i|| ||a_j||
             error = (kernel.shape[0] + 2) * UNIT_ROUNDOFF * lengths[:, None] * lengths[None]
-            grams[number] = tf.abs(tf.linalg.matmul(kernel, kernel, transpose_a=True)) + error
+            grams[index] = tf.abs(tf.linalg.matmul(kernel, kernel, transpose_a=True)) + error
     return grams

@@ -45,7 +45,7 @@ layers = keras.layers
 
 
 def operation_of(step: Step) -> Operation:
-    """The step as the certified rules see it.
+    """The operation of a step, by the certified rules.
 
     Raises:
         UnsupportedLayerError: no rule covers it.
@@ -70,8 +70,8 @@ def operation_of(step: Step) -> Operation:
         constant = math.nan
     if not 0 <= constant < math.inf:
         raise InputError(
-            f"the rule of layer {step.name!r} ({step.kind}) gave {result!r:.200}; a Lipschitz "
-            "constant, a number finite and not negative, is needed"
+            f"the rule of layer {step.name!r} ({step.kind}) returned {result!r:.200}; it must be "
+            "a Lipschitz constant: a number, finite and not negative"
         )
     return Lipschitz(
         step.function,
@@ -136,7 +136,7 @@ def _rescaling(layer: Any, shape: Any) -> Operation:
 @built_in_rule(layers.AveragePooling2D)
 def _average_pooling(layer: Any, shape: Any) -> Operation:
     check_channels_last(layer)
-    fewest = 1  # entries of a window, at the edges
+    fewest = 1  # entries in the smallest window: padding does not count
     for size, pool, stride in zip(shape[:-1], layer.pool_size, layer.strides, strict=True):
         reads = windows_over(size, pool, stride, zeros_around(layer.padding, size, pool, stride))
         fewest *= int(reads.sum(axis=1).min())
@@ -215,7 +215,7 @@ def _lp_pooling(layer: Any, shape: Any) -> Operation:
         window_constant * math.sqrt(overlap),
         output,
         f"lp pooling: root of {overlap} windows per input",
-        # a power and a root of 16 each, and the sum between them
+        # 16 for each power, 16 for the root, and those of the sum
         roundings=math.prod(pool) + 40,
     )
 
@@ -252,11 +252,11 @@ def _extremum(layer: Any, shapes: Any) -> float:
 
 
 def _branches(layer: Any, shapes: Any) -> int:
-    """The number of branches that a layer merges, which must have one shape."""
+    """The number of branches that a layer merges. UnsupportedLayerError if shapes differ."""
     if not isinstance(shapes, list):
         raise UnsupportedLayerError(
-            f"{layer.name!r} takes one tensor, or one and a constant; bounds need two tensors here "
-            "(a Rescaling layer adds a constant)"
+            f"layer {layer.name!r} takes one tensor, or one and a constant, but bounds need two "
+            "tensors here: use a Rescaling layer to add a constant"
         )
     if any(shape != shapes[0] for shape in shapes):
         raise UnsupportedLayerError(
@@ -277,9 +277,11 @@ def _concatenation(layer: Any, shapes: Any) -> Operation:
 
 
 def _overlap(shape: Any, pool: Any, strides: Any, padding: Any) -> int:
-    """The largest number of windows that an input lies in."""
+    """The largest number of windows that contain one input."""
     windows = 1
     for size, p, s, (before, after) in zip(shape[:-1], pool, strides, padding, strict=True):
         starts = range(-before, size + after - p + 1, s)
-        windows *= max(sum(first <= place < first + p for first in starts) for place in range(size))
+        windows *= max(
+            sum(first <= position < first + p for first in starts) for position in range(size)
+        )
     return windows

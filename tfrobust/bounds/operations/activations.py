@@ -1,16 +1,16 @@
-"""Activations as the certified rules see them: bounds of their slopes, and the relaxation.
+"""Activations in the certified rules: bounds of their slopes, and the relaxation.
 
 For every change D of an element in [-e, e] about x, chords of f have slopes in [low, high]:
 
     f(x + D) - f(x) = s D,  low <= s <= high.
 
-Elementwise that gives |f(x + D) - f(x)| <= max(|low|, |high|) e, and for the backward relaxation
+The elementwise bound is |f(x + D) - f(x)| <= max(|low|, |high|) e; the backward relaxation takes
 
     f(x + D) - f(x) = m D + residual,  |residual| <= h |D|,
     m = (low + high) / 2,  h = (high - low) / 2.
 
-CROWN bounds f by two lines with offsets, each at its worst over the element's interval; here the
-line goes through (x, f(x)), and the residuals are bounded together, in l2.
+CROWN bounds f by two lines with offsets and takes the worst case of each element separately; here
+the line goes through (x, f(x)), and the sum of all residuals is bounded under ||D||_2 <= l as well.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tfrobust.bounds.operations.support_function import RowGram, support_functio
 
 __all__ = ["Activation", "Elementwise"]
 
-# roundings: TensorFlow's elementary functions are within 9 of their values (tests look)
+# roundings by which an elementary function may err; TensorFlow's err by at most 9 (tested)
 ACCURACY = 16
-# below it numbers are flushed to zero
+# an absolute error: numbers below single precision's normal range may be flushed to zero
 SMALLEST_NORMAL = 1e-35
 
 
@@ -41,7 +41,7 @@ class Activation(NamedTuple):
             |D| <= e lies between them; where f is not convex every f'(x + D) does.
         tangent: the derivative (a subgradient) where f is convex, else None.
         terms: (a, b): f(x) is computed from magnitudes up to a + b |x|, or up to |f(x)|.
-        roundings: of f(x), at most.
+        roundings: by which the computed f(x) errs at most.
     """
 
     function: Callable[[tf.Tensor], tf.Tensor]
@@ -53,7 +53,7 @@ class Activation(NamedTuple):
 
 
 class Elementwise(Operation):
-    """An activation; an element that stays on one side of a kink is linear."""
+    """An activation. Elements that stay on one side of a kink are linear: low = high."""
 
     def __init__(self, activation: Activation, name: str):
         self.activation = activation
@@ -70,7 +70,7 @@ class Elementwise(Operation):
         return inputs.elementwise[0] * tf.maximum(tf.abs(low), tf.abs(high))
 
     def relax_backward(self, inputs, cotangent, gram: RowGram | None = None):
-        """See `Operation`; `gram` is of the dense layer right before, where there is one."""
+        """See `Operation`; `gram` is of the dense layer directly before, if there is one."""
         x, elementwise = inputs.values[0], inputs.elementwise[0] * tf.ones_like(inputs.values[0])
         low, high = self.activation.slopes(x, elementwise)
         middle, half = (low + high) / 2, (high - low) / 2
@@ -83,18 +83,18 @@ class Elementwise(Operation):
             upward = cotangent >= 0
             slope = tf.where(upward, self.activation.tangent(x)[:, None], middle[:, None])
             residual = tf.where(upward, 0.0, -cotangent * half[:, None])
-        # sum of |a_i| h_i |D_i| at most, over |D_i| <= e_i and ||D|| <= l
+        # loss = sup sum_i |a_i| h_i |D_i| over |D_i| <= e_i and ||D||_2 <= l
         loss = support_function_bound(residual, elementwise, inputs.l2[0], gram)
         return [cotangent * slope], loss
 
     def rounding_error(self, values, elementwise, output, output_elementwise, input_errors):
-        # max |f'| over the ball, errors included, times the input's error; and fresh roundings,
-        # of the output and of the terms that f is computed from
+        # with the input's error E, u the unit roundoff and terms t that f is computed from:
+        # max |f'| over [x - e - E, x + e + E] * E  +  u (roundings (|f(x)| + e_out) + 4 t)
         x, (fixed, growing) = values[0], self.activation.terms
         distance = elementwise[0] + input_errors[0]
         if self.activation.tangent is None:
             low, high = self.activation.slopes(x, distance)
-        else:  # the slope of a convex function grows
+        else:  # f' of a convex function increases
             low, high = self.activation.tangent(x - distance), self.activation.tangent(x + distance)
         steepest = tf.maximum(tf.abs(low), tf.abs(high))
         terms = fixed + growing * (tf.abs(x) + elementwise[0])

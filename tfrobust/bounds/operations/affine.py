@@ -1,8 +1,8 @@
-"""Linear layers as the certified rules see them: norms, rows, absolute weights and adjoints.
+"""Linear layers in the certified rules: norms, rows, absolute weights and adjoints.
 
 Sums of products in single precision follow the standard model (Higham 2002, chapter 3): with
-u = 2^-24 and gamma_n = n u / (1 - n u), a computed sum of n products a_i x_i, in any order, errs by
-at most gamma_n * sum of |a_i| |x_i|.
+u = 2^-24 and gamma_n = n u / (1 - n u), a sum of n products a_i x_i computed in any order has an
+error of at most gamma_n sum_i |a_i| |x_i|.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ __all__ = [
 
 
 class Affine(Operation):
-    """A layer x -> A x + b; its activation is left out.
+    """A layer x -> A x + b, without its activation.
 
     Attributes:
         layer: the Keras layer.
-        operator_norm: gives an upper bound of ||A||, from `operator_norms`.
-        terms: products that one output sums up.
-        adjoint_terms: products that one input sums up in the adjoint.
+        operator_norm: returns an upper bound of ||A||, from `operator_norms`.
+        terms: products in the sum of one output, at most.
+        adjoint_terms: products in the sum of one input of the adjoint, at most.
     """
 
     linear = True
@@ -64,7 +64,7 @@ class Affine(Operation):
 
     @abc.abstractmethod
     def row_norms(self) -> tf.Tensor:
-        """The l2 norm of each row of A, or more; of a shape that broadcasts to (batch, *output)."""
+        """||a_i||_2 of each row of A, or an upper bound; broadcasts to (batch, *output)."""
 
     def absolute_bias(self) -> Any:
         """|b|, of a shape that broadcasts."""
@@ -72,7 +72,7 @@ class Affine(Operation):
         return 0.0 if bias is None else tf.abs(tf.convert_to_tensor(bias))
 
     def elementwise_bound(self, inputs):
-        # |<a_i, D>| is at most ||a_i|| l (Cauchy-Schwarz) and at most <|a_i|, e>
+        # |<a_i, D>| <= min(||a_i|| l, <|a_i|, e>), by Cauchy-Schwarz and elementwise
         box = self.absolute(inputs.elementwise[0] * tf.ones_like(inputs.values[0]))
         return tf.minimum(norms.per_example(inputs.l2[0], box) * self.row_norms(), box)
 
@@ -81,12 +81,12 @@ class Affine(Operation):
         return _adjoint(lambda x: self.apply([x]), like, cotangent)
 
     def adjoint_error(self, like: tf.Tensor, cotangent: tf.Tensor, errors: tf.Tensor) -> tf.Tensor:
-        """Bound of the rounding error of `adjoint`, of a cotangent with errors of its own.
+        """Bound of the rounding error of `adjoint` for a cotangent a with errors E of its own.
 
-        |A|^T (errors + gamma |cotangent|).
+        |A|^T (E + gamma |a|).
         """
         total = errors + _gamma(self.adjoint_terms + 2) * tf.abs(cotangent)
-        # these sums are in single precision too
+        # these sums are rounded to single precision too
         return 1.01 * _adjoint(self.absolute, like, total)
 
     def relax_backward(self, inputs, cotangent):
@@ -95,8 +95,8 @@ class Affine(Operation):
         return [input_cotangent], tf.zeros(tf.shape(cotangent)[:2], cotangent.dtype)
 
     def rounding_error(self, values, elementwise, output, output_elementwise, input_errors):
-        # |A| (input errors + gamma (|x| + e)) + gamma |b|, with gamma_(n+1) for n products and the
-        # bias, and one rounding to spare
+        # |A| (E + gamma (|x| + e)) + gamma |b| with the input's error E; n products and the bias
+        # take gamma_(n+1), and gamma_(n+2) leaves one rounding to spare
         gamma = _gamma(self.terms + 2)
         largest = tf.abs(values[0]) + elementwise[0]
         return self.absolute(input_errors[0] + gamma * largest) + gamma * self.absolute_bias()
@@ -162,7 +162,7 @@ class Convolutional(Affine):
 
 
 class Separable(Affine):
-    """A depthwise convolution and one of size one behind it."""
+    """A depthwise convolution followed by a pointwise (1x1) one."""
 
     @property
     def terms(self):
@@ -214,7 +214,7 @@ class Scaling(Affine):
 
 
 class Permutation(Affine):
-    """Identity-like: elements in another order, left out or beside zeros, none changed.
+    """Elements reordered, left out or padded with zeros, none changed.
 
     Flatten, reshape, crop, zero padding, and dropout in inference mode.
     """
@@ -238,13 +238,14 @@ class Permutation(Affine):
 
 
 def _gamma(count: int) -> float:
-    """gamma_n = n u / (1 - n u), what n roundings one after another come to at most."""
+    """gamma_n = n u / (1 - n u), the largest relative error of n successive roundings."""
     return count * UNIT_ROUNDOFF / (1 - count * UNIT_ROUNDOFF)
 
 
 def _adjoint(
     linear: Callable[[tf.Tensor], tf.Tensor], like: tf.Tensor, cotangent: tf.Tensor
 ) -> tf.Tensor:
+    """A^T applied to each row of the cotangent, as the gradient of <A x, cotangent> at x = 0."""
     count = tf.shape(cotangent)[0]
     zeros = tf.zeros(tf.concat([[count], like.shape[1:]], 0), like.dtype)
     with tf.GradientTape() as tape:
@@ -254,7 +255,7 @@ def _adjoint(
 
 
 def batch_normalization_factors(layer: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """Scale, and the magnitudes that its offset is summed from, in inference mode."""
+    """s = gamma / sqrt(variance + epsilon) and |mean s| + |beta|, in inference mode."""
     scale = 1 / tf.sqrt(tf.convert_to_tensor(layer.moving_variance) + layer.epsilon)
     if layer.scale:
         scale = scale * layer.gamma
@@ -265,7 +266,7 @@ def batch_normalization_factors(layer: Any) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def rescaling_factors(layer: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """Of `Rescaling` and `Normalization`."""
+    """Scale and |offset| of `Rescaling` and `Normalization`."""
     if isinstance(layer, keras.layers.Rescaling):
         scale = tf.convert_to_tensor(np.asarray(layer.scale, np.float32))
         return scale, tf.abs(tf.convert_to_tensor(np.asarray(layer.offset, np.float32)))

@@ -1,17 +1,18 @@
-"""What the certified rules know of one step: its value, and bounds of its change in a ball.
+"""One step in the certified rules: its value, and bounds of its change in a ball.
 
 Let ||d||_2 <= r be a perturbation of the network's input, and D_s the change that it causes in the
 value of step s. Forwards, every step gets two bounds of D_s,
 
     |D_s[i]| <= e_s[i]  (elementwise)    and    ||D_s||_2 <= l_s  (l2).
 
-Backwards, each step is relaxed linearly, as in CROWN (Zhang et al. 2018), but about x: whatever
-the cotangent a of its output,
+Backwards, each step is relaxed linearly, as in CROWN (Zhang et al. 2018), but about x: for every
+cotangent a of its output,
 
     <a, D_out> >= <A^T a, D_in> - loss
 
-for a linear map A of the step's choice and a loss that the two bounds of D_in limit. Down to the
-network's input, the change of a margin is then at least a linear function of d less all losses.
+with a linear map A that the step chooses and a loss that follows from the two bounds of D_in.
+Composed back to the network's input, the change of a margin is at least a linear function of d
+minus all losses.
 """
 
 from __future__ import annotations
@@ -38,20 +39,20 @@ UNIT_ROUNDOFF = 2.0**-24
 
 
 class InputBounds(NamedTuple):
-    """A step's inputs at x and bounds of their change in the ball; lists of one entry per input."""
+    """A step's inputs at x and bounds of their change in the ball; one list entry per input."""
 
     values: Sequence[tf.Tensor]
     """(batch, *input), at x."""
     elementwise: Sequence[tf.Tensor]
-    """Bounds e of |change| of every element, of shapes that broadcast to those of `values`."""
+    """Bounds e of the absolute change of each element; they broadcast to `values`."""
     l2: Sequence[tf.Tensor]
-    """(batch,), bounds l of the change's l2 norm."""
+    """(batch,), bounds l of the l2 norm of the change."""
     lipschitz: tf.Tensor
     """The step's own Lipschitz constant, rounded up: a scalar."""
 
 
 class Operation(abc.ABC):
-    """One step of a network. Methods but `lipschitz_constant` work in a graph.
+    """One step of a network. All methods but `lipschitz_constant` are for use in a graph.
 
     Attributes:
         rule: a description, for the table of layers.
@@ -68,7 +69,7 @@ class Operation(abc.ABC):
         """A proven upper bound of the l2 Lipschitz constant; per input for `Addition`."""
 
     def l2_bound(self, l2: Sequence[tf.Tensor], lipschitz: tf.Tensor) -> tf.Tensor:
-        """Bound of the l2 norm of the output's change, from those of the inputs; of any shape."""
+        """Bound l_out of the l2 norm of the output's change, from l of the inputs; any shape."""
         return lipschitz * l2[0]
 
     @abc.abstractmethod
@@ -77,13 +78,13 @@ class Operation(abc.ABC):
 
     @abc.abstractmethod
     def elementwise_bound(self, inputs: InputBounds) -> tf.Tensor:
-        """Bound of |change| of each output element: (batch, *output), or what broadcasts to it."""
+        """Bound e_out of each output element's absolute change; broadcasts to (batch, *output)."""
 
     @abc.abstractmethod
     def relax_backward(
         self, inputs: InputBounds, cotangent: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Backward linear relaxation: <cotangent, change of the output> from below.
+        """Backward linear relaxation: a lower bound of <cotangent, change of the output>.
 
         Args:
             cotangent: (batch, margins, *output).
@@ -102,7 +103,7 @@ class Operation(abc.ABC):
         output_elementwise: tf.Tensor,
         input_errors: Sequence[tf.Tensor],
     ) -> tf.Tensor:
-        """Bound of the computed output's error in single precision, from the inputs' errors.
+        """Bound of the rounding error of the output in single precision, from the inputs' errors.
 
         It holds wherever inputs and output are within `elementwise` and `output_elementwise` of
         `values` and `output`.
@@ -110,10 +111,10 @@ class Operation(abc.ABC):
 
 
 class Lipschitz(Operation):
-    """Any function of which a Lipschitz constant alone is known.
+    """Any function of which only a Lipschitz constant L is known: l_out = L sqrt(sum_i l_i^2).
 
     Attributes:
-        roundings: how many the output's norm errs by; None where nobody knows.
+        roundings: relative error of the output in l2, in units of roundoff; None if unknown.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class Lipschitz(Operation):
         return lipschitz * tf.sqrt(tf.add_n([bound * bound for bound in l2]))
 
     def relax_backward(self, inputs, cotangent):
-        # <a, D_out> >= -||a|| ||D_out||: no linear part is known
+        # <a, D_out> >= -||a|| l_out: no linear part is known
         l2 = self.l2_bound(inputs.l2, inputs.lipschitz)
         loss = over_margins(norms.norm, cotangent) * l2[:, None]
         shape = tf.shape(cotangent)[:2]
@@ -156,6 +157,7 @@ class Lipschitz(Operation):
         return zeros, loss
 
     def rounding_error(self, values, elementwise, output, output_elementwise, input_errors):
+        # L sqrt(sum_i ||E_i||^2) + roundings u || |output| + e_out ||
         inherited = self.l2_bound([norms.norm(error) for error in input_errors], self.constant)
         largest = norms.norm(tf.abs(output) + output_elementwise)
         fresh = self.roundings * UNIT_ROUNDOFF * largest
@@ -163,7 +165,7 @@ class Lipschitz(Operation):
 
 
 class Addition(Operation):
-    """A weighted sum of several branches: sums, differences, averages."""
+    """A weighted sum of branches, sum_i w_i x_i: sums, differences, averages."""
 
     linear = True
 
@@ -193,6 +195,7 @@ class Addition(Operation):
         return [weight * cotangent for weight in self.weights], loss
 
     def rounding_error(self, values, elementwise, output, output_elementwise, input_errors):
+        # sum_i |w_i| (E_i + (n + 2) u (|x_i| + e_i)) for n branches
         largest = self._absolute_sum(
             [tf.abs(v) + e for v, e in zip(values, elementwise, strict=True)]
         )
@@ -201,7 +204,7 @@ class Addition(Operation):
 
 
 class Concatenation(Operation):
-    """Several branches side by side."""
+    """Branches concatenated along one axis: l_out = sqrt(sum_i l_i^2)."""
 
     linear = True
     rule = "root of the branches' squares"

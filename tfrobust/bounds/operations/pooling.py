@@ -1,4 +1,4 @@
-"""Average and max pooling as the certified rules see them."""
+"""Average and max pooling in the certified rules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["AveragePooling", "MaxPooling", "sliding_windows"]
 
 
 class AveragePooling(Affine):
-    """Average pooling: no negative weights, no bias."""
+    """Average pooling: |A| = A, and no bias."""
 
     def __init__(self, layer, operator_norm, rule, *, terms: int, row_norm: float):
         super().__init__(layer, operator_norm, rule)
@@ -32,11 +32,11 @@ class AveragePooling(Affine):
 
 
 class MaxPooling(Operation):
-    """Maxima over windows; a window whose maximum cannot change place is linear.
+    """Maxima over windows; a window in which only one entry can be the maximum is linear.
 
     Attributes:
-        windows: (batch, *input) and what to pad with, to (batch, *output, entries).
-        overlap: how many windows an input can lie in, at most.
+        windows: from (batch, *input) and the padding's value to (batch, *output, entries).
+        overlap: largest number of windows that contain one input.
     """
 
     def __init__(self, layer: Any, windows: Callable[..., tf.Tensor], overlap: int):
@@ -53,20 +53,20 @@ class MaxPooling(Operation):
         return self._window_maxima(inputs.elementwise[0] * tf.ones_like(inputs.values[0]))
 
     def _window_maxima(self, x: tf.Tensor) -> tf.Tensor:
-        """Maxima of x >= 0, which padding never wins."""
+        """Maxima over the windows of x >= 0; the padding's zeros never exceed them."""
         return tf.reduce_max(self.windows(x, 0.0), axis=-1)
 
     def relax_backward(self, inputs, cotangent):
-        # D_max >= D_winner, because the maximum is at least the winner's value: no loss where the
-        # cotangent is positive. Otherwise a convex combination replaces the winner, and
-        # D_max <= <weights, D> + steepness ||D||, over the window.
+        # with D the changes of a window's entries and D_max that of their maximum:
+        # a >= 0:  a D_max >= a D_winner, as the maximum is at least the winner's value; no loss
+        # a < 0:   a D_max >= a <weights, D> - |a| steepness ||D||
         x = inputs.values[0]
         winner, weights, steepness, window_l2 = self._relaxation(x, inputs.elementwise[0])
         upward = cotangent >= 0
         slopes = tf.where(upward[..., None], winner[:, None], weights[:, None])
         residual = tf.where(upward, 0.0, -cotangent * steepness[:, None])
-        # an input lies in at most `overlap` windows: the windows' norms have an l2 norm of at most
-        # root(overlap) l, the Lipschitz constant times l
+        # an input lies in at most `overlap` windows, so that over the windows
+        # sqrt(sum ||D||^2) <= sqrt(overlap) l, the Lipschitz constant times l
         loss = support_function_bound(residual, window_l2, inputs.l2[0] * inputs.lipschitz)
         input_cotangent = over_margins(
             lambda a: self._windows_adjoint(x, a), cotangent[..., None] * slopes
@@ -76,21 +76,22 @@ class MaxPooling(Operation):
     def _relaxation(
         self, x: tf.Tensor, elementwise: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Slopes below and above each maximum, what the upper one misses, and windows' bounds.
+        """Slopes of linear bounds of each maximum, the residual of the upper one, and bounds c.
 
-        Let g_i = max x - x_i, c a bound of ||D|| over the entries that can win, and w a convex
-        combination of them. Then, e_i being unit vectors,
+        Let g_i = max x - x_i, c a bound of ||D|| over the entries that can be the maximum somewhere
+        in the ball, and w the weights of a convex combination of them. With unit vectors e_i,
 
             D_max - <w, D> = max_i (<e_i - w, D> - g_i) <= max_i (||e_i - w|| ||D|| - g_i)
                            <= ||D|| max_i (||e_i - w|| - g_i / c),
 
-        for ||D|| <= c, with ||e_i - w||^2 = ||w||^2 - 2 w_i + 1.
+        for ||D|| <= c, with ||e_i - w||^2 = ||w||^2 - 2 w_i + 1. Any w is sound; here w_i is
+        proportional to max(1 - g_i / c, 0).
 
         Returns:
-            one-hot winner and w (batch, *output, entries); the steepness, which is that maximum
-            and at least 0, and c, (batch, *output).
+            the winner, one-hot, and w, (batch, *output, entries); steepness =
+            max(0, max_i (||e_i - w|| - g_i / c)) and c, (batch, *output).
         """
-        padding = tf.constant(-1e30, x.dtype)  # never wins
+        padding = tf.constant(-1e30, x.dtype)  # never the maximum
         entries = self.windows(x, padding)
         change = self.windows(elementwise * tf.ones_like(x), 0.0)
         top = tf.reduce_max(entries, axis=-1, keepdims=True)
@@ -99,17 +100,16 @@ class MaxPooling(Operation):
         possible = entries + change >= tf.reduce_max(entries - change, axis=-1, keepdims=True)
         possible = tf.cast(possible, x.dtype)
         contested = tf.reduce_sum(possible, axis=-1) > 1.5
-        # padding, and entries that cannot win, are far away
+        # g_i; padding and entries that cannot win have weight 0
         gaps = tf.where(possible > 0, top - entries, 0.0)
         window_l2 = tf.sqrt(tf.reduce_sum(possible * change * change, axis=-1, keepdims=True))
         window_l2 = tf.maximum(window_l2, 1e-30)
-        # the nearer an entry is to the top, the larger its weight
         weights = possible * tf.nn.relu(1 - gaps / window_l2)
         weights = weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
         squares = tf.reduce_sum(weights * weights, axis=-1, keepdims=True) - 2 * weights + 1
         steepness = possible * (tf.sqrt(tf.nn.relu(squares)) - gaps / window_l2)
         steepness = tf.reduce_max(steepness, axis=-1)
-        # one possible winner: the window is linear
+        # a single possible winner: the window is linear
         steepness = tf.where(contested, tf.nn.relu(steepness), 0.0)
         weights = tf.where(contested[..., None], weights, winner)
         return winner, weights, steepness, window_l2[..., 0]
@@ -123,7 +123,7 @@ class MaxPooling(Operation):
         return tape.gradient(windows, zeros, cotangent)
 
     def rounding_error(self, values, elementwise, output, output_elementwise, input_errors):
-        # a maximum is exact: it errs by no more than one of its inputs
+        # a maximum is exact: its error is at most the largest of its inputs'
         return self._window_maxima(input_errors[0] * tf.ones_like(values[0]))
 
 

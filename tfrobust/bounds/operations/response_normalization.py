@@ -1,8 +1,8 @@
-"""Local response normalization (LRN) as the certified rules see it.
+"""Local response normalization (LRN) in the certified rules.
 
     y_i = x_i s_i^-beta,  s_i = k + alpha * sum of x_j^2 over the n neighbours j of channel i.
 
-Its Jacobian at one position, channels by channels, is J = diag(s^-beta) - C, where
+Its Jacobian at one position, (channels, channels), is J = diag(s^-beta) - C, where
 
     C_ij = 2 alpha beta x_i x_j s_i^(-beta-1)  for neighbours j of i, else 0.
 
@@ -11,8 +11,9 @@ With alpha * sum of x_j^2 = s_i - k, and 2 |x_i x_j| <= x_i^2 + x_j^2, sums of |
     along row i:     2 beta sqrt(n) q_i,    q_i = (s_i - k) s_i^(-beta-1),
     along column j:  beta (n + 1) max q_i,
 
-and ||C|| is at most the root of the product of both (Schur's test). As a function of s, q grows
-until s = k (beta + 1) / beta.
+as in the column each entry i != j is at most beta q_i (both are neighbours of i), and i = j at most
+2 beta q_j. By Schur's test ||C|| is at most the root of the product of both. As a function of s, q
+increases up to s = k (beta + 1) / beta.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ class ResponseNormalization(Operation):
         self.layer = layer
 
     def lipschitz_constant(self):
-        """k^-beta + ||C||, everywhere."""
+        """k^-beta + ||C||, over all inputs."""
         return float(float(self.layer.bias) ** -float(self.layer.beta) + self._coupling(math.inf))
 
     def apply(self, values):
         return self.layer(values[0])
 
     def _coupling(self, largest_bracket: Any) -> Any:
-        """Bound of ||C|| where no bracket s exceeds a value."""
+        """Bound of ||C|| where all s <= largest_bracket: beta sqrt(2 sqrt(n) (n + 1)) max q(s)."""
         k, beta = float(self.layer.bias), float(self.layer.beta)
         neighbours = 2 * int(self.layer.depth_radius) + 1
         local = isinstance(largest_bracket, tf.Tensor)
@@ -65,7 +66,7 @@ class ResponseNormalization(Operation):
     def _relaxation(
         self, x: tf.Tensor, elementwise: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The slopes at x, and how far the Jacobian anywhere in the ball is from their diagonal.
+        """The slopes s(x)^-beta, and how far the Jacobian deviates from their diagonal in the ball.
 
         |x| is within e of |x| at the centre, so that s lies between s(max(0, |x| - e)) and
         s(|x| + e). By the mean value theorem, at each position,
@@ -101,12 +102,12 @@ class ResponseNormalization(Operation):
         return [cotangent * slope[:, None]], residual * inputs.l2[0][:, None]
 
     def rounding_error(self, values, elementwise, output, output_elementwise, input_errors):
-        # inherited: at most as where the bracket is k, its smallest
+        # inherited: |J| E with s = k, its smallest value: k^-beta E_i + ||C|| ||E||
         length = tf.sqrt(tf.reduce_sum(input_errors[0] ** 2, axis=-1, keepdims=True))
         steepest = float(self.layer.bias) ** -float(self.layer.beta)
         inherited = steepest * input_errors[0] + self._coupling(math.inf) * length
-        # fresh: s^-beta = exp(-beta log s) magnifies relative errors of s, from the sum of its
-        # terms, by beta, and absolute errors of its logarithm too
+        # fresh: in s^-beta = exp(-beta log s), relative errors of s (from the sum of its terms) and
+        # absolute errors of its logarithm are both multiplied by beta
         largest = self._brackets(tf.abs(values[0]) + elementwise[0])
         logarithm = tf.maximum(tf.abs(tf.math.log(largest)), abs(math.log(self.layer.bias)))
         power = float(self.layer.beta) * (2 * int(self.layer.depth_radius) + 7 + 4 * logarithm)

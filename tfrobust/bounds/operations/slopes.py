@@ -1,4 +1,4 @@
-"""The activations that Keras has, each with bounds of its slope in an interval.
+"""Keras's activations, each with bounds of its slope in an interval.
 
 `slopes(x, e)` bounds (f(x + D) - f(x)) / D for |D| <= e: by the extreme chords where f is piecewise
 linear or convex, else by the extreme values of f' on [x - e, x + e] (mean value theorem).
@@ -21,7 +21,7 @@ __all__ = ["activation_of"]
 
 def _relu(slope: float = 0.0, function: Callable[..., Any] | None = None) -> Activation:
     def slopes(x, e):
-        # the extreme chords from x end at x - e and x + e; of a ReLU their slopes are
+        # the extreme chords from x end at x - e and x + e; those of a ReLU have the slopes
         # x > 0:  low = min(1, x / e),  high = 1
         # x < 0:  low = 0,              high = max(0, 1 + x / e)
         # and a leaky ReLU is slope * x + (1 - slope) * ReLU(x)
@@ -42,7 +42,7 @@ def _relu(slope: float = 0.0, function: Callable[..., Any] | None = None) -> Act
 def _convex(
     function: Callable[..., Any], derivative: Callable[..., Any], lipschitz: float
 ) -> Activation:
-    """A convex function: f' grows, so that chords' slopes lie in [f'(x - e), f'(x + e)]."""
+    """A convex function: f' increases, so that slopes of chords lie in [f'(x - e), f'(x + e)]."""
     return Activation(
         function, lipschitz, lambda x, e: (derivative(x - e), derivative(x + e)), derivative
     )
@@ -51,7 +51,7 @@ def _convex(
 def _bell_slope(
     function: Callable[..., Any], derivative: Callable[..., Any], lipschitz: float
 ) -> Activation:
-    """A function whose f' is even and falls with |x|: [f'(|x| + e), f'(max(0, |x| - e))]."""
+    """f' is even and decreases with |x|: [f'(|x| + e), f'(max(0, |x| - e))]."""
 
     def slopes(x, e):
         nearest = tf.nn.relu(tf.abs(x) - e)
@@ -72,7 +72,7 @@ def _elu(alpha: float, scale: float, function: Callable[..., Any]) -> Activation
     def slopes(x, e):
         left, right = x - e, x + e
         ends = derivative(left), derivative(right)
-        # f' grows to scale * alpha at 0 from below, and is scale behind it
+        # f' increases to scale * alpha at 0, and is scale for x > 0
         high = tf.where((left <= 0) & (right > 0), lipschitz, tf.maximum(*ends))
         return tf.minimum(tf.minimum(*ends), tf.where(right > 0, scale, ends[1])), high
 
@@ -95,9 +95,9 @@ def _piecewise_monotone_slope(
     extrema: Sequence[tuple[float, float]],
     terms: tuple[float, float] = (0.0, 0.0),
 ) -> Activation:
-    """A function whose f' is monotone between its extrema (x, f'(x)).
+    """f' is monotone between its extrema, given as (x, f'(x)).
 
-    Over an interval f' is extreme at its ends or at an extremum inside. Extreme slopes are given
+    Over an interval f' is extreme at an end or at an extremum inside. The slopes at the extrema are
     rounded away from zero.
     """
 
@@ -105,8 +105,8 @@ def _piecewise_monotone_slope(
         left, right = x - e, x + e
         ends = derivative(left), derivative(right)
         low, high = tf.minimum(*ends), tf.maximum(*ends)
-        for place, slope in extrema:
-            inside = (left <= place) & (place <= right)
+        for extremum, slope in extrema:
+            inside = (left <= extremum) & (extremum <= right)
             low = tf.where(inside, tf.minimum(low, slope), low)
             high = tf.where(inside, tf.maximum(high, slope), high)
         return low, high
@@ -115,15 +115,18 @@ def _piecewise_monotone_slope(
 
 
 def _silu_slope(x: tf.Tensor) -> tf.Tensor:
+    # f(x) = x s(x) with the sigmoid s: f' = s(x) (1 + x s(-x))
     return tf.sigmoid(x) * (1 + x * tf.sigmoid(-x))
 
 
 def _gelu_slope(x: tf.Tensor) -> tf.Tensor:
+    # f(x) = x P(x) with the normal distribution P of density p: f' = P(x) + x p(x)
     density = tf.exp(-x * x / 2) / math.sqrt(2 * math.pi)
     return tf.math.erfc(-x / math.sqrt(2)) / 2 + x * density
 
 
 def _hard_silu_slope(x: tf.Tensor) -> tf.Tensor:
+    # f(x) = x (x + 3) / 6 on [-3, 3]
     return tf.where(x <= -3, 0.0, tf.where(x >= 3, 1.0, (2 * x + 3) / 6))
 
 
@@ -177,7 +180,7 @@ _OPERATIONS = {
         *(_act.softsign, _act.silu, _act.hard_sigmoid, _act.hard_silu),
     )
 }
-# layers with settings, and the operations that have the same
+# layers with settings, and the operations with the same settings
 _RELUS = (keras.layers.ReLU, operation_class(_act.relu))
 _LEAKY = (keras.layers.LeakyReLU, operation_class(keras.ops.leaky_relu))
 _ELUS = (keras.layers.ELU, operation_class(keras.ops.elu))
@@ -185,7 +188,7 @@ _GELU = operation_class(keras.ops.gelu)
 
 
 def activation_of(layer: Any) -> Activation | None:
-    """The activation of an activation layer or function, or None where it is not known."""
+    """The activation of a layer or function, or None where it is not known."""
     if is_plain(layer, keras.layers.Activation):
         layer = layer.activation
     if is_plain(layer, *_RELUS):

@@ -1,4 +1,4 @@
-"""The support function of a box intersected with an l2 ball: what a residual can cost at most."""
+"""The support function of a box intersected with an l2 ball, which bounds a residual."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TINY = 1e-30
 
 
 class RowGram(NamedTuple):
-    """The Gram matrix of a dense layer's rows: a change that moves one output moves few others."""
+    """The Gram matrix of a dense layer's rows a_i: ||sum_i +-w_i a_i||^2 <= w^T |A A^T| w."""
 
     absolute: tf.Tensor
     """(outputs, outputs), |A A^T|, rounded up."""
@@ -43,7 +43,7 @@ def support_function_bound(
 
     Args:
         weights: w, (batch, margins, ...), not negative.
-        box: (batch, ...), not negative, or what broadcasts to it.
+        box: (batch, ...), not negative; may broadcast.
         radius: (batch,).
         gram: where t is at most |A d| with ||d|| <= gram.l2, for the rows a_i of A. Then also
             <w, t> <= gram.l2 ||sum of +-w_i a_i|| for some signs, whose square is at most
@@ -67,11 +67,12 @@ def support_function_bound(
     for _ in range(DUAL_STEPS):
         m = tf.maximum(multiplier, tiny)
         maximiser = tf.minimum(t, w / m[:, :, None])
-        # w t - m t^2 / 2 as a product, to lose no digits
+        # sum_i w_i t_i - m t_i^2 / 2, as a product to avoid cancellation
         value = tf.reduce_sum(maximiser * (w - m[:, :, None] * maximiser / 2), axis=2)
         best = tf.minimum(best, value + m * radius * radius / 2)
         at_face = tf.cast(w >= m[:, :, None] * t, w.dtype)
         remaining = radius * radius - tf.reduce_sum(at_face * t * t, axis=2)
         free = tf.reduce_sum((1 - at_face) * w * w, axis=2)
+        # m^2 = sum over i not in F of w_i^2 / (radius^2 - sum over F of box_i^2)
         multiplier = tf.sqrt(free / tf.maximum(remaining, 1e-6 * radius * radius + tiny))
     return best

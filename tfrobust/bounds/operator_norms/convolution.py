@@ -1,9 +1,13 @@
 """Proven upper bounds of a convolution's operator norm for its input size, stride and padding.
 
-Small convolutions become matrices: Lanczos proposes a norm and a Cholesky
-factorization of a little more than it proves it. Large ones are submatrices of (twisted) circulant
-operators, whose norm is the largest over frequencies (Sedghi et al. 2019). Everything is computed
-in double precision; `SLACK` covers its rounding.
+Small convolutions are written out as a matrix A: Lanczos estimates ||A||^2, and a Cholesky
+factorization of b I - A A^T proves ||A||^2 <= b for a b slightly above the estimate. Large ones are
+submatrices of circulant operators of a period N, or twisted circulant ones (x[n + N] =
+exp(i theta) x[n]), whose norm is the largest over frequencies (Sedghi et al. 2019),
+
+    ||A|| <= max over k of ||K((2 pi k + theta) / N)||,    K(w) = sum_t W[t] exp(-i w t).
+
+Everything is computed in double precision; `SLACK` covers its rounding.
 """
 
 from __future__ import annotations
@@ -21,13 +25,13 @@ from threadpoolctl import threadpool_limits
 
 __all__ = ["Convolution", "convolution_norm", "gram_norm", "largest_singular_value"]
 
-# relative; the factorizations here err by less than their size times 1e-16
+# relative; a factorization here has an error of less than its size times 1e-16
 SLACK = 1e-9
-# operations that a dense matrix and its factorization may cost: about 3,100 rows
+# floating-point operations of a dense matrix and its factorization, at most: about 3,100 rows
 DENSE_COST = 3e10
-# more than that, and only one twist of the grid of frequencies is bounded
+# floating-point operations above which only one twist of the circulant operator is bounded
 SPECTRAL_COST = 1e8
-# from this size on Gram iteration is in single precision
+# above this size Gram iteration is in single precision
 LARGE = 128
 
 
@@ -61,13 +65,13 @@ def convolution_norm(convolution: Convolution) -> float:
     rows = min(math.prod(convolution.size) * inputs, math.prod(convolution.output_size) * outputs)
     if groups * float(rows) ** 3 <= DENSE_COST:
         return max(_matrix_norm(convolution, group) for group in range(groups))
-    # products of many small matrices: synchronising BLAS threads costs a hundredfold
+    # products of many small matrices: synchronising BLAS threads is a hundred times slower
     with threadpool_limits(1, "blas"):
         return max(_spectral_norm(convolution, group) for group in range(groups))
 
 
 def largest_singular_value(matrix: np.ndarray) -> float:
-    """An upper bound of a dense matrix's norm, exact but for rounding. Raises: LinAlgError."""
+    """An upper bound of a dense matrix's norm, tight up to rounding. Raises: LinAlgError."""
     matrix = np.asarray(matrix, np.float64)
     if min(matrix.shape) > 64:
         return gram_norm(matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix)
@@ -75,7 +79,7 @@ def largest_singular_value(matrix: np.ndarray) -> float:
 
 
 def gram_norm(gram: np.ndarray) -> float:
-    """An upper bound of the norm of a matrix whose Gram matrix this is."""
+    """An upper bound of ||A||, from G = A A^T: the root of the largest eigenvalue of G."""
     gram = np.asarray(gram, np.float64)
     count = len(gram)
     scale = float(np.trace(gram))
@@ -90,7 +94,7 @@ def gram_norm(gram: np.ndarray) -> float:
     )
     for excess in (1e-4, 1e-3, 1e-2):
         bound = estimate * (1 + excess)
-        # positive definite only if no eigenvalue exceeds the bound
+        # b I - G has a Cholesky factorization only if all eigenvalues of G are below b
         if scipy.linalg.lapack.dpotrf(bound * np.eye(count) - gram, overwrite_a=True)[1] == 0:
             return math.sqrt(bound) * (1 + SLACK)
     return math.sqrt(float(np.linalg.eigvalsh(gram)[-1])) * (1 + SLACK)
@@ -103,20 +107,23 @@ def _matrix_norm(convolution: Convolution, group: int) -> float:
 
 
 def sparse_matrix(convolution: Convolution, group: int = 0) -> scipy.sparse.csr_matrix:
-    """The sparse matrix (outputs, inputs) of one group."""
+    """The sparse matrix (outputs, inputs) of one group, sum over taps (k, l) of T_k * T_l * W_kl^T.
+
+    Here * is the Kronecker product, and T_k, T_l are those of `_tap`.
+    """
     total = None
     for row, column in np.ndindex(*convolution.kernel.shape[:2]):
-        places = scipy.sparse.kron(
+        positions = scipy.sparse.kron(
             _tap(convolution, 0, row), _tap(convolution, 1, column), format="csr"
         )
         weights = convolution.kernel[row, column, :, :, group].T
-        part = scipy.sparse.kron(places, weights, format="csr")
-        total = part if total is None else total + part
+        term = scipy.sparse.kron(positions, weights, format="csr")
+        total = term if total is None else total + term
     return total
 
 
 def _tap(convolution: Convolution, axis: int, tap: int) -> scipy.sparse.csr_matrix:
-    """Which input of one axis each output reads through one tap: (outputs, inputs) of 0 and 1."""
+    """T_t of one axis, (outputs, inputs): 1 at [i, stride i + dilation t - padding], else 0."""
     count, size = convolution.output_size[axis], convolution.size[axis]
     outputs = np.arange(count)
     reads = outputs * convolution.strides[axis] + tap * convolution.dilation[axis]
@@ -128,7 +135,7 @@ def _tap(convolution: Convolution, axis: int, tap: int) -> scipy.sparse.csr_matr
 
 
 def _spectral_norm(convolution: Convolution, group: int) -> float:
-    """The smallest norm, over a few twists, of circulant operators that contain this one."""
+    """The smallest bound max_k ||K(w_k)|| over the twists theta in {0, pi} of each axis."""
     kernel = convolution.kernel[..., group]
     grids = []
     for axis in (0, 1):
@@ -139,7 +146,7 @@ def _spectral_norm(convolution: Convolution, group: int) -> float:
         return largest_singular_value(kernel[0, 0])
     twists = list(itertools.product(*[(0.0, math.pi) if count > 1 else (0.0,) for count in taps]))
     if math.prod(grids) * min(kernel.shape[2:]) ** 3 > SPECTRAL_COST:
-        # the one whose norm seems the smallest; what is proved is the norm of that one
+        # the one with the smallest estimate; only its norm is then bounded
         twists = [min(twists, key=lambda twist: _lower_estimate(kernel, grids, twist))]
     return min(_over_frequencies(kernel, grids, twist) for twist in twists)
 
@@ -147,10 +154,16 @@ def _spectral_norm(convolution: Convolution, group: int) -> float:
 def _with_stride_one(
     kernel: np.ndarray, convolution: Convolution, axis: int
 ) -> tuple[np.ndarray, int]:
-    """An equal kernel with stride and dilation 1 along an axis, and a period it fits into.
+    """An equivalent kernel with stride and dilation 1 along an axis, and a period N for it.
 
-    A stride becomes channels, one for each phase of the input; a dilated convolution is several
-    that do not meet, one for each remainder of the position.
+    Stride s: the phases x_f[n] = x[s n + f] of the input become channels. With padding p and
+    t - p = s m + f, y[i] = sum_t W[t] x[s i + t - p] = sum_(m, f) W[s m + f + p] x_f[i + m].
+
+    Dilation d: d independent convolutions with the same kernel, one per remainder r of the
+    positions modulo d; N is the largest of their periods.
+
+    A period is long enough if positions that wrap around miss every input: with `before` zeros in
+    front, N >= inputs + before and N >= outputs + taps - 1 - before.
     """
     taps = kernel.shape[axis]
     stride, dilation = convolution.strides[axis], convolution.dilation[axis]
@@ -173,21 +186,20 @@ def _with_stride_one(
         phases = np.moveaxis(phases, 1, 2)  # (taps, other taps, phases, inputs, outputs)
         kernel = phases.reshape(*phases.shape[:2], -1, phases.shape[-1])
         kernel = np.moveaxis(kernel, 0, axis)
-    # positions that wrap around the period must miss every input
     return kernel, max(inputs + before, outputs + taps - 1 - before)
 
 
 def _over_frequencies(kernel: np.ndarray, grids: list[int], twist: tuple[float, float]) -> float:
-    """The largest norm of the kernel's Fourier transform over a grid of frequencies."""
-    best = 0.0
+    """max_k ||K(w_k)|| over the grid of frequencies."""
+    largest = 0.0
     for block in _blocks(kernel, grids, twist):
-        best = max(best, _largest_norm(block, best))
-    return best * (1 + SLACK)
+        largest = max(largest, _largest_norm(block, largest))
+    return largest * (1 + SLACK)
 
 
 def _lower_estimate(kernel: np.ndarray, grids: list[int], twist: tuple[float, float]) -> float:
-    """A lower estimate of that norm: a few steps of the power method at every frequency."""
-    best = 0.0
+    """An estimate of it from below: a few steps of the power method at every frequency."""
+    largest = 0.0
     for block in _blocks(kernel.astype(np.float32), grids, twist):
         vectors = np.ones((len(block), block.shape[2], 1), block.dtype)
         for _ in range(8):
@@ -195,15 +207,18 @@ def _lower_estimate(kernel: np.ndarray, grids: list[int], twist: tuple[float, fl
             vectors = np.conj(np.swapaxes(block, 1, 2)) @ images
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors /= np.maximum(lengths, np.float32(1e-30))
-        best = max(best, float(np.linalg.norm(block @ vectors, axis=1).max()))
-    return best
+        largest = max(largest, float(np.linalg.norm(block @ vectors, axis=1).max()))
+    return largest
 
 
 def _blocks(
     kernel: np.ndarray, grids: list[int], twist: tuple[float, float]
 ) -> Iterator[np.ndarray]:
-    """The transform in pieces of about 100 MB: (frequencies, inputs, outputs)."""
-    # conjugate frequencies have the same norm: half of the first axis is enough
+    """K(w) = sum_(t, u) W[t, u] exp(-i (w_1 t + w_2 u)) in pieces of about 100 MB.
+
+    (frequencies, inputs, outputs) each, w = (2 pi k + theta) / N along each axis.
+    """
+    # K(-w) is the conjugate of K(w), of equal norm: half of the first axis is enough
     counts = (grids[0] // 2 + 1, grids[1])
     waves = [
         np.exp(-1j * np.outer((2 * math.pi * np.arange(count) + angle) / grid, np.arange(taps)))
@@ -220,7 +235,7 @@ def _blocks(
 
 
 def _largest_norm(matrices: np.ndarray, floor: float) -> float:
-    """An upper bound of the largest norm among complex matrices, or `floor` where none exceeds it.
+    """An upper bound of the largest norm of complex matrices A, or `floor` where none exceeds it.
 
     Gram iteration (Delattre et al. 2023), with G = A A^* of n rows and k doubled at every step:
 
@@ -235,16 +250,16 @@ def _largest_norm(matrices: np.ndarray, floor: float) -> float:
     if size > LARGE:
         scale = np.abs(matrices).max()
         matrices, floor = (matrices / scale).astype(np.complex64), floor / scale
-        # products of complex numbers, summed up: 4 roundings each, root(size) for the norms, and
-        # half as much for each further power
+        # sums of products of complex numbers: 4 roundings each, a factor sqrt(size) for the norm,
+        # and half as much for each further power, 8 in total
         slack = 1 + 8 * size**1.5 * 2.0**-24
     power = matrices @ np.conj(np.swapaxes(matrices, 1, 2))
-    logs = np.zeros(len(power))  # the true power is exp(logs) times the kept one
+    logs = np.zeros(len(power))  # G^k = exp(logs) * power, k = exponent
     exponent = 1.0
     while True:
         norms = np.linalg.norm(power, axis=(1, 2))
-        alive = norms > 0
-        power, logs, norms = power[alive], logs[alive], norms[alive]
+        nonzero = norms > 0
+        power, logs, norms = power[nonzero], logs[nonzero], norms[nonzero]
         if not len(power):
             return floor * scale
         upper = slack * np.exp((logs + np.log(norms)) / (2 * exponent))

@@ -70,7 +70,7 @@ def operator_norm_upper_bound(
     Dense layers: the largest singular value. Convolutions, with any stride, padding, dilation and
     groups: within 2 % for the sizes used in practice (see `convolution`). Batch normalization in
     inference mode, rescaling, average pooling: exact. Bias and activation do not enter. Computed in
-    double precision once for the same weights and shape, whatever layer holds them.
+    double precision and cached by the weights and the shape, also across layers.
 
     Args:
         layer: a built layer.
@@ -83,7 +83,7 @@ def operator_norm_upper_bound(
     """
     shape = _sizes(input_shape)
     if getattr(layer, "quantization_mode", None):
-        raise UnsupportedLayerError(f"layer {layer.name!r} is quantized, and not linear")
+        raise UnsupportedLayerError(f"layer {layer.name!r} is quantized, so not linear")
     if is_plain(layer, layers.Dense):
         kernel = _weights(layer, "kernel")
         _check_size(layer, shape, -1, len(kernel))
@@ -100,7 +100,7 @@ def operator_norm_upper_bound(
         _check_size(layer, shape, axis - 1 if axis > 0 else axis, len(scale))
         return float(np.abs(scale).max()) * (1 + SLACK)
     if is_plain(layer, layers.Rescaling):
-        # as single precision has it
+        # as rounded to single precision
         return float(np.abs(np.asarray(layer.scale, np.float32)).max()) * (1 + SLACK)
     if is_plain(layer, layers.Normalization):
         if layer.invert:
@@ -192,7 +192,7 @@ def _convolution(layer: Any, shape: tuple[int, ...], kernel: np.ndarray) -> floa
 
 
 def _average(layer: Any, shape: tuple[int, ...]) -> float:
-    """Averages over a rectangle are averages over rows of averages over columns."""
+    """The product of the norms along each axis: averages over a rectangle are separable."""
     norm = 1.0
     for size, pool, stride in zip(
         shape[:-1], layer.pool_size, layer.strides or layer.pool_size, strict=True
@@ -221,18 +221,18 @@ def _check_size(layer: Any, shape: tuple[int, ...], axis: int, size: int) -> Non
 
 
 def windows_over(size: int, pool: int, stride: int, padding: tuple[int, int]) -> np.ndarray:
-    """Which places of one axis each pooling window reads: (windows, size), bool."""
+    """Which positions of one axis each pooling window contains: (windows, size), bool."""
     before, after = padding
     count = (size + before + after - pool) // stride + 1
     first = np.arange(count)[:, None] * stride - before
-    inside = np.arange(size)
-    return (inside >= first) & (inside < first + pool)
+    positions = np.arange(size)
+    return (positions >= first) & (positions < first + pool)
 
 
 def zeros_around(
     padding: str, size: int, taps: int, stride: int, dilation: int = 1
 ) -> tuple[int, int]:
-    """Zeros that Keras's padding puts before and after one axis."""
+    """Number of zeros that Keras's padding adds before and after one axis."""
     reach = (taps - 1) * dilation + 1
     if padding == "valid":
         if reach > size:
@@ -261,7 +261,7 @@ def _weights(layer: Any, name: str) -> np.ndarray:
 def cached_norm(
     kind: str, arrays: list[np.ndarray], settings: Any, compute: Callable[..., float]
 ) -> float:
-    """`compute(*arrays)`, or its result for equal arrays and settings before."""
+    """`compute(*arrays)`, cached by kind, arrays and settings."""
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
         digest.update(repr(array.shape).encode())

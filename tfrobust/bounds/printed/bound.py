@@ -26,11 +26,11 @@ layers = keras.layers
 def thesis(model: keras.Model, x: np.ndarray, *, batch_size: int) -> RobustnessBound:
     """See `tfrobust.bounds.robustness`."""
     steps = graph_steps(model, x)
-    for number, step in enumerate(steps):
-        if step.inputs != (number - 1,):
+    for index, step in enumerate(steps):
+        if step.inputs != (index - 1,):
             raise UnsupportedLayerError(
-                f"layer {step.name!r} ({step.kind}) is not one of a chain: the thesis has rules "
-                'for chains only; rules="certified" covers branches'
+                f"layer {step.name!r} ({step.kind}) is not part of a chain: the thesis has rules "
+                'for chains only; use rules="certified", which covers branches'
             )
     stages = _stages(steps)
 
@@ -44,22 +44,24 @@ def thesis(model: keras.Model, x: np.ndarray, *, batch_size: int) -> RobustnessB
         kappa = np.empty(0)
         for stage in reversed(stages):
             kappa = stage.rule(kappa, values)
-            for at in range(stage.first, stage.last + 1):
-                by_step[at] = kappa
+            for index in range(stage.first, stage.last + 1):
+                by_step[index] = kappa
         return np.stack(by_step, axis=1), values[-1]
 
     kappa, logits = in_batches(kappas, x, batch_size=batch_size, description="printed bounds")
     ordered = np.sort(logits, axis=1)
     count, bound = len(x), kappa[:, 0].astype(np.float32)
-    rules = {at: stage.description for stage in stages for at in range(stage.first, stage.last + 1)}
+    rules = {
+        index: stage.description for stage in stages for index in range(stage.first, stage.last + 1)
+    }
     return RobustnessBound(
         bound=bound,
         predicted=logits.argmax(axis=1).astype(np.int32),
         margin=(ordered[:, -1] - ordered[:, -2]).astype(np.float32),
         untightened=bound,
         layers=tuple(
-            LayerKappa(step.name, step.kind, rules[at], kappa[:, at].astype(np.float32))
-            for at, step in enumerate(steps)
+            LayerKappa(step.name, step.kind, rules[index], kappa[:, index].astype(np.float32))
+            for index, step in enumerate(steps)
         ),
         rounding=np.zeros(count, np.float32),
         proved_in_float32=np.zeros(count, bool),
@@ -69,7 +71,7 @@ def thesis(model: keras.Model, x: np.ndarray, *, batch_size: int) -> RobustnessB
 
 
 def _values_of_steps(logits: keras.Model, _: int) -> Callable[..., list[tf.Tensor]]:
-    """Build: the input and what each step returns; again after a rule was registered."""
+    """Build: the input and the output of each step. Rebuilt after a rule has been registered."""
     steps = graph_steps(logits)
 
     def run(rows: tf.Tensor) -> list[tf.Tensor]:
@@ -84,28 +86,28 @@ def _values_of_steps(logits: keras.Model, _: int) -> Callable[..., list[tf.Tenso
 def _stages(steps: Sequence[Step]) -> list[Stage]:
     """The rules of a chain, from the input to the logits."""
     stages: list[Stage] = []
-    at = len(steps) - 1
-    if is_plain(steps[at].layer, layers.Dense) and not is_user_rule(steps[at], "thesis"):
-        stages.append(_last_stage(at, steps[at].layer))
-        at -= 1
-    else:  # softmax of the last layer's outputs themselves
-        classes = steps[at].output_shape[-1]
+    index = len(steps) - 1
+    if is_plain(steps[index].layer, layers.Dense) and not is_user_rule(steps[index], "thesis"):
+        stages.append(_last_stage(index, steps[index].layer))
+        index -= 1
+    else:  # not a dense layer: Theorem 3.6 with identity weights on the logits
+        classes = steps[index].output_shape[-1]
 
-        def of_logits(_: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
+        def logit_distance(_: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
             return formulas.last_layer(values[-1], np.eye(classes), np.zeros(classes))
 
-        stages.append(Stage(len(steps), len(steps) - 1, "Theorem 3.6", of_logits))
-    while at >= 0:
-        stage = stage_of(steps, at)
+        stages.append(Stage(len(steps), len(steps) - 1, "Theorem 3.6", logit_distance))
+    while index >= 0:
+        stage = stage_of(steps, index)
         stages.append(stage)
-        at = stage.first - 1
+        index = stage.first - 1
     return stages[::-1]
 
 
-def _last_stage(at: int, layer: Any) -> Stage:
+def _last_stage(index: int, layer: Any) -> Stage:
     def rule(_: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
         kernel = np.asarray(layer.kernel, np.float64)
         bias = np.zeros(kernel.shape[1]) if layer.bias is None else np.asarray(layer.bias)
-        return formulas.last_layer(values[at], kernel, bias)
+        return formulas.last_layer(values[index], kernel, bias)
 
-    return Stage(at, at, "Theorem 3.6", rule)
+    return Stage(index, index, "Theorem 3.6", rule)

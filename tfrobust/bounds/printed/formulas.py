@@ -1,11 +1,12 @@
 """The formulas of Peck 2017 as printed, from the logits back to the input.
 
-Kappa is the l2 norm that a change of a layer's output has to have; each rule turns it into that of
-its input. The printed rules are not sound: tests/bounds/test_errata.py breaks four of them.
+kappa is the l2 norm that a change of a layer's output needs; each rule turns it into that of the
+layer's input. The printed rules are not sound: tests/bounds/test_errata.py has counterexamples to
+four of them.
 
-The thesis's text was not at hand for all of them. Theorems 3.6, 4.2, 5.1, 5.3 and Table 4.1 agree
-with every figure known of them; the readings taken of Algorithm 4.1 and of Theorems 5.6 and 5.9 are
-in the docstrings of their functions.
+The thesis's text was not available for all of them. Theorems 3.6, 4.2, 5.1, 5.3 and Table 4.1 agree
+with all of its published numbers; the interpretations of Algorithm 4.1 and of Theorems 5.6 and 5.9
+are in the docstrings of their functions.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ __all__ = [
     "response_normalization",
 ]
 
-# Table 4.1: the largest first and second derivatives as printed. That of tanh is .770 in truth, and
-# ReLU has no second derivative; the thesis sets it to 1.
+# Table 4.1: the largest first and second derivatives as printed. The true second derivative of
+# tanh reaches .770; ReLU has none, and the thesis sets it to 1.
 DERIVATIVES = {
     "linear": (1.0, 0.0),
     "sigmoid": (0.25, 0.0962),
@@ -39,7 +40,7 @@ DERIVATIVES = {
 def last_layer(hidden: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Theorem 3.6: the distance of h to the nearest boundary of a linear or softmax classifier.
 
-    min over j of |(w_c - w_j) h + b_c - b_j| / ||w_c - w_j||, c the predicted class.
+    min_j |<w_c - w_j, h> + b_c - b_j| / ||w_c - w_j||, c the predicted class.
 
     Args:
         hidden: (batch, features).
@@ -47,7 +48,7 @@ def last_layer(hidden: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.
         bias: (classes,).
 
     Returns:
-        (batch,); infinite where no class can take over.
+        (batch,); infinite where no other class can be reached.
     """
     logits = hidden @ weights + bias
     predicted = logits.argmax(axis=1)
@@ -62,9 +63,9 @@ def last_layer(hidden: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.
 def hessian_bound(weights: Sequence[np.ndarray], activations: Sequence[str]) -> float:
     """Algorithm 4.1: M, from the layers' largest row sums and Table 4.1's derivatives.
 
-    Read as: D <- s1 r D and M <- s2 (r D)^2 + s1 r M from layer to layer, D = 1 and M = 0 at first,
-    with r the largest row sum of |W|, s1 and s2 the largest derivatives. This agrees with the
-    figures known of it (one tanh unit, one ReLU unit, and the 1.5e-5 of a trained LeNet-5).
+    Interpreted as M <- s2 (r D)^2 + s1 r M and D <- s1 r D from layer to layer, starting at M = 0
+    and D = 1, with r the largest row sum of |W|, s1 and s2 the largest derivatives. This agrees
+    with the published numbers (one tanh unit, one ReLU unit, and 1.5e-5 for a trained LeNet-5).
 
     Args:
         weights: of each hidden layer, (inputs, outputs).
@@ -89,7 +90,7 @@ def mlp(kappa: np.ndarray, jacobian: np.ndarray, curvature: float, units: int) -
         units: n, of the last hidden layer.
     """
     scale = curvature * math.sqrt(units)
-    # the same without cancellation, and with its limit at M = 0
+    # = 2 kappa / (||J|| + sqrt(||J||^2 + 2 M sqrt(n) kappa)), without cancellation and for M = 0
     root = np.sqrt(jacobian**2 + 2 * scale * kappa)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(kappa > 0, 2 * kappa / (jacobian + root), 0.0)
@@ -102,7 +103,7 @@ def convolution(kappa: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def pooling(kappa: np.ndarray, outputs: float, window: float, kind: float | str) -> np.ndarray:
-    """Theorem 5.3, eq. (5.4): t x t outputs of q x q windows; the channels are forgotten.
+    """Theorem 5.3, eq. (5.4): t x t outputs of q x q windows; ignores the number of channels.
 
     Args:
         kappa: (batch,).
@@ -121,8 +122,8 @@ def pooling(kappa: np.ndarray, outputs: float, window: float, kind: float | str)
 def batch_normalization(kappa: np.ndarray, output: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Theorem 5.6, on the false premise that the output's *norm* has to grow by kappa.
 
-    Read as: the output is stretched to (1 + kappa / ||y||) y, so that the input changes by
-    kappa ||y / scale|| / ||y||. This agrees with the one figure known (7.07).
+    Interpreted as: the output grows to (1 + kappa / ||y||) y, so that the input changes by
+    kappa ||y / scale|| / ||y||. This agrees with the only published number (7.07).
 
     Args:
         kappa: (batch,).
@@ -140,14 +141,14 @@ def response_normalization(
 ) -> np.ndarray:
     """Theorem 5.9 on the same premise, with Lemma 5.11: ||LRN(x)|| <= ||x|| / k^beta.
 
-    Read as: ||x + r|| >= k^beta (||y|| + kappa), hence r >= k^beta (||y|| + kappa) - ||x||, and 0
-    where that is negative. No figure is known of it.
+    Interpreted as: ||x + r|| >= k^beta (||y|| + kappa), hence ||r|| >= k^beta (||y|| + kappa) -
+    ||x||, and 0 where that is negative. There is no published number to compare with.
 
     Args:
         kappa: (batch,).
         x, output: the layer's input and output, (batch, ...).
     """
     axes = tuple(range(1, x.ndim))
-    before = np.sqrt(np.sum(np.square(x), axis=axes))
-    after = np.sqrt(np.sum(np.square(output), axis=axes))
-    return np.maximum(bias**beta * (after + kappa) - before, 0.0)
+    input_norm = np.sqrt(np.sum(np.square(x), axis=axes))
+    output_norm = np.sqrt(np.sum(np.square(output), axis=axes))
+    return np.maximum(bias**beta * (output_norm + kappa) - input_norm, 0.0)

@@ -28,13 +28,13 @@ def hidden_layers(steps: Sequence[Step], last: int) -> int:
 
     `last` + 1 where that step is none of them.
     """
-    first, at = last + 1, last
-    while at >= 0 and not is_user_rule(steps[at], "thesis"):
-        if is_plain(steps[at].layer, layers.Dense):
-            first = at
-        elif not activation_name(steps[at]) and not is_plain(steps[at].layer, layers.Dropout):
+    first, index = last + 1, last
+    while index >= 0 and not is_user_rule(steps[index], "thesis"):
+        if is_plain(steps[index].layer, layers.Dense):
+            first = index
+        elif not activation_name(steps[index]) and not is_plain(steps[index].layer, layers.Dropout):
             break
-        at -= 1
+        index -= 1
     return first
 
 
@@ -50,24 +50,26 @@ def activation_name(step: Step) -> str | None:
 
 
 def mlp_stage(steps: Sequence[Step], first: int, last: int) -> Stage:
-    """The rule of Theorem 4.2 for the MLP that steps `first` to `last` make up."""
-    dense, names, places = [], [], []
-    for at in range(first, last + 1):
-        if isinstance(steps[at].layer, layers.Dense):
-            dense.append(steps[at].layer)
+    """The rule of Theorem 4.2 for the MLP of steps `first` to `last`."""
+    dense, names, indices = [], [], []
+    for index in range(first, last + 1):
+        if isinstance(steps[index].layer, layers.Dense):
+            dense.append(steps[index].layer)
             names.append("linear")
-            places.append(at)
-        elif activation_name(steps[at]) not in (None, "linear"):
+            indices.append(index)
+        elif activation_name(steps[index]) not in (None, "linear"):
             if names[-1] != "linear":
                 raise UnsupportedLayerError(
-                    f"two activations in a row at layer {steps[at].name!r}: Theorem 4.2 has one "
-                    "per layer"
+                    f"two consecutive activations at {steps[index].name!r}: Theorem 4.2 has one "
+                    'per layer; remove one, or use rules="certified"'
                 )
-            names[-1] = activation_name(steps[at])
+            names[-1] = activation_name(steps[index])
 
     def rule(kappa: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
         weights = [np.asarray(layer.kernel, np.float64) for layer in dense]
-        slopes = [_slope(name, values[at + 1]) for name, at in zip(names, places, strict=True)]
+        slopes = [
+            _slope(name, values[index + 1]) for name, index in zip(names, indices, strict=True)
+        ]
         jacobian = _jacobian_norms(weights, slopes)
         return formulas.mlp(
             kappa, jacobian, formulas.hessian_bound(weights, names), weights[-1].shape[1]
@@ -91,8 +93,8 @@ def _slope(name: str, x: np.ndarray) -> np.ndarray:
 def _jacobian_norms(weights: list[np.ndarray], slopes: list[np.ndarray]) -> np.ndarray:
     """Spectral norm of each example's Jacobian of dense layers, to about 1e-7: (batch,).
 
-    By the power method on all examples at once, without writing Jacobians out, until every norm
-    has converged.
+    By the power method, without forming the Jacobians, until the norms of all examples have
+    converged.
     """
     count = len(slopes[0])
     vectors = np.random.default_rng(0).random((count, weights[0].shape[0])) + 0.5
@@ -102,8 +104,8 @@ def _jacobian_norms(weights: list[np.ndarray], slopes: list[np.ndarray]) -> np.n
         forward = vectors
         for kernel, slope in zip(weights, slopes, strict=True):
             forward = (forward @ kernel) * slope
-        before, norms = norms, np.linalg.norm(forward, axis=1)
-        if np.all(np.abs(norms - before) <= 1e-9 * norms):
+        previous, norms = norms, np.linalg.norm(forward, axis=1)
+        if np.all(np.abs(norms - previous) <= 1e-9 * norms):
             break
         vectors = forward
         for kernel, slope in zip(weights[::-1], slopes[::-1], strict=True):

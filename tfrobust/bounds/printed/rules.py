@@ -1,4 +1,4 @@
-"""The thesis's rules by layer type: what each layer gives the printed formulas."""
+"""The thesis's rules by layer type: the arguments that each layer passes to the formulas."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ _AVERAGES = (
 )
 
 
-def stage_of(steps: Sequence[Step], at: int) -> Stage:
-    """The rule that covers a step, and perhaps some before it."""
-    step = steps[at]
+def stage_of(steps: Sequence[Step], index: int) -> Stage:
+    """The rule that covers a step, possibly with steps before it."""
+    step = steps[index]
     rule = find_rule(step, "thesis")
     if is_user_rule(step, "thesis"):
-        return _user_stage(at, step, rule)
-    first = hidden_layers(steps, at)
-    if first <= at:
-        return mlp_stage(steps, first, at)
+        return _user_stage(index, step, rule)
+    first = hidden_layers(steps, index)
+    if first <= index:
+        return mlp_stage(steps, first, index)
     if rule is not None:
-        return rule(step, at)
+        return rule(step, index)
     if activation_name(step):
-        return Stage(at, at, "Theorem 5.1 (activation)", lambda kappa, _: kappa)
+        return Stage(index, index, "Theorem 5.1 (activation)", lambda kappa, _: kappa)
     raise unsupported(step, "thesis")
 
 
-def _user_stage(at: int, step: Step, user_rule: Callable[..., Any]) -> Stage:
+def _user_stage(index: int, step: Step, user_rule: Callable[..., Any]) -> Stage:
     def rule(kappa: np.ndarray, _: list[np.ndarray]) -> np.ndarray:
         result = np.asarray(user_rule(step.layer, step.input_shape, kappa))
         if result.shape != kappa.shape or result.dtype.kind not in "fi" or not (result >= 0).all():
@@ -61,11 +61,11 @@ def _user_stage(at: int, step: Step, user_rule: Callable[..., Any]) -> Stage:
             )
         return result.astype(np.float64)
 
-    return Stage(at, at, f"registered for {step.kind}", rule)
+    return Stage(index, index, f"registered for {step.kind}", rule)
 
 
 def _rule_of(*types: type) -> Callable[[Callable[..., Stage]], Callable[..., Stage]]:
-    """A decorator that makes a function of (step, its number) the thesis's rule of layer types."""
+    """Decorator: register a function of (step, its index) as the thesis's rule of layer types."""
 
     def register(function: Callable[..., Stage]) -> Callable[..., Stage]:
         for layer_type in types:
@@ -76,22 +76,22 @@ def _rule_of(*types: type) -> Callable[[Callable[..., Stage]], Callable[..., Sta
 
 
 @_rule_of(layers.Flatten, layers.Reshape, layers.Dropout, layers.Identity)
-def _unchanged(step: Step, at: int) -> Stage:
-    return Stage(at, at, "unchanged", lambda kappa, _: kappa)
+def _unchanged(step: Step, index: int) -> Stage:
+    return Stage(index, index, "unchanged", lambda kappa, _: kappa)
 
 
 @_rule_of(layers.Conv1D, layers.Conv2D)
-def _convolution(step: Step, at: int) -> Stage:
+def _convolution(step: Step, index: int) -> Stage:
     return Stage(
-        at,
-        at,
+        index,
+        index,
         "Theorem 5.1",
         lambda kappa, _: formulas.convolution(kappa, np.asarray(step.layer.kernel, np.float64)),
     )
 
 
 @_rule_of(*_MAXIMA, *_AVERAGES, LpPooling2D)
-def _pooling(step: Step, at: int) -> Stage:
+def _pooling(step: Step, index: int) -> Stage:
     layer = step.layer
     check_channels_last(layer)
     is_global = not hasattr(layer, "pool_size")
@@ -102,30 +102,30 @@ def _pooling(step: Step, at: int) -> Stage:
     else:
         kind = "average" if isinstance(layer, _AVERAGES) else float(layer.p)
     return Stage(
-        at,
-        at,
+        index,
+        index,
         "Theorem 5.3, eq. (5.4)",
         lambda kappa, _: formulas.pooling(kappa, outputs, window, kind),
     )
 
 
 @_rule_of(layers.BatchNormalization, FrozenBatchNormalization)
-def _batch_normalization(step: Step, at: int) -> Stage:
+def _batch_normalization(step: Step, index: int) -> Stage:
     def rule(kappa: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
         scale = batch_normalization_scale(step.layer)
-        return formulas.batch_normalization(kappa, values[at + 1], scale)
+        return formulas.batch_normalization(kappa, values[index + 1], scale)
 
-    return Stage(at, at, "Theorem 5.6", rule)
+    return Stage(index, index, "Theorem 5.6", rule)
 
 
 @_rule_of(LocalResponseNormalization)
-def _response_normalization(step: Step, at: int) -> Stage:
+def _response_normalization(step: Step, index: int) -> Stage:
     layer = step.layer
     return Stage(
-        at,
-        at,
+        index,
+        index,
         "Theorem 5.9, Lemma 5.11",
         lambda kappa, values: formulas.response_normalization(
-            kappa, values[at], values[at + 1], layer.bias, layer.beta
+            kappa, values[index], values[index + 1], layer.bias, layer.beta
         ),
     )

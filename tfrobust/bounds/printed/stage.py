@@ -1,4 +1,4 @@
-"""The unit that the thesis's rules work on: steps in a row that one rule covers."""
+"""The unit of the thesis's rules: consecutive steps that one rule covers."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ class Stage(NamedTuple):
     description: str
     """The rule's number in the thesis."""
     rule: Callable[..., np.ndarray]
-    """`rule(kappa, values)`: from kappa behind the stage to that before it, (batch,) each;
+    """`rule(kappa, values)`: kappa of the stage's input from that of its output, (batch,) each;
     values[i] is the input of step i."""
