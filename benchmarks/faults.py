@@ -94,11 +94,11 @@ FAULTS = (
         ("tests/alignment",),
     ),
     Fault(
-        "derivatives: the loss gradient's sign",
-        "tfrobust/classifier/derivatives.py",
+        "saliency: the loss gradient's sign",
+        "tfrobust/saliency/maps.py",
         "tf.nn.softmax(values) - one_hot",
         "one_hot - tf.nn.softmax(values)",
-        ("tests/classifier",),
+        ("tests/saliency",),
     ),
     Fault(
         "objectives: batch_mean divides by N, not N^2",

@@ -104,12 +104,8 @@ def _run_tests(copy: Path, fault: Fault) -> tuple[int, str]:
     try:
         done = subprocess.run(
             [*command, *fault.tests],
-            cwd=copy,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
+            **{"cwd": copy, "env": environment, "timeout": SECONDS},
+            **{"capture_output": True, "text": True, "check": False},
         )
     except subprocess.TimeoutExpired:
         return 2, f"no end within {SECONDS} s"

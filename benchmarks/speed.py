@@ -206,19 +206,18 @@ def measures() -> list[Comparison]:
 
     constants = tf.constant(few), tf.constant(direction)
     return [
-        compare(
-            "measure, 1,000 images / ten bare VJP passes",
-            lambda: measure(model, x, batch_size=BATCH),
-            ten_bare_vjps,
-            limit=1.5,
-            repeats=5,
-        ),
-        compare(
-            "measure, 1,000 images / ten calls of vjp",
-            lambda: measure(model, x, batch_size=BATCH),
-            ten_vjps,
-            limit=1.5,
-            repeats=5,
+        *(
+            compare(
+                f"measure, 1,000 images / ten {passes}",
+                lambda: measure(model, x, batch_size=BATCH),
+                ten_passes,
+                limit=1.5,
+                repeats=5,
+            )
+            for passes, ten_passes in (
+                ("bare VJP passes", ten_bare_vjps),
+                ("calls of vjp", ten_vjps),
+            )
         ),
         compare(
             "jacobian, 100 images / tape.batch_jacobian",

@@ -1,14 +1,72 @@
-"""Checks of settings: what makes no sense is an error before anything is computed or written."""
+"""What settings accept, declared with their types; anything else is an error before the run begins.
+
+    @dataclasses.dataclass(frozen=True)
+    class Settings:
+        epochs: Count = 10
+        weights: Annotated[tuple[NotNegative, ...], DISTINCT] = (0.0, 1.0)
+
+Choices are `Literal` types, which the command line checks by itself.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Collection
-from typing import Any
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from tfrobust.errors import InputError
 
-__all__ = ["at_least", "distinct", "one_of", "option", "positive"]
+__all__ = ["DISTINCT", "Count", "Index", "NotNegative", "Positive", "at_least", "check", "option"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What is wrong with a value, in words; None if nothing is."""
+
+    complaint: Callable[[Any], str | None]
+
+
+def at_least(least: int) -> Rule:
+    """An integer from `least` on."""
+    return Rule(lambda value: f"must be at least {least}, got {value}" if value < least else None)
+
+
+def _positive(value: float) -> str | None:
+    accepted = math.isfinite(value) and value > 0
+    return None if accepted else f"must be finite and positive, got {value:g}"
+
+
+def _not_negative(value: float) -> str | None:
+    accepted = math.isfinite(value) and value >= 0
+    return None if accepted else f"must be finite and not negative, got {value:g}"
+
+
+def _distinct(values: tuple[Any, ...]) -> str | None:
+    shown = [value if isinstance(value, str) else f"{value:g}" for value in values]
+    repeated = sorted({value for value in shown if shown.count(value) > 1})
+    if repeated:
+        return f"holds {', '.join(repeated)} more than once"
+    return None if shown else "needs at least one value"
+
+
+Count = Annotated[int, at_least(1)]
+Index = Annotated[int, at_least(0)]
+Positive = Annotated[float, Rule(_positive)]
+NotNegative = Annotated[float, Rule(_not_negative)]
+DISTINCT = Rule(_distinct)
+"""Of a tuple: not empty, and no value twice (numbers to six digits, as folders are named)."""
+
+
+def check(settings: Any) -> None:
+    """Hold every setting against its type's rules.
+
+    Raises:
+        InputError: the first that breaks one; the message names the option.
+    """
+    for name, hint in typing.get_type_hints(type(settings), include_extras=True).items():
+        _check(option(name), getattr(settings, name), hint)
 
 
 def option(name: str) -> str:
@@ -16,45 +74,16 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def at_least(settings: Any, least: int, *names: str) -> None:
-    """Raises: InputError where one of the settings, or an entry of it, is less than `least`."""
-    for name in names:
-        for value in _entries(settings, name):
-            if value < least:
-                raise InputError(f"{option(name)} must be at least {least}, got {value}")
-
-
-def positive(settings: Any, *names: str, zero: bool = False) -> None:
-    """Raises: InputError where a number is not finite and positive; `zero` allows 0 too."""
-    for name in names:
-        for value in _entries(settings, name):
-            if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-                allowed = "not negative" if zero else "positive"
-                raise InputError(f"{option(name)} must be finite and {allowed}, got {value:g}")
-
-
-def one_of(settings: Any, allowed: Collection[str], *names: str) -> None:
-    """Raises: InputError where one of the settings, or an entry of it, is not allowed."""
-    for name in names:
-        for value in _entries(settings, name):
-            if value not in allowed:
-                raise InputError(f"{option(name)} takes {', '.join(allowed)}, got {value!r}")
-
-
-def distinct(settings: Any, *names: str) -> None:
-    """Raises: InputError where a list is empty, or holds a value twice (to six digits)."""
-    for name in names:
-        values = [v if isinstance(v, str) else f"{v:g}" for v in getattr(settings, name)]
-        if not values:
-            raise InputError(f"{option(name)} needs at least one value")
-        doubles = sorted({value for value in values if values.count(value) > 1})
-        if doubles:
-            raise InputError(f"{option(name)} holds {', '.join(doubles)} more than once")
-
-
-def _entries(settings: Any, name: str) -> tuple[Any, ...]:
-    """The values of a setting; none where it is unset."""
-    value = getattr(settings, name)
-    if value is None:
-        return ()
-    return value if isinstance(value, tuple) else (value,)
+def _check(name: str, value: Any, hint: Any) -> None:
+    parts = typing.get_args(hint)
+    if isinstance(value, tuple) and typing.get_origin(hint) is tuple:
+        for entry in value:
+            _check(name, entry, parts[0])
+    elif typing.get_origin(hint) is Annotated:
+        _check(name, value, parts[0])
+        for rule in parts[1:]:
+            complaint = rule.complaint(value) if isinstance(rule, Rule) else None
+            if complaint:
+                raise InputError(f"{name} {complaint}")
+    elif value is not None and type(None) in parts:  # a type, or None where it is not set
+        _check(name, value, next(part for part in parts if part is not type(None)))

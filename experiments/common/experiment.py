@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.common import checks
 from experiments.common.command_line import Command, parse
 from experiments.common.members import FAILURE, Member, Progress, progress_of
 from experiments.common.page import Report, write_page
@@ -48,8 +49,6 @@ class Experiment:
     """Settings dataclasses by name, all of one class; the first is the default."""
     about: Mapping[str, str]
     """One sentence per preset: what it is beside the paper's."""
-    check_settings: Callable[[Any, Path | None], None]
-    """(settings, data folder): raises InputError for settings that make no sense."""
     load: Callable[[Any, str, Path | None], Any]
     """(settings, preset, data folder): data that all members share; builds no model."""
     members: Callable[[Any], Sequence[Member]]
@@ -60,6 +59,8 @@ class Experiment:
     """Files of a member that are all there once it is finished."""
     report: Callable[[Task, Progress], Report]
     """What the page shows, with whatever is there."""
+    check_settings: Callable[[Any, Path | None], None] = lambda settings, data_dir: None
+    """(settings, data folder): raises InputError for what their types do not tell."""
     files: Sequence[str] = ()
     """Settings that name a file, or None, whose contents the results depend on."""
     distributed: bool = True
@@ -133,6 +134,7 @@ def _check(experiment: Experiment, command: Command) -> None:
         raise InputError(
             "this experiment is small and runs on one device: leave out --strategy and --scheduler"
         )
+    checks.check(command.settings)
     experiment.check_settings(command.settings, command.data_dir)
 
 

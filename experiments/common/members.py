@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FAILURE", "Member", "Progress", "progress_of"]
+__all__ = ["FAILURE", "Member", "Progress", "grid", "progress_of"]
 
 FAILURE = "failure.json"
 
@@ -23,6 +24,20 @@ class Member:
     """Of its files, in the run folder."""
     settings: Mapping[str, Any]
     """What tells it from the others."""
+
+
+def grid(name: str, folder: str, settings: Any, /, **axes: str) -> list[Member]:
+    """One member per combination of the values that an experiment's settings list.
+
+    Args:
+        name, folder: format strings of the members' settings, such as "{dataset}, seed {seed}".
+        settings: of the experiment.
+        axes: by the name of a member's setting, that of the experiment's which lists its values;
+            the last one varies fastest.
+    """
+    products = itertools.product(*(getattr(settings, values) for values in axes.values()))
+    members = [dict(zip(axes, values, strict=True)) for values in products]
+    return [Member(name.format(**each), folder.format(**each), each) for each in members]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,25 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 import reference_models
-from experiments.common import checks
-from experiments.common.experiment import Experiment, execute
+from experiments.common.checks import DISTINCT, Count, Index, NotNegative, Positive, at_least
+from experiments.common.experiment import execute
 from experiments.etmann2019 import published
-from experiments.etmann2019.page import report
-from experiments.etmann2019.results import COMPLETE
-from experiments.etmann2019.study import (
-    Study,
-    Training,
-    check_common_settings,
-    members_of,
-    steps,
-)
+from experiments.etmann2019.study import Study, Training, attacks_of, define
 from tfrobust import imagenet
 from tfrobust.commands import run
 from tfrobust.data import Stream
@@ -50,17 +41,17 @@ SCALE = {
 class Settings:
     """Settings of the ImageNet half of Etmann 2019."""
 
-    lambdas: tuple[float, ...]
+    lambdas: Annotated[tuple[NotNegative, ...], DISTINCT]
     """Weights of the double-backpropagation penalty, one classifier each."""
-    epochs: int
+    epochs: Count
     """Passes over the training set."""
-    learning_rate: float
+    learning_rate: Positive
     """Of SGD, at the start."""
-    momentum: float
+    momentum: NotNegative
     """Of SGD."""
-    epochs_per_decay: int | None = None
+    epochs_per_decay: Count | None = None
     """Epochs after which the rate is divided by 10; unset: on a plateau of the validation loss."""
-    plateau_patience: int = 3
+    plateau_patience: Count = 3
     """Epochs without improvement that make a plateau (the paper gives no number)."""
     model: str = "resnet50"
     """A constructor of Keras Applications."""
@@ -68,51 +59,51 @@ class Settings:
     """"imagenet", the path of a weight file, or "random"."""
     statistics: Literal["batch", "frozen", "synchronized"] = "batch"
     """Batch normalisation's in training: each device's own, the moving ones, or all devices'."""
-    bn_momentum: float = published.IMAGENET_BN_MOMENTUM
+    bn_momentum: NotNegative = published.IMAGENET_BN_MOMENTUM
     """Of batch normalisation's moving averages."""
     train_split: Literal["train", "validation"] = "train"
     """What is trained on."""
-    classes: int = 1000
+    classes: Annotated[int, at_least(2)] = 1000
     """Classes that the data set must have."""
-    size: int = published.IMAGENET_CROP
+    size: Count = published.IMAGENET_CROP
     """Height and width of the crops."""
-    shorter_side: tuple[int, int] = published.IMAGENET_SHORTER_SIDE
+    shorter_side: tuple[Count, Count] = published.IMAGENET_SHORTER_SIDE
     """Training scales the shorter side to a length between these."""
-    validation_side: int = published.IMAGENET_CROP
+    validation_side: Count = published.IMAGENET_CROP
     """Evaluation scales it to this length, and takes the centre."""
-    examples: int | None = None
+    examples: Count | None = None
     """Use this many training images only."""
-    max_corrupt: int = 10
+    max_corrupt: Index = 10
     """Corrupt images that are skipped before it is an error."""
-    batch_size: int = published.IMAGENET_BATCH
+    batch_size: Count = published.IMAGENET_BATCH
     """Training examples per step, over all devices."""
     penalty_scale: Literal["batch_mean", "per_example"] = "batch_mean"
     """Meaning of lambda: "batch_mean" as in the released code, "per_example" as printed."""
-    examples_per_mean: int = published.IMAGENET_BATCH_PER_GPU
+    examples_per_mean: Count = published.IMAGENET_BATCH_PER_GPU
     """N of "batch_mean"."""
-    weight_decay: float = published.IMAGENET_WEIGHT_DECAY
+    weight_decay: NotNegative = published.IMAGENET_WEIGHT_DECAY
     """Times the sum of squares of all weights."""
-    evaluated: int = published.IMAGENET_IMAGES
+    evaluated: Count = published.IMAGENET_IMAGES
     """Validation images that are measured."""
-    attacked: int = published.IMAGENET_IMAGES
+    attacked: Count = published.IMAGENET_IMAGES
     """Of these, how many are attacked."""
     search: Literal["sketch", "exact"] = "sketch"
     """How the runner-up of eq. (9) is found among the classes."""
-    directions: int = 64
+    directions: Count = 64
     """Random directions of the sketch."""
-    iterative_bisections: int = 20
+    iterative_bisections: Count = 20
     """Halvings of the radius of the l2 basic iterative attack."""
-    carlini_wagner_searches: int = published.CARLINI_WAGNER["binary_search_steps"]
+    carlini_wagner_searches: Count = published.CARLINI_WAGNER["binary_search_steps"]
     """Binary search steps of the attack."""
-    carlini_wagner_steps: int = published.CARLINI_WAGNER["steps"]
+    carlini_wagner_steps: Count = published.CARLINI_WAGNER["steps"]
     """Adam steps in each of them."""
-    carlini_wagner_stepsize: float = published.CARLINI_WAGNER["stepsize"]
+    carlini_wagner_stepsize: Positive = published.CARLINI_WAGNER["stepsize"]
     """Adam's learning rate in the attack."""
-    carlini_wagner_constant: float = published.CARLINI_WAGNER["initial_const"]
+    carlini_wagner_constant: Positive = published.CARLINI_WAGNER["initial_const"]
     """Initial constant of the attack."""
-    evaluation_batch: int = 32
+    evaluation_batch: Count = 32
     """Images per call in measuring and attacking."""
-    seed: int = 0
+    seed: Index = 0
     """Of weights, augmentation, the order of examples and the choice of evaluated images."""
     precision: Precision = "float32"
     """Of training; measured in float32."""
@@ -146,13 +137,7 @@ PRESETS = {
 
 
 def check_settings(settings: Settings, data_dir: Path | None) -> None:
-    """Raises: InputError for settings that make no sense, MissingFileError without the weights."""
-    check_common_settings(settings)
-    checks.at_least(settings, 1, "plateau_patience", "size", "shorter_side", "validation_side")
-    checks.at_least(settings, 1, "examples", "examples_per_mean", "attacked", "directions")
-    checks.at_least(settings, 1, "iterative_bisections")
-    checks.at_least(settings, 2, "classes")
-    checks.at_least(settings, 0, "max_corrupt")
+    """Raises: InputError for too few images to attack, MissingFileError without the weights."""
     if settings.attacked > settings.evaluated:
         raise InputError(
             f"--attacked {settings.attacked} exceeds --evaluated {settings.evaluated}: attacked "
@@ -202,16 +187,7 @@ def load(settings: Settings, preset: str, data_dir: Path | None) -> Study:
         images=images,
         pictures=np.clip(preprocess.inverse(images[:PICTURED]) / 255, 0, 1),
         value_range=preprocess.value_range,
-        attacks={
-            "gradient": {},
-            "basic_iterative": {"bisection_steps": settings.iterative_bisections},
-            "carlini_wagner": {
-                "binary_search_steps": settings.carlini_wagner_searches,
-                "steps": settings.carlini_wagner_steps,
-                "stepsize": settings.carlini_wagner_stepsize,
-                "initial_const": settings.carlini_wagner_constant,
-            },
-        },
+        attacks=attacks_of(settings, bisection_steps=settings.iterative_bisections),
         measure={"search": settings.search, "directions": settings.directions},
         attacked=settings.attacked,
         batch_size=settings.evaluation_batch,
@@ -252,22 +228,10 @@ def _lead(
     )
 
 
-EXPERIMENT = Experiment(
-    name="etmann2019-imagenet",
-    presets=PRESETS,
-    about=SCALE,
-    check_settings=check_settings,
-    load=load,
-    members=members_of,
-    steps=steps,
-    complete=COMPLETE,
-    report=functools.partial(report, saturates=False),
+EXPERIMENT = define(
+    "imagenet", PRESETS, SCALE, load, saturates=False, check_settings=check_settings
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> Path:
-    """Run the experiment from the command line; the page's path."""
-    return execute(EXPERIMENT, arguments)
+main = functools.partial(execute, EXPERIMENT)
 
 
 if __name__ == "__main__":

@@ -11,22 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
 import reference_models
-from experiments.common import checks
-from experiments.common.experiment import Experiment, execute
+from experiments.common.checks import DISTINCT, Count, Index, NotNegative, Positive
+from experiments.common.experiment import execute
 from experiments.etmann2019 import published
-from experiments.etmann2019.page import report
-from experiments.etmann2019.results import COMPLETE
-from experiments.etmann2019.study import (
-    Study,
-    Training,
-    check_common_settings,
-    members_of,
-    steps,
-)
+from experiments.etmann2019.study import Study, Training, attacks_of, define
 from tfrobust import data
 from tfrobust.commands import run
 from tfrobust.training import Precision, StepDecay
@@ -45,39 +37,39 @@ PICTURED = 8
 class Settings:
     """Settings of the MNIST half of Etmann 2019."""
 
-    dataset: str
+    dataset: Literal["digits", "mnist"]
     """Data set, a name of `tfrobust.data.load`."""
-    lambdas: tuple[float, ...]
+    lambdas: Annotated[tuple[NotNegative, ...], DISTINCT]
     """Weights of the double-backpropagation penalty, one classifier each."""
-    epochs: int
+    epochs: Count
     """Passes over the training set."""
-    learning_rate: float
+    learning_rate: Positive
     """Of SGD, at the start."""
-    epochs_per_decay: int
+    epochs_per_decay: Count
     """Epochs after which the learning rate is multiplied by `decay`."""
-    evaluated: int
+    evaluated: Count
     """Test images that are measured and attacked."""
-    carlini_wagner_steps: int
+    carlini_wagner_steps: Count
     """Adam steps in each of the attack's binary searches."""
-    carlini_wagner_stepsize: float
+    carlini_wagner_stepsize: Positive
     """Adam's learning rate in the attack."""
-    decay: float = published.DECAY
+    decay: Positive = published.DECAY
     """Factor of the learning rate."""
-    penalty_scale: str = "batch_mean"
+    penalty_scale: Literal["batch_mean", "per_example"] = "batch_mean"
     """Meaning of lambda: "batch_mean" as in the released code, "per_example" as printed."""
-    batch_size: int = published.BATCH_SIZE
+    batch_size: Count = published.BATCH_SIZE
     """Training examples per step, over all devices."""
-    momentum: float = published.MOMENTUM
+    momentum: NotNegative = published.MOMENTUM
     """Of SGD."""
-    weight_decay: float = published.WEIGHT_DECAY
+    weight_decay: NotNegative = published.WEIGHT_DECAY
     """Times the sum of squares of all weights."""
-    carlini_wagner_searches: int = published.CARLINI_WAGNER["binary_search_steps"]
+    carlini_wagner_searches: Count = published.CARLINI_WAGNER["binary_search_steps"]
     """Binary search steps of the attack."""
-    carlini_wagner_constant: float = published.CARLINI_WAGNER["initial_const"]
+    carlini_wagner_constant: Positive = published.CARLINI_WAGNER["initial_const"]
     """Initial constant of the attack."""
-    evaluation_batch: int = 500
+    evaluation_batch: Count = 500
     """Images per call in measuring and attacking."""
-    seed: int = 0
+    seed: Index = 0
     """Of weights, dropout and the order of examples; the same for every classifier."""
     precision: Precision = "float32"
     """Of training: "float32", "mixed_bfloat16" or "mixed_float16"; measured in float32."""
@@ -117,13 +109,6 @@ PRESETS = {
         carlini_wagner_stepsize=published.CARLINI_WAGNER["stepsize"],
     ),
 }
-
-
-def check_settings(settings: Settings, data_dir: Path | None) -> None:
-    """Raises: InputError for settings that make no sense."""
-    check_common_settings(settings)
-    checks.one_of(settings, ("digits", "mnist"), "dataset")
-    checks.positive(settings, "decay")
 
 
 def load(settings: Settings, preset: str, data_dir: Path | None) -> Study:
@@ -166,16 +151,7 @@ def load(settings: Settings, preset: str, data_dir: Path | None) -> Study:
         images=images,
         pictures=images[:PICTURED],
         value_range=test.value_range,
-        attacks={
-            "gradient": {},
-            "basic_iterative": {},
-            "carlini_wagner": {
-                "binary_search_steps": settings.carlini_wagner_searches,
-                "steps": settings.carlini_wagner_steps,
-                "stepsize": settings.carlini_wagner_stepsize,
-                "initial_const": settings.carlini_wagner_constant,
-            },
-        },
+        attacks=attacks_of(settings),
         measure={},
         attacked=len(images),
         batch_size=settings.evaluation_batch,
@@ -183,22 +159,8 @@ def load(settings: Settings, preset: str, data_dir: Path | None) -> Study:
     )
 
 
-EXPERIMENT = Experiment(
-    name="etmann2019-mnist",
-    presets=PRESETS,
-    about=SCALE,
-    check_settings=check_settings,
-    load=load,
-    members=members_of,
-    steps=steps,
-    complete=COMPLETE,
-    report=functools.partial(report, saturates=True),
-)
-
-
-def main(arguments: Sequence[str] | None = None) -> Path:
-    """Run the experiment from the command line; the page's path."""
-    return execute(EXPERIMENT, arguments)
+EXPERIMENT = define("mnist", PRESETS, SCALE, load, saturates=True)
+main = functools.partial(execute, EXPERIMENT)
 
 
 if __name__ == "__main__":

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from experiments.common import checks
-from experiments.common.experiment import Task
-from experiments.common.members import Member
+from experiments.common.experiment import Experiment, Task
+from experiments.common.members import Member, grid
 from experiments.common.train import say, train_or_load
-from experiments.etmann2019.results import ATTACK_NAMES, summarize
+from experiments.etmann2019.page import report
+from experiments.etmann2019.results import ATTACK_NAMES, COMPLETE, summarize
 from tfrobust import alignment, attacks, training
 from tfrobust.data import Provenance
 from tfrobust.objectives import CrossEntropy, DoubleBackprop, WeightDecay
 from tfrobust.saliency import input_gradient
 from tfrobust.training import Precision, Schedule
 
-__all__ = ["Study", "Training", "check_common_settings", "members_of", "steps"]
+__all__ = ["Study", "Training", "attacks_of", "define", "members_of", "steps"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,25 +77,37 @@ class Study:
     """Of weights, dropout and the order of examples; the same for every member."""
 
 
-def members_of(settings: Any) -> list[Member]:
-    """One member per lambda."""
-    return [
-        Member(f"lambda {weight:g}", f"models/lambda-{weight:g}", {"lambda": weight})
-        for weight in settings.lambdas
-    ]
+members_of = functools.partial(
+    grid, "lambda {lambda:g}", "models/lambda-{lambda:g}", **{"lambda": "lambdas"}
+)
 
 
-def check_common_settings(settings: Any) -> None:
-    """Raises: InputError for settings of either half that make no sense."""
-    checks.distinct(settings, "lambdas")
-    checks.positive(settings, "lambdas", "momentum", "weight_decay", zero=True)
-    checks.positive(settings, "learning_rate", "carlini_wagner_stepsize", "carlini_wagner_constant")
-    checks.at_least(settings, 1, "epochs", "epochs_per_decay", "batch_size", "evaluated")
-    checks.at_least(settings, 1, "carlini_wagner_searches", "carlini_wagner_steps")
-    checks.at_least(settings, 1, "evaluation_batch")
-    checks.at_least(settings, 0, "seed")
-    checks.one_of(settings, ("batch_mean", "per_example"), "penalty_scale")
-    checks.one_of(settings, ("float32", "mixed_bfloat16", "mixed_float16"), "precision")
+def define(
+    data: str,
+    presets: Mapping[str, Any],
+    about: Mapping[str, str],
+    load: Callable[[Any, str, Path | None], Study],
+    *,
+    saturates: bool,
+    **options: Any,
+) -> Experiment:
+    """One half of the study; arguments as for `Experiment`, `saturates` as for `claims.judge`."""
+    name, page = f"etmann2019-{data}", functools.partial(report, saturates=saturates)
+    return Experiment(name, presets, about, load, members_of, steps, COMPLETE, page, **options)
+
+
+def attacks_of(settings: Any, **basic_iterative: int) -> dict[str, dict[str, Any]]:
+    """Settings of the paper's three attacks, by name."""
+    return {
+        "gradient": {},
+        "basic_iterative": basic_iterative,
+        "carlini_wagner": {
+            "binary_search_steps": settings.carlini_wagner_searches,
+            "steps": settings.carlini_wagner_steps,
+            "stepsize": settings.carlini_wagner_stepsize,
+            "initial_const": settings.carlini_wagner_constant,
+        },
+    }
 
 
 def steps(task: Task, member: Member) -> Iterator[None]:

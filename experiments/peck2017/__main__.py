@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from experiments.common.checks import option
 from experiments.common.command_line import parse
 from experiments.common.experiment import execute
 from experiments.peck2017 import (
@@ -52,11 +53,9 @@ PRESETS = dict.fromkeys(study.SCALES, Settings())
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run every experiment; the index page, which is written after each, is at this path."""
     command = parse(PRESETS, "peck2017", arguments, about=study.SCALES)
-    shared = ["--preset", command.preset, "--strategy", command.strategy]
-    if command.data_dir is not None:
-        shared += ["--data-dir", str(command.data_dir)]
-    if command.scheduler is not None:
-        shared += ["--scheduler", command.scheduler]
+    names = ("preset", "strategy", "data_dir", "scheduler")
+    given = {option(name): getattr(command, name) for name in names}
+    shared = [str(part) for pair in given.items() if pair[1] is not None for part in pair]
     pages: dict[str, Path] = {}
     for name, (module, covers) in EXPERIMENTS.items():
         print(f"\n{name}: {covers}", flush=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -70,38 +70,31 @@ def is_larger(
     )
 
 
-def is_increasing(
-    statement: str,
-    x: Sequence[float],
-    y: Sequence[float],
-    source: str,
-    *,
-    networks: pd.DataFrame | None = None,
-) -> Claim:
-    """y grows with x: Spearman's rank correlation above .5, over at least four settings.
+def is_increasing(statement: str, networks: pd.DataFrame, source: str) -> Claim:
+    """Means grow with a setting: Spearman's rank correlation above .5, over four settings or more.
 
     Args:
-        x, y: one entry per setting; y is the mean over its networks.
-        networks: columns x and y of the single networks, which show how far seeds spread.
+        statement, source: of the claim.
+        networks: one row per network; first column: the setting, second: the quantity.
     """
-    seeds = ""
-    if networks is not None:
-        each = networks.replace([np.inf, -np.inf], np.nan).dropna()
-        if each["x"].nunique() > 1:
-            one_by_one = float(spearmanr(each["x"], each["y"]).statistic)
-            seeds = f"; {one_by_one:.2f} over {len(each)} single networks"
-    known = np.isfinite(y)  # a setting at which no attack succeeds has no median
-    without = f"; without {', '.join(f'{v:g}' for v in np.asarray(x)[~known])}" * (not known.all())
-    x, y = np.asarray(x)[known], np.asarray(y)[known]
-    if len(x) < 4:
-        figure = f"{len(x)} settings with a median, four are needed{without}"
+    networks = networks.astype(float).set_axis(["x", "y"], axis=1)
+    means = networks.groupby("x")["y"].mean()
+    known = means[np.isfinite(means)]  # a setting at which no attack succeeds has no median
+    missing = ", ".join(f"{x:g}" for x in means.index.difference(known.index))
+    without = f"; without {missing}" if missing else ""
+    if len(known) < 4:
+        figure = f"{len(known)} settings with a median, four are needed{without}"
         return judged(statement, source, None, figure)
-    value = float(spearmanr(x, y).statistic)
+    single = networks[np.isfinite(networks["y"])]
+    over_settings, over_networks = (
+        float(spearmanr(x, y).statistic) for x, y in ((known.index, known), single.to_numpy().T)
+    )
     return judged(
         statement,
         source,
-        value > 0.5,
-        f"Spearman {value:.2f} over {len(x)} settings (held above .5){seeds}{without}",
+        over_settings > 0.5,
+        f"Spearman {over_settings:.2f} over {len(known)} settings (held above .5); "
+        f"{over_networks:.2f} over {len(single)} single networks{without}",
     )
 
 

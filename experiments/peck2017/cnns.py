@@ -6,22 +6,25 @@ python -m experiments.peck2017.cnns --preset demo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 import reference_models
-from experiments.common import checks as common_checks
+from experiments.common.checks import Count, Index, Positive
 from experiments.common.experiment import Task, execute
 from experiments.common.members import Member, Progress
 from experiments.common.page import Drawing, Report, Table
-from experiments.peck2017 import checks, claims, figures, published, study
+from experiments.peck2017 import claims, figures, published, study
+from experiments.peck2017.checks import Images, check_model_file
 from experiments.peck2017.comparison import BOUNDS, fgs_and, summary
-from tfrobust import attacks, data
+from tfrobust import attacks
 from tfrobust.commands import run
+from tfrobust.data import Dataset
 from tfrobust.errors import InputError
 from tfrobust.report import figures as plots
 
@@ -33,31 +36,31 @@ OF_BOUNDS = ["violations", "bound / attack"]
 class Settings:
     """Networks, training and attacks."""
 
-    lenet_data: str = "mnist"
+    lenet_data: Images = "mnist"
     """Images for LeNet-5."""
-    lenet_iterations: int = published.ADAM_ITERATIONS
+    lenet_iterations: Count = published.ADAM_ITERATIONS
     """Adam iterations, rounded up to whole epochs."""
     lenet_weights: str | None = None
     """A trained .keras file instead."""
-    lenet_images: int = 1000
+    lenet_images: Count = 1000
     """The first so many test images are bounded and attacked."""
-    nin_data: str = "cifar10"
+    nin_data: Images | Literal["none"] = "cifar10"
     """Images for CIFAR-NIN; "none" leaves it out."""
-    nin_iterations: int = published.ADAM_ITERATIONS
+    nin_iterations: Count = published.ADAM_ITERATIONS
     """As for LeNet-5."""
-    nin_learning_rate: float = 2e-4
+    nin_learning_rate: Positive = 2e-4
     """Of Adam: at 1e-3 the ReLU behind the last convolution dies."""
     nin_weights: str | None = None
     """A trained .keras file instead."""
-    nin_images: int = 300
+    nin_images: Count = 300
     """As for LeNet-5."""
     nin_tighten: bool = False
     """Tighten CIFAR-NIN's certified bound too: about a minute per image on 2 cores."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Of training."""
-    carlini_wagner_steps: int = 100
+    carlini_wagner_steps: Index = 100
     """Of each search; 0 leaves the attack out."""
-    seed: int = 0
+    seed: Index = 0
     """Of weights, dropout and the order of examples."""
 
 
@@ -94,42 +97,36 @@ class Network:
 
 def networks(settings: Settings) -> dict[str, Network]:
     """LeNet-5, and CIFAR-NIN unless its data are "none"; gentler searches for the larger one."""
-    s, steps = settings, settings.carlini_wagner_steps
+    steps = settings.carlini_wagner_steps
     lenet = Network(
-        title="LeNet-5",
-        figures=("5.8", "5.9"),
-        data=s.lenet_data,
-        weights=s.lenet_weights,
-        iterations=s.lenet_iterations,
+        "LeNet-5",
+        ("5.8", "5.9"),
+        **_settings_of("lenet", settings),
         learning_rate=1e-3,
-        images=s.lenet_images,
         tighten=True,
         carlini_wagner={"steps": steps, "stepsize": 0.03, "binary_search_steps": 5},
     )
     nin = Network(
-        title="CIFAR-NIN",
-        figures=("5.10", "5.11"),
-        data=s.nin_data,
-        weights=s.nin_weights,
-        iterations=s.nin_iterations,
-        learning_rate=s.nin_learning_rate,
-        images=s.nin_images,
-        tighten=s.nin_tighten,
+        "CIFAR-NIN",
+        ("5.10", "5.11"),
+        **_settings_of("nin", settings),
+        learning_rate=settings.nin_learning_rate,
+        tighten=settings.nin_tighten,
         carlini_wagner={"steps": steps // 4, "stepsize": 0.03, "binary_search_steps": 3},
     )
     both = {"lenet5": lenet, "cifar_nin": nin}
     return {name: each for name, each in both.items() if each.data != "none"}
 
 
-def load(
-    settings: Settings, preset: str, data_dir: Path | None
-) -> dict[str, dict[str, data.Dataset]]:
+def _settings_of(network: str, settings: Settings) -> dict[str, Any]:
+    names = ("data", "weights", "iterations", "images")
+    return {name: getattr(settings, f"{network}_{name}") for name in names}
+
+
+def load(settings: Settings, preset: str, data_dir: Path | None) -> dict[str, study.Splits]:
     """Every network's test set, and what it is trained on if it is."""
     return {
-        name: {
-            split: data.load(each.data, split, data_dir=data_dir)
-            for split in (("test",) if each.weights else ("train", "validation", "test"))
-        }
+        name: study.splits(each.data, data_dir, "train", "validation", weights=each.weights)
         for name, each in networks(settings).items()
     }
 
@@ -146,27 +143,25 @@ def steps(task: Task, member: Member) -> Iterator[None]:
     name = member.folder
     each, sets = networks(task.settings)[name], task.data[name]
     test = sets["test"]
-    if each.weights is not None:
-        model = reference_models.load(each.weights)
-    else:
-        model = study.trained(
-            task,
-            member,
-            partial(
-                reference_models.build,
-                name,
-                input_shape=test.images.shape[1:],
-                classes=test.classes,
-            ),
-            sets["train"],
-            iterations=each.iterations,
-            batch_size=task.settings.batch_size,
-            learning_rate=each.learning_rate,
-            seed=task.settings.seed,
-            validation=sets["validation"],
-        )
+    model = study.trained(
+        task,
+        member,
+        partial(
+            reference_models.build,
+            name,
+            input_shape=test.images.shape[1:],
+            classes=test.classes,
+        ),
+        sets.get("train"),
+        weights=each.weights,
+        iterations=each.iterations,
+        batch_size=task.settings.batch_size,
+        learning_rate=each.learning_rate,
+        seed=task.settings.seed,
+        validation=None if each.weights else sets["validation"].arrays,
+    )
     yield
-    x = test.images[: each.images]
+    x, within = test.images[: each.images], {"value_range": test.value_range}
     chosen = fgs_and("none", max_epsilon=published.MAX_EPSILON)
     if each.carlini_wagner["steps"]:
         chosen["carlini_wagner"] = each.carlini_wagner
@@ -175,22 +170,11 @@ def steps(task: Task, member: Member) -> Iterator[None]:
     )
 
     def perturbed() -> dict[str, np.ndarray]:
-        result = attacks.minimal(
-            model,
-            x[:PICTURED],
-            "fast_gradient_sign",
-            value_range=test.value_range,
-        )
+        result = attacks.minimal(model, x[:PICTURED], "fast_gradient_sign", **within)
         return {"perturbation": result.perturbation}
 
     def iterated() -> dict[str, np.ndarray]:
-        result = attacks.iterate(
-            model,
-            x[:ITERATED],
-            steps=6,
-            overshoot=1.0,
-            value_range=test.value_range,
-        )
+        result = attacks.iterate(model, x[:ITERATED], steps=6, overshoot=1.0, **within)
         return dataclasses.asdict(result)
 
     task.run.arrays_step(f"{name}/perturbations.npz", perturbed)
@@ -252,7 +236,7 @@ def report(task: Task, progress: Progress) -> Report:
 
 
 def _drawings(
-    task: Task, name: str, each: Network, test: data.Dataset, frame: pd.DataFrame
+    task: Task, name: str, each: Network, test: Dataset, frame: pd.DataFrame
 ) -> list[Drawing]:
     folder, title = task.run.folder, each.title
     first, second = each.figures
@@ -262,18 +246,8 @@ def _drawings(
         # norm and names are arrays without dimensions
         iterated = {key: v if v.ndim else v.item() for key, v in arrays.items()}
     return [
-        Drawing(
-            f"Figure {first}",
-            f"{title}: perturbations found and lower bounds, pixels in [0, 1].",
-            f"figure{first}",
-            partial(figures.histograms, frame, title),
-        ),
-        Drawing(
-            f"Figure {second}",
-            f"{title}: each image's bounds against the smallest distance found.",
-            f"figure{second}",
-            partial(figures.scatter, {title: frame}),
-        ),
+        *figures.histograms_of({title: frame}, f"Figure {first}", f"figure{first}"),
+        *figures.scatter_of({title: frame}, f"Figure {second}", f"figure{second}"),
         Drawing(
             f"Perturbations, {title}",
             "The first test images, FGS's smallest perturbations, and both together.",
@@ -296,16 +270,10 @@ def _drawings(
 
 
 def check_settings(settings: Settings, data_dir: Path | None) -> None:
-    """Raises: InputError for settings that make no sense."""
-    common_checks.one_of(settings, checks.IMAGES, "lenet_data")
-    common_checks.one_of(settings, ("none", *checks.IMAGES), "nin_data")
-    common_checks.at_least(settings, 1, "lenet_iterations", "nin_iterations", "batch_size")
-    common_checks.at_least(settings, 1, "lenet_images", "nin_images")
-    common_checks.at_least(settings, 0, "carlini_wagner_steps", "seed")
-    common_checks.positive(settings, "nin_learning_rate")
-    checks.check_model_file(settings, "lenet_weights", settings.lenet_data, data_dir)
+    """Raises: InputError for networks that do not fit."""
+    check_model_file(settings, "lenet_weights", settings.lenet_data, data_dir)
     if settings.nin_data != "none":
-        checks.check_model_file(settings, "nin_weights", settings.nin_data, data_dir)
+        check_model_file(settings, "nin_weights", settings.nin_data, data_dir)
     elif settings.nin_weights is not None:
         raise InputError("--nin-weights needs --nin-data, which is none: CIFAR-NIN is left out")
 
@@ -313,19 +281,15 @@ def check_settings(settings: Settings, data_dir: Path | None) -> None:
 EXPERIMENT = study.define(
     "cnns",
     PRESETS,
-    check_settings=check_settings,
-    load=load,
-    members=members,
-    steps=steps,
+    load,
+    members,
+    steps,
+    report,
     complete=(study.BOUNDED, study.TESTED, "perturbations.npz", "iterated.npz"),
-    report=report,
+    check_settings=check_settings,
     files=("lenet_weights", "nin_weights"),
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> Path:
-    """Run the experiment from the command line; the page's path."""
-    return execute(EXPERIMENT, arguments)
+main = partial(execute, EXPERIMENT)
 
 
 if __name__ == "__main__":

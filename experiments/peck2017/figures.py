@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,10 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
+from experiments.common.page import Drawing
 from experiments.peck2017.comparison import ATTACKS, BOUNDS, attacked_by, nearest
 from tfrobust.report import figures
 
-__all__ = ["curves", "histograms", "perturbations", "scatter"]
+__all__ = [
+    "curves",
+    "histograms",
+    "histograms_of",
+    "perturbations",
+    "scatter",
+    "scatter_of",
+]
 
 _COLOURS = {"printed": "#b5367a", "certified": "#31688e", "tightened": "#35b779"}
 NO_SUCCESS = "no attack succeeded"
@@ -23,28 +32,47 @@ def _positive(values: np.ndarray) -> np.ndarray:
     return values[np.isfinite(values) & (values > 0)]
 
 
+def histograms_of(frames: Mapping[str, pd.DataFrame], title: str, file: str) -> list[Drawing]:
+    """A figure of each network's histograms."""
+    return [
+        Drawing(
+            title.format(name),
+            f"{name}: perturbations found and lower bounds.",
+            file.format(name),
+            partial(histograms, frame, name),
+        )
+        for name, frame in frames.items()
+    ]
+
+
+def scatter_of(
+    frames: Mapping[str, pd.DataFrame], title: str, file: str, text: str = ""
+) -> list[Drawing]:
+    """The figure of bounds against attacks for up to four networks; none without a network."""
+    first = dict(list(frames.items())[:4])
+    explanation = (
+        "Each example's bounds against the smallest distance found; above the dashed line a bound "
+        f"is violated. {text}"
+    )
+    return [Drawing(title, explanation, file, partial(scatter, first))] if frames else []
+
+
 def histograms(frame: pd.DataFrame, title: str) -> Figure:
     """Histograms of every attack's distances and every bound, on one logarithmic axis."""
     figure, axes = figures.new(1, 2, width=4.2, height=2.9)
     bounds = [key for key in BOUNDS if key in frame]
-    for axis, names, words, empty in (
+    for axis, names, label, empty in (
         (axes[0, 0], attacked_by(frame), "l2 norm of perturbations found", NO_SUCCESS),
         (axes[0, 1], bounds, "lower bound on the l2 norm", "no bound is positive and finite"),
     ):
-        for key in names:
-            values = _positive(frame[key].to_numpy())
+        shown = {key: _positive(frame[key].to_numpy()) for key in names}
+        for key, values in shown.items():
             if len(values):
-                low, high = values.min(), values.max()
-                bins = np.geomspace(low / 1.01, high * 1.01, 31)
-                axis.hist(
-                    values,
-                    bins=bins,
-                    alpha=0.6,
-                    color=_COLOURS.get(key),
-                    label={**ATTACKS, **BOUNDS}[key],
-                )
-        axis.set(xlabel=words, ylabel="examples")
-        _log_axis(axis, "x", empty, *(_positive(frame[key].to_numpy()) for key in names))
+                bins = np.geomspace(values.min() / 1.01, values.max() * 1.01, 31)
+                style = {"color": _COLOURS.get(key), "label": {**ATTACKS, **BOUNDS}[key]}
+                axis.hist(values, bins=bins, alpha=0.6, **style)
+        axis.set(xlabel=label, ylabel="examples")
+        _log_axis(axis, "x", empty, *shown.values())
     handles = [
         pair for axis in axes[0] for pair in zip(*axis.get_legend_handles_labels(), strict=True)
     ]
@@ -60,20 +88,12 @@ def scatter(frames: Mapping[str, pd.DataFrame]) -> Figure:
     for axis, (title, frame) in zip(axes[0], frames.items(), strict=True):
         distance = nearest(frame)
         shown = []
-        for key, words in BOUNDS.items():
-            if key in frame:
-                bound = frame[key].to_numpy()
-                use = np.isfinite(distance) & (distance > 0) & (bound > 0) & np.isfinite(bound)
-                shown.append(bound[use])
-                axis.scatter(
-                    distance[use],
-                    bound[use],
-                    s=5,
-                    alpha=0.5,
-                    linewidths=0,
-                    label=words,
-                    color=_COLOURS[key],
-                )
+        for key in (key for key in BOUNDS if key in frame):
+            bound = frame[key].to_numpy()
+            use = np.isfinite(distance) & (distance > 0) & (bound > 0) & np.isfinite(bound)
+            shown.append(bound[use])
+            style = {"color": _COLOURS[key], "label": BOUNDS[key]}
+            axis.scatter(distance[use], bound[use], s=5, alpha=0.5, linewidths=0, **style)
         span = _positive(distance)
         if len(span):
             ends = [span.min(), span.max()]
@@ -129,7 +149,9 @@ def curves(
     if names is not None:
         axis.set_xticks(x, names, rotation=30, ha="right")
     else:
-        axis.set_xscale("log" if min(x) > 0 else "symlog", **({} if min(x) > 0 else _near_zero(x)))
+        linear_below = min((value for value in x if value > 0), default=1.0)
+        near_zero = {} if min(x) > 0 else {"linthresh": linear_below}
+        axis.set_xscale("log" if min(x) > 0 else "symlog", **near_zero)
         axis.set_xticks(x, [f"{value:g}" for value in x])
         axis.minorticks_off()
     if log:
@@ -138,11 +160,6 @@ def curves(
     if len(lines) > 1:
         figure.legend(loc="outside lower center", ncols=2)
     return figure
-
-
-def _near_zero(x: Sequence[float]) -> dict[str, float]:
-    """Where a logarithmic axis that holds zero becomes linear."""
-    return {"linthresh": min((value for value in x if value > 0), default=1.0)}
 
 
 def perturbations(images: np.ndarray, changes: np.ndarray) -> Figure:

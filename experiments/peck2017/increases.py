@@ -1,8 +1,4 @@
-"""How much larger a change can become from layer to layer: by the rules, and measured.
-
-Measured is the largest increase that power iteration on the Keras layer itself finds, by automatic
-differentiation, which knows nothing of the rules.
-"""
+"""How much larger a change can become from layer to layer: by the rules, and measured."""
 
 from __future__ import annotations
 
@@ -24,13 +20,6 @@ __all__ = ["increases", "measured", "scaling"]
 STARTS, ITERATIONS = 4, 100
 
 
-def both_bounds(
-    model: keras.Model, x: np.ndarray
-) -> tuple[bounds.RobustnessBound, bounds.RobustnessBound]:
-    """Printed and certified (untightened) bounds."""
-    return printed_bound(model, x), bounds.robustness(model, x, tighten=False)
-
-
 def scaling(model: keras.Model, x: np.ndarray, scales: Sequence[float]) -> pd.DataFrame:
     """One row per scale of the first convolution's kernel; the model is left as it was."""
     layer = next(each for each in model.layers if isinstance(each, keras.layers.Conv2D))
@@ -41,7 +30,8 @@ def scaling(model: keras.Model, x: np.ndarray, scales: Sequence[float]) -> pd.Da
     try:
         for scale in scales:
             layer.kernel.assign(scale * kernel)
-            printed, certified = both_bounds(model, x)
+            printed = printed_bound(model, x)
+            certified = bounds.robustness(model, x, tighten=False)
             found = attacks.minimal(model, x, "fast_gradient_sign")
             rows.append(
                 {
@@ -68,7 +58,7 @@ def _ratio(layers: Sequence[bounds.LayerKappa], behind: int, before: int) -> flo
 
 def increases(model: keras.Model, x: np.ndarray) -> pd.DataFrame:
     """One row per layer that changes kappa: kappa behind over kappa before it, and measured."""
-    printed, certified = both_bounds(model, x)
+    printed, certified = printed_bound(model, x), bounds.robustness(model, x, tighten=False)
     steps = graph_steps(model, x[:1])
     found = measured(steps, x)
     rows = []

@@ -11,19 +11,21 @@ Keras layer itself finds, by automatic differentiation, which knows nothing of t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 import reference_models
-from experiments.common import checks as common_checks
+from experiments.common.checks import DISTINCT, Count, Index, Positive
 from experiments.common.experiment import Task, execute
-from experiments.common.members import Member, Progress
+from experiments.common.members import Member, Progress, grid
 from experiments.common.page import Drawing, Report, Table
-from experiments.peck2017 import checks, claims, figures, increases, published, study
-from tfrobust import data
+from experiments.peck2017 import claims, figures, increases, published, study
+from experiments.peck2017.checks import Images, check_model_file
 from tfrobust.commands import run
 
 SCALED, LAYERS = "scaled-measured.parquet", "layers-measured.parquet"
@@ -34,19 +36,19 @@ MEASURED = "||layer(h + d) - layer(h)|| / ||d|| for the Keras layer and inputs h
 class Settings:
     """The network, and how its first kernel is scaled."""
 
-    dataset: str = "mnist"
+    dataset: Images = "mnist"
     """Images for LeNet-5."""
-    iterations: int = published.ADAM_ITERATIONS
+    iterations: Count = published.ADAM_ITERATIONS
     """Adam iterations, rounded up to whole epochs."""
     weights: str | None = None
     """A trained LeNet-5 (.keras) instead."""
-    scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    scales: Annotated[tuple[Positive, ...], DISTINCT] = (0.25, 0.5, 1.0, 2.0, 4.0)
     """The first convolution's kernel is multiplied by them."""
-    images: int = 200
+    images: Count = 200
     """The first so many test images."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Of training."""
-    seed: int = 0
+    seed: Index = 0
     """Of weights and the order of examples."""
 
 
@@ -57,32 +59,24 @@ PRESETS = {
 }
 
 
-def load(settings: Settings, preset: str, data_dir: Path | None) -> dict[str, data.Dataset]:
+def load(settings: Settings, preset: str, data_dir: Path | None) -> study.Splits:
     """The test set, and the training set if the network is trained."""
-    splits = ("test",) if settings.weights else ("train", "test")
-    return {split: data.load(settings.dataset, split, data_dir=data_dir) for split in splits}
-
-
-def members(settings: Settings) -> list[Member]:
-    """One LeNet-5."""
-    return [Member("LeNet-5", "lenet5", {})]
+    return study.splits(settings.dataset, data_dir, "train", weights=settings.weights)
 
 
 def steps(task: Task, member: Member) -> Iterator[None]:
     """Train or load, scale the first kernel, measure every layer."""
     settings, test = task.settings, task.data["test"]
-    if settings.weights is not None:
-        model = reference_models.load(settings.weights)
-    else:
-        model = study.trained(
-            task,
-            member,
-            partial(reference_models.build, "lenet5", input_shape=test.images.shape[1:]),
-            task.data["train"],
-            iterations=settings.iterations,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-        )
+    model = study.trained(
+        task,
+        member,
+        partial(reference_models.build, "lenet5", input_shape=test.images.shape[1:]),
+        task.data.get("train"),
+        weights=settings.weights,
+        iterations=settings.iterations,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+    )
     yield
     x = test.images[: settings.images]
     task.run.frame_step(
@@ -152,7 +146,12 @@ def _drawings(scales: Sequence[float], scaled: pd.DataFrame, layers: pd.DataFram
     }
     network = {"printed bound": "printed", "certified bound": "certified", "FGS": "FGS"}
     by_layer = {"printed rule": "printed", "certified rule": "certified", "measured": "measured"}
-    over_scales = partial(figures.curves, scales, xlabel="scale s of the first kernel")
+
+    def curves(table: pd.DataFrame, columns: dict[str, str], **options: Any) -> partial[Figure]:
+        lines = {label: table[column].tolist() for label, column in columns.items()}
+        over_scales = {"x": scales, "xlabel": "scale s of the first kernel"}
+        return partial(figures.curves, lines=lines, **{**over_scales, **options})
+
     return [
         Drawing(
             "Figure 5.12",
@@ -160,19 +159,18 @@ def _drawings(scales: Sequence[float], scaled: pd.DataFrame, layers: pd.DataFram
             "Measured: one over the largest increase found of the scaled layer, ||layer(h + d) - "
             "layer(h)|| / ||d||; a rule is sound where it lies below.",
             "figure5.12",
-            partial(
-                over_scales,
-                _columns(scaled, ratios),
+            curves(
+                scaled,
+                ratios,
                 ylabel="kappa before / kappa behind",
                 dashed=["1 / (s ||W||), network as trained", "measured"],
             ),
         ),
         Drawing(
             "Figure 5.12, whole network",
-            "The scaled kernel changes every logit as well, so that bounds and FGS do not "
-            "follow 1/s.",
+            "The scaled kernel changes every logit as well: bounds and FGS do not follow 1/s.",
             "figure5.12-network",
-            partial(over_scales, _columns(scaled, network), ylabel="median l2 norm"),
+            curves(scaled, network, ylabel="median l2 norm"),
         ),
         Drawing(
             "Figure 5.13",
@@ -180,10 +178,10 @@ def _drawings(scales: Sequence[float], scaled: pd.DataFrame, layers: pd.DataFram
             "logits: kappa's increase by the rules, and the largest increase found. A rule is "
             "sound where it lies above.",
             "figure5.13",
-            partial(
-                figures.curves,
-                range(1, len(layers) + 1),
-                _columns(layers, by_layer),
+            curves(
+                layers,
+                by_layer,
+                x=range(1, len(layers) + 1),
                 xlabel="layer, from the input on",
                 names=layers["layer"].tolist(),
                 ylabel="behind / before",
@@ -193,36 +191,23 @@ def _drawings(scales: Sequence[float], scaled: pd.DataFrame, layers: pd.DataFram
     ]
 
 
-def _columns(table: pd.DataFrame, names: Mapping[str, str]) -> dict[str, list[float]]:
-    return {label: table[column].tolist() for label, column in names.items()}
-
-
 def check_settings(settings: Settings, data_dir: Path | None) -> None:
-    """Raises: InputError for settings that make no sense."""
-    common_checks.distinct(settings, "scales")
-    common_checks.positive(settings, "scales")
-    common_checks.one_of(settings, checks.IMAGES, "dataset")
-    common_checks.at_least(settings, 1, "iterations", "images", "batch_size")
-    common_checks.at_least(settings, 0, "seed")
-    checks.check_model_file(settings, "weights", settings.dataset, data_dir, convolution=True)
+    """Raises: InputError for a network that does not fit."""
+    check_model_file(settings, "weights", settings.dataset, data_dir, convolution=True)
 
 
 EXPERIMENT = study.define(
     "kernels",
     PRESETS,
-    check_settings=check_settings,
-    load=load,
-    members=members,
-    steps=steps,
+    load,
+    partial(grid, "LeNet-5", "lenet5"),
+    steps,
+    report,
     complete=(SCALED, LAYERS),
-    report=report,
+    check_settings=check_settings,
     files=("weights",),
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> Path:
-    """Run the experiment from the command line; the page's path."""
-    return execute(EXPERIMENT, arguments)
+main = partial(execute, EXPERIMENT)
 
 
 if __name__ == "__main__":

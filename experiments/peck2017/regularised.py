@@ -6,43 +6,42 @@ python -m experiments.peck2017.regularised --preset demo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 
 import reference_models
-from experiments.common import checks as common_checks
+from experiments.common.checks import DISTINCT, Count, Index, NotNegative, Positive
 from experiments.common.experiment import Task, execute
-from experiments.common.members import Member, Progress
+from experiments.common.members import Member, Progress, grid
 from experiments.common.page import Drawing, Report, Table
-from experiments.peck2017 import checks, claims, figures, study
+from experiments.peck2017 import claims, figures, study
+from experiments.peck2017.checks import SecondAttack, TableName
 from experiments.peck2017.comparison import BOUNDS, fgs_and, summary
-from tfrobust import data
 from tfrobust.commands import run
 from tfrobust.objectives import CrossEntropy, LastLayerRobustness
-from tfrobust.report import Claim
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Data, weights of the reward, training and attacks."""
 
-    dataset: str = "wine"
+    dataset: TableName = "wine"
     """iris, wine or spambase, with the thesis's hidden layers."""
-    weights: tuple[float, ...] = (0.0, 0.03, 0.1, 0.3, 1.0)
+    weights: Annotated[tuple[NotNegative, ...], DISTINCT] = (0.0, 0.03, 0.1, 0.3, 1.0)
     """Of the reward; 0 is plain training."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Annotated[tuple[Index, ...], DISTINCT] = (0, 1, 2)
     """Networks for each weight."""
-    epochs: int = 60
+    epochs: Count = 60
     """Of Adam, batches of 10."""
-    learning_rate: float = 5e-3
+    learning_rate: Positive = 5e-3
     """Of Adam."""
-    inputs: int = 100
+    inputs: Count = 100
     """Examples that are bounded and attacked."""
-    attack: str = "none"
+    attack: SecondAttack = "none"
     """A second attack beside FGS."""
 
 
@@ -60,26 +59,6 @@ PRESETS = {
         attack="deepfool",
     ),
 }
-
-
-def load(settings: Settings, preset: str, data_dir: Path | None) -> dict[str, data.Dataset]:
-    """Training and test set."""
-    return {
-        split: data.load(settings.dataset, split, data_dir=data_dir) for split in ("train", "test")
-    }
-
-
-def members(settings: Settings) -> list[Member]:
-    """One network per weight and seed."""
-    return [
-        Member(
-            f"weight {weight:g}, seed {seed}",
-            f"weight{weight:g}/seed{seed}",
-            {"weight": weight, "seed": seed},
-        )
-        for weight in settings.weights
-        for seed in settings.seeds
-    ]
 
 
 def steps(task: Task, member: Member) -> Iterator[None]:
@@ -107,43 +86,36 @@ def report(task: Task, progress: Progress) -> Report:
     settings = task.settings
     results = study.read_results(task, progress)
     frames = study.concatenated(results, lambda result: f"weight {result.settings['weight']:g}")
-    table = pd.DataFrame(
-        [
-            {
-                "weight": result.settings["weight"],
-                "seed": result.settings["seed"],
-                "test accuracy": result.accuracy,
-                "FGS": result.frame["fast_gradient_sign"].median(),
-                **{words: result.frame[key].median() for key, words in BOUNDS.items()},
-            }
-            for result in results
-        ],
-        columns=["weight", "seed", "test accuracy", "FGS", *BOUNDS.values()],
-    )
-    means = table.drop(columns="seed").groupby("weight", sort=False).mean()
+    networks = study.table_of_networks(results)
     return study.report_of(
         task,
         title="rewarding the last layer's robustness",
         lead=f"MLPs on {settings.dataset}, {len(settings.seeds)} seeds per weight, "
         f"{settings.epochs} epochs; the reward is -weight * mean delta (Theorem 3.6).",
         tables=[
-            Table("Every network", "Medians over examples.", table),
+            networks,
             Table("Quantities", study.ABOUT, summary(frames, "figure 4.3")),
         ],
-        drawings=_drawings(means) if frames else [],
+        drawings=_drawings(networks.frame) if frames else [],
         claims=[
-            _is_raised("FGS distance", "FGS", table, means),
-            _is_raised(BOUNDS["printed"], BOUNDS["printed"], table, means),
+            *(
+                claims.is_increasing(
+                    f"Rewarding delta raises the median {words}",
+                    networks.frame.reindex(columns=["weight", f"{quantity}, median"]),
+                    "Figure 4.3",
+                )
+                for words, quantity in (("FGS distance", "FGS"), ("printed bound", "printed bound"))
+            ),
             *claims.bounds_hold(frames, "Theorem 4.2"),
         ],
     )
 
 
-def _drawings(means: pd.DataFrame) -> list[Drawing]:
-    weights = means.index.tolist()
-    lines = {name: means[name].tolist() for name in means.columns}
-    accuracy = {"test accuracy": lines.pop("test accuracy")}
-    curves = partial(figures.curves, weights, xlabel="weight of delta in training")
+def _drawings(table: pd.DataFrame) -> list[Drawing]:
+    means = table.groupby("weight", sort=False).mean()
+    lines = {name: means[f"{name}, median"].tolist() for name in ("FGS", *BOUNDS.values())}
+    accuracy = {"test accuracy": means["test accuracy"].tolist()}
+    curves = partial(figures.curves, means.index.tolist(), xlabel="weight of delta in training")
     return [
         Drawing(
             "Figure 4.3",
@@ -160,41 +132,15 @@ def _drawings(means: pd.DataFrame) -> list[Drawing]:
     ]
 
 
-def _is_raised(quantity: str, column: str, table: pd.DataFrame, means: pd.DataFrame) -> Claim:
-    return claims.is_increasing(
-        f"Rewarding delta raises the median {quantity}",
-        means.index.tolist(),
-        means[column].tolist(),
-        "Figure 4.3",
-        networks=pd.DataFrame({"x": table["weight"], "y": table[column]}),
-    )
-
-
-def check_settings(settings: Settings, data_dir: Path | None) -> None:
-    """Raises: InputError for settings that make no sense."""
-    common_checks.distinct(settings, "weights", "seeds")
-    common_checks.one_of(settings, checks.TABLES, "dataset")
-    common_checks.one_of(settings, checks.SECOND_ATTACKS, "attack")
-    common_checks.positive(settings, "weights", zero=True)
-    common_checks.at_least(settings, 1, "epochs", "inputs")
-    common_checks.at_least(settings, 0, "seeds")
-    common_checks.positive(settings, "learning_rate")
-
-
-EXPERIMENT = study.define(
-    "regularised",
-    PRESETS,
-    check_settings=check_settings,
-    members=members,
-    steps=steps,
-    report=report,
-    load=load,
+members = partial(
+    grid,
+    "weight {weight:g}, seed {seed}",
+    "weight{weight:g}/seed{seed}",
+    weight="weights",
+    seed="seeds",
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> Path:
-    """Run the experiment from the command line; the page's path."""
-    return execute(EXPERIMENT, arguments)
+EXPERIMENT = study.define("regularised", PRESETS, study.load_splits, members, steps, report)
+main = partial(execute, EXPERIMENT)
 
 
 if __name__ == "__main__":

@@ -13,28 +13,32 @@ import keras
 import numpy as np
 import pandas as pd
 
+import reference_models
 from experiments.common.experiment import Experiment, Task
 from experiments.common.members import Member, Progress
-from experiments.common.page import Drawing, Report, Table
+from experiments.common.page import Report, Table
 from experiments.common.train import train_or_load
-from experiments.peck2017.comparison import compare
+from experiments.peck2017.comparison import BOUNDS, compare, violations
 from tfrobust import data, evaluate
 from tfrobust.objectives import CrossEntropy, Objective
-from tfrobust.report import Claim
 
 __all__ = [
     "ABOUT",
     "BOUNDED",
     "SCALES",
     "TESTED",
+    "WIDE",
     "Result",
     "bound_attack_and_test",
     "concatenated",
     "define",
+    "define_random",
     "frame_of",
-    "load_nothing",
+    "load_splits",
     "read_results",
     "report_of",
+    "splits",
+    "table_of_networks",
     "trained",
 ]
 
@@ -43,6 +47,8 @@ SCALES = {
     "reduced": "Scaled-down run.",
     "paper": "The study's own settings, as far as they are known.",
 }
+# of random inputs: wide enough not to bind
+WIDE = (-50.0, 50.0)
 ABOUT = (
     "l2 norms in the networks' input units; attacks leave the model's own prediction; failed "
     "attacks are left out. A violation is an example that some attack changed with less than the "
@@ -51,52 +57,80 @@ ABOUT = (
 BOUNDED, TESTED = "compared.parquet", "test.json"
 
 
+Splits = dict[str, data.Dataset]
+
+
 def define(
     name: str,
     presets: Mapping[str, Any],
-    *,
-    check_settings: Callable[[Any, Path | None], None],
+    load: Callable[[Any, str, Path | None], Any],
     members: Callable[[Any], Sequence[Member]],
     steps: Callable[[Task, Member], Iterator[None]],
     report: Callable[[Task, Progress], Report],
-    load: Callable[[Any, str, Path | None], Any] | None = None,
+    *,
     complete: Sequence[str] = (BOUNDED, TESTED),
-    files: Sequence[str] = (),
+    **options: Any,
 ) -> Experiment:
-    """An experiment on Peck 2017: small, and on one device."""
-    return Experiment(
-        name=f"peck2017-{name}",
-        presets=presets,
-        about=SCALES,
-        check_settings=check_settings,
-        load=load or load_nothing,
-        members=members,
-        steps=steps,
-        complete=complete,
-        report=report,
-        files=files,
-        distributed=False,
-    )
+    """An experiment on Peck 2017: small, and on one device; arguments as for `Experiment`."""
+    name = f"peck2017-{name}"
+    single = {"distributed": False, **options}
+    return Experiment(name, presets, SCALES, load, members, steps, complete, report, **single)
 
 
-def load_nothing(settings: Any, preset: str, data_dir: Path | None) -> None:
-    """For experiments on random inputs."""
+def load_splits(settings: Any, preset: str, data_dir: Path | None) -> Splits:
+    """The training and test set of `settings.dataset`."""
+    return splits(settings.dataset, data_dir, "train")
+
+
+def splits(
+    dataset: str, data_dir: Path | None, *training: str, weights: str | None = None
+) -> Splits:
+    """The test split, and those for training unless a file of weights is given."""
+    names = ("test", *(training if weights is None else ()))
+    return {name: data.load(dataset, name, data_dir=data_dir) for name in names}
+
+
+def define_random(
+    name: str,
+    presets: Mapping[str, Any],
+    members: Callable[[Any], Sequence[Member]],
+    compared: Callable[..., pd.DataFrame],
+    report: Callable[[Task, Progress], Report],
+) -> Experiment:
+    """An experiment on random networks and inputs, of one step per member.
+
+    Args:
+        compared: (settings, **member.settings) to `compare`'s results.
+        name, presets, members, report: as for `Experiment`.
+    """
+
+    def steps(task: Task, member: Member) -> Iterator[None]:
+        file = f"{member.folder}/{BOUNDED}"
+        task.run.frame_step(file, lambda: compared(task.settings, **member.settings))
+        yield
+
+    return define(name, presets, lambda *_: None, members, steps, report, complete=(BOUNDED,))
 
 
 def trained(
     task: Task,
     member: Member,
     build: Callable[[], keras.Model],
-    train: data.Dataset,
+    train: data.Dataset | None,
     *,
     iterations: int,
     batch_size: int,
     learning_rate: float = 1e-3,
-    seed: int = 0,
     objective: Objective | None = None,
-    validation: data.Dataset | None = None,
+    weights: str | None = None,
+    **options: Any,
 ) -> keras.Model:
-    """A network trained with Adam, or loaded; iterations are rounded up to whole epochs."""
+    """A network trained with Adam, or loaded: `weights` names a file of a trained one.
+
+    Iterations are rounded up to whole epochs; `options` are those of `train_or_load`.
+    """
+    if weights is not None:
+        return reference_models.load(weights)
     return train_or_load(
         task.run,
         member.folder,
@@ -107,9 +141,8 @@ def trained(
         optimizer=keras.optimizers.Adam(learning_rate),
         epochs=math.ceil(iterations / max(len(train) // batch_size, 1)),
         batch_size=batch_size,
-        validation=None if validation is None else validation.arrays,
-        seed=seed,
         provenance={"iterations": iterations, "data": dataclasses.asdict(train.provenance)},
+        **options,
     )
 
 
@@ -165,14 +198,21 @@ def concatenated(results: Sequence[Result], by: Callable[[Result], str]) -> dict
     return {kind: pd.concat(frames, ignore_index=True) for kind, frames in kinds.items()}
 
 
-def report_of(
-    task: Task,
-    *,
-    title: str,
-    lead: str,
-    tables: Sequence[Table],
-    drawings: Sequence[Drawing],
-    claims: Sequence[Claim],
-) -> Report:
+def table_of_networks(results: Sequence[Result]) -> Table:
+    """One row per network: what tells it from the others, accuracy, medians, violations."""
+    rows = [
+        {
+            **result.settings,
+            "test accuracy": result.accuracy,
+            "FGS, median": result.frame["fast_gradient_sign"].median(),
+            **{f"{name}, median": result.frame[key].median() for key, name in BOUNDS.items()},
+            **{f"violations, {key}": violations(result.frame, key) for key in BOUNDS},
+        }
+        for result in results
+    ]
+    return Table("Every network", "Medians over examples.", pd.DataFrame(rows))
+
+
+def report_of(task: Task, *, title: str, lead: str, **content: Any) -> Report:
     """A report under the thesis's name, which says how its preset compares."""
-    return Report(f"Peck 2017: {title}", f"{SCALES[task.preset]} {lead}", tables, drawings, claims)
+    return Report(f"Peck 2017: {title}", f"{SCALES[task.preset]} {lead}", **content)

@@ -6,42 +6,39 @@ python -m experiments.peck2017.trained_mlps --preset demo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-import pandas as pd
 
 import reference_models
-from experiments.common import checks as common_checks
+from experiments.common.checks import DISTINCT, Count, Index, Positive
 from experiments.common.experiment import Task, execute
-from experiments.common.members import Member, Progress
-from experiments.common.page import Drawing, Report, Table
-from experiments.peck2017 import checks, claims, figures, published, study
-from experiments.peck2017.comparison import BOUNDS, fgs_and, summary
-from tfrobust import data
+from experiments.common.members import Member, Progress, grid
+from experiments.common.page import Report, Table
+from experiments.peck2017 import claims, figures, published, study
+from experiments.peck2017.checks import SecondAttack, TableName
+from experiments.peck2017.comparison import fgs_and, summary
 from tfrobust.commands import run
-
-Sets = dict[str, dict[str, data.Dataset]]
-_SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Data sets, training and attacks."""
 
-    datasets: tuple[str, ...] = ("iris", "wine", "spambase")
+    datasets: Annotated[tuple[TableName, ...], DISTINCT] = ("iris", "wine", "spambase")
     """Of `tfrobust.data`; hidden layers are the thesis's."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Annotated[tuple[Index, ...], DISTINCT] = (0, 1, 2)
     """Of weights and the order of examples: one network each."""
-    epochs: int = 100
+    epochs: Count = 100
     """Of Adam, batches of 10."""
-    learning_rate: float = 5e-3
+    learning_rate: Positive = 5e-3
     """Of Adam."""
-    inputs: int = 300
+    inputs: Count = 300
     """Examples that are bounded and attacked, test set first, then validation and training."""
-    attack: str = "deepfool"
+    attack: SecondAttack = "deepfool"
     """A second attack beside FGS; Carlini-Wagner is coarse in a box as wide as these."""
 
 
@@ -52,21 +49,9 @@ PRESETS = {
 }
 
 
-def load(settings: Settings, preset: str, data_dir: Path | None) -> Sets:
+def load(settings: Settings, preset: str, data_dir: Path | None) -> dict[str, study.Splits]:
     """Every data set's splits."""
-    return {
-        name: {split: data.load(name, split, data_dir=data_dir) for split in _SPLITS}
-        for name in settings.datasets
-    }
-
-
-def members(settings: Settings) -> list[Member]:
-    """One network per data set and seed."""
-    return [
-        Member(f"{name}, seed {seed}", f"{name}/seed{seed}", {"dataset": name, "seed": seed})
-        for name in settings.datasets
-        for seed in settings.seeds
-    ]
+    return {name: study.splits(name, data_dir, "train", "validation") for name in settings.datasets}
 
 
 def steps(task: Task, member: Member) -> Iterator[None]:
@@ -96,31 +81,6 @@ def report(task: Task, progress: Progress) -> Report:
     settings = task.settings
     results = study.read_results(task, progress)
     frames = study.concatenated(results, lambda result: result.settings["dataset"])
-    rows = [
-        {
-            "data": result.settings["dataset"],
-            "seed": result.settings["seed"],
-            "test accuracy": result.accuracy,
-            "FGS median": result.frame["fast_gradient_sign"].median(),
-            **{f"{words}, median": result.frame[key].median() for key, words in BOUNDS.items()},
-        }
-        for result in results
-    ]
-    scatter = Drawing(
-        "Figure 4.2",
-        "Each example's bounds against the smallest distance found.",
-        "figure4.2",
-        partial(figures.scatter, frames),
-    )
-    histograms = [
-        Drawing(
-            f"Figure 4.2, {name}",
-            "Perturbations found and lower bounds.",
-            f"figure4.2-{name}",
-            partial(figures.histograms, frame, name),
-        )
-        for name, frame in frames.items()
-    ]
     hidden = "; ".join(f"{k} {', '.join(map(str, v))}" for k, v in published.HIDDEN.items())
     return study.report_of(
         task,
@@ -129,37 +89,21 @@ def report(task: Task, progress: Progress) -> Report:
         "features standardised, 70 / 20 / 10 % split.",
         tables=[
             Table("Table 4.3", study.ABOUT + " All seeds together.", summary(frames, "4.3")),
-            Table("Every network", "Spread over seeds.", pd.DataFrame(rows)),
+            study.table_of_networks(results),
         ],
-        drawings=[scatter, *histograms] if frames else [],
+        drawings=[
+            *figures.scatter_of(frames, "Figure 4.2", "figure4.2"),
+            *figures.histograms_of(frames, "Figure 4.2, {}", "figure4.2-{}"),
+        ],
         claims=claims.bounds_hold(frames, "Theorem 4.2"),
     )
 
 
-def check_settings(settings: Settings, data_dir: Path | None) -> None:
-    """Raises: InputError for settings that make no sense."""
-    common_checks.distinct(settings, "datasets", "seeds")
-    common_checks.one_of(settings, checks.TABLES, "datasets")
-    common_checks.one_of(settings, checks.SECOND_ATTACKS, "attack")
-    common_checks.at_least(settings, 1, "epochs", "inputs")
-    common_checks.at_least(settings, 0, "seeds")
-    common_checks.positive(settings, "learning_rate")
-
-
-EXPERIMENT = study.define(
-    "trained-mlps",
-    PRESETS,
-    check_settings=check_settings,
-    members=members,
-    steps=steps,
-    report=report,
-    load=load,
+members = partial(
+    grid, "{dataset}, seed {seed}", "{dataset}/seed{seed}", dataset="datasets", seed="seeds"
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> Path:
-    """Run the experiment from the command line; the page's path."""
-    return execute(EXPERIMENT, arguments)
+EXPERIMENT = study.define("trained-mlps", PRESETS, load, members, steps, report)
+main = partial(execute, EXPERIMENT)
 
 
 if __name__ == "__main__":

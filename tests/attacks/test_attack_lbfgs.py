@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.attacks import assert_exact
 from sklearn.datasets import load_digits
 
 from tfrobust.attacks import minimal
@@ -12,10 +13,7 @@ from tfrobust.attacks import minimal
 def test_exact_distance_of_linear_models(linear):
     model, x, normal, margin = linear
     exact = margin / np.linalg.norm(normal)
-    result = minimal(model, x, "lbfgs")
-    assert result.success.all()
-    assert (result.distance >= exact * (1 - 1e-4)).all()
-    np.testing.assert_allclose(result.distance, exact, rtol=0.01)
+    assert_exact(minimal(model, x, "lbfgs"), exact, rtol=0.01)
     finer = minimal(model, x[::6], "lbfgs", steps=14)
     np.testing.assert_allclose(finer.distance, exact[::6], rtol=2e-3)
 

@@ -13,7 +13,7 @@ from helpers.pictures import encoded, smooth
 
 import tfrobust
 from tfrobust import commands, data
-from tfrobust.commands.evaluate import command, steps
+from tfrobust.commands.evaluate import settings, steps
 from tfrobust.commands.evaluate.summary import text
 
 layers = keras.layers
@@ -82,7 +82,7 @@ def test_the_accuracies_of_a_linear_model(run, exact):
 
 
 def test_the_keys_of_the_json_are_those_that_are_documented(run):
-    documented = re.search(r"tells: (.*)\. A number", command.__doc__, re.DOTALL)
+    documented = re.search(r"tells: (.*)\. A number", settings.__doc__, re.DOTALL)
     keys = list(json.loads((run / "summary.json").read_text()))
     assert keys == re.split(r",\s+", documented[1])
 

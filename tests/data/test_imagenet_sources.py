@@ -16,32 +16,6 @@ from tfrobust.data.images import decode
 from tfrobust.data.stream import Share, Stream
 
 
-@pytest.fixture(scope="module")
-def made():
-    return small_imagenet.pictures(np.random.default_rng(0), COUNT)
-
-
-@pytest.fixture(scope="module")
-def tree(made, tmp_path_factory):
-    root = tmp_path_factory.mktemp("tree")
-    small_imagenet.write_tree(root, made)
-    return root
-
-
-@pytest.fixture(scope="module")
-def records(made, tmp_path_factory):
-    root = tmp_path_factory.mktemp("records")
-    small_imagenet.write_tfrecords(root, made)
-    return root
-
-
-@pytest.fixture(scope="module")
-def prepared(made, tmp_path_factory):
-    root = tmp_path_factory.mktemp("prepared")
-    small_imagenet.write_tfds(root, made)
-    return root
-
-
 @pytest.mark.parametrize("source", ["tree", "records", "prepared"])
 def test_evaluation_gives_each_image_once_with_its_label(source, made, request):
     stream = load(request.getfixturevalue(source))

@@ -24,32 +24,6 @@ from tfrobust.data.images import TooManyCorruptImagesError, decode
 from tfrobust.data.stream import Share
 
 
-@pytest.fixture(scope="module")
-def made():
-    return small_imagenet.pictures(np.random.default_rng(0), COUNT)
-
-
-@pytest.fixture(scope="module")
-def tree(made, tmp_path_factory):
-    root = tmp_path_factory.mktemp("tree")
-    small_imagenet.write_tree(root, made)
-    return root
-
-
-@pytest.fixture(scope="module")
-def records(made, tmp_path_factory):
-    root = tmp_path_factory.mktemp("records")
-    small_imagenet.write_tfrecords(root, made)
-    return root
-
-
-@pytest.fixture(scope="module")
-def prepared(made, tmp_path_factory):
-    root = tmp_path_factory.mktemp("prepared")
-    small_imagenet.write_tfds(root, made)
-    return root
-
-
 @pytest.fixture
 def broken(tree, tmp_path):
     """A copy of the tree and a function that cuts the files it is given."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import experiments
+from experiments.common import checks
 from experiments.common.command_line import parse
 from tfrobust.commands import catalogue
 
@@ -57,6 +58,7 @@ def test_every_preset_parses_and_makes_sense(name):
         experiment = getattr(module, "EXPERIMENT", None)
         if experiment is not None:
             assert preset in experiment.about
+            checks.check(command.settings)
             experiment.check_settings(command.settings, None)
             members = experiment.members(command.settings)
             assert len({member.folder for member in members}) == len(members) > 0

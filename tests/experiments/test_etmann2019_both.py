@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.commands import usage_error
 
 from experiments.common.members import Progress
 from experiments.common.page import write_page
@@ -498,11 +499,7 @@ def test_an_unwritable_folder(runs, tmp_path):
 
 
 def test_a_missing_argument(capsys):
-    with pytest.raises(SystemExit) as stop:
-        both.main(["--imagenet", "somewhere"])
-    assert stop.value.code == 2
-    captured = capsys.readouterr()
-    assert "--mnist" in captured.err + captured.out
+    assert "--mnist" in usage_error(both.main, ["--imagenet", "somewhere"], capsys)
 
 
 @dataclasses.dataclass(frozen=True)

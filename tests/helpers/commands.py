@@ -1,9 +1,11 @@
-"""The command `tfrobust` as a process of its own."""
+"""The command `tfrobust` as a process of its own, and usage errors of any command."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,3 +20,12 @@ def tfrobust(*arguments, code=None, **options):
         [sys.executable, *command],
         **{"cwd": "/", "env": environment, "capture_output": True, "text": True, **options},
     )
+
+
+def usage_error(main, arguments, capsys):
+    """What a command says of arguments that it does not take; its status is 2."""
+    with pytest.raises(SystemExit) as end:
+        main([*map(str, arguments)])
+    assert end.value.code == 2
+    captured = capsys.readouterr()
+    return captured.err + captured.out

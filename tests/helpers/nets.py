@@ -83,3 +83,12 @@ def classifier(shape, *middle):
     model = keras.Sequential([keras.Input(shape), *middle, layers.Flatten(), layers.Dense(3)])
     x = np.random.default_rng(0).normal(size=(10, *shape)).astype(np.float32)
     return model, x
+
+
+def shaken(model, seed=0):
+    """Biases, betas and statistics off their initial values, kernels as they are."""
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        if len(variable.shape) == 1:
+            variable.assign(variable + rng.uniform(0, 0.3, variable.shape))
+    return model

@@ -38,12 +38,12 @@ def weights_of(model):
     return [np.asarray(variable.value) for variable in model.variables]
 
 
-def run_to(folder, epochs, **changes):
+def run_to(folder, epochs, data=None, **changes):
     model = small_model(dropout=0.5)
     options = {"schedule": StepDecay(0.05, every=2), "seed": 1, "batch_size": 30, **changes}
     history = fit(
         model,
-        small_data(),
+        small_data() if data is None else data,
         CrossEntropy() + DoubleBackprop(0.1),
         optimizer=sgd(),
         epochs=epochs,

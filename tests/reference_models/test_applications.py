@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.nets import shaken
 from keras.src.backend import config
 from keras.src.legacy.saving import legacy_h5_format
 from keras.src.utils import file_utils
@@ -38,15 +39,6 @@ LARGE = [
     ("VGG16", 32),
     ("Xception", 71),
 ]
-
-
-def shaken(model, seed=0):
-    """Biases, betas and statistics off their initial values, kernels as they are."""
-    rng = np.random.default_rng(seed)
-    for variable in model.weights:
-        if len(variable.shape) == 1:
-            variable.assign(variable + rng.uniform(0, 0.3, variable.shape))
-    return model
 
 
 def legacy_file(model, path):

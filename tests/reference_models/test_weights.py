@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.nets import randomise
+from helpers.nets import randomise, shaken
 from keras.src.legacy.saving import legacy_h5_format
 
 import reference_models
@@ -28,15 +28,6 @@ def write(model, folder):
         legacy_h5_format.save_weights_to_hdf5_group(file, model)
     legacy_h5_format.save_model_to_hdf5(model, folder / "whole.h5", include_optimizer=False)
     return folder
-
-
-def shaken(model, seed=0):
-    """Biases, betas and statistics off their initial values, kernels as they are."""
-    rng = np.random.default_rng(seed)
-    for variable in model.weights:
-        if len(variable.shape) == 1:
-            variable.assign(variable + rng.uniform(0, 0.3, variable.shape))
-    return model
 
 
 @pytest.fixture(scope="module")

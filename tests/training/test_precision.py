@@ -132,19 +132,13 @@ def test_the_rule_of_the_scale():
 
 
 def test_gradients_that_are_never_finite(monkeypatch):
-    images, labels = digits()
     with computing_in("mixed_float16"):
         model = net()
     model.layers[0].kernel.assign(np.full(model.layers[0].kernel.shape, np.inf))
     with pytest.raises(training.NonFiniteLossError, match="loss is not finite in epoch 1"):
+        sgd = keras.optimizers.SGD(0.1)
         training.fit(
-            model,
-            (images, labels),
-            CrossEntropy(),
-            optimizer=keras.optimizers.SGD(0.1),
-            epochs=20,
-            batch_size=5,
-            progress=False,
+            model, digits(), CrossEntropy(), optimizer=sgd, epochs=20, batch_size=5, progress=False
         )
 
 

@@ -289,17 +289,7 @@ def test_other_data_in_the_same_folder(tmp_path):
     images, labels = small_data()
     images[5, 0, 0, 0] += 1e-3
     with pytest.raises(SettingsChangedError, match="another data"):
-        fit(
-            small_model(),
-            (images, labels),
-            CrossEntropy() + DoubleBackprop(0.1),
-            optimizer=sgd(),
-            epochs=2,
-            batch_size=30,
-            schedule=StepDecay(0.05, every=2),
-            folder=tmp_path,
-            seed=1,
-        )
+        run_to(tmp_path, 2, (images, labels))
 
 
 def test_more_epochs_unless_the_rates_rest_on_their_number(tmp_path):

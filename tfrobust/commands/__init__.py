@@ -2,6 +2,6 @@
 
 from tfrobust.commands.dispatch import main
 from tfrobust.commands.quiet import import_tensorflow
-from tfrobust.commands.terminal import run, show
+from tfrobust.commands.terminal import concerning, run, show
 
-__all__ = ["import_tensorflow", "main", "run", "show"]
+__all__ = ["concerning", "import_tensorflow", "main", "run", "show"]

@@ -1,4 +1,4 @@
-"""Run folders: settings and versions on record, and steps whose results are whole or absent."""
+"""Run folders: a record of settings and versions, and steps whose results are whole or absent."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RunFolderError(TfrobustError, ValueError):
 
 
 def versions() -> dict[str, str]:
-    """Python, the packages and the machine that results depend on."""
+    """Versions of Python and the packages, and the machine, on which results depend."""
     result = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -67,7 +67,7 @@ class Run:
     Args:
         folder: created where it does not exist; a run in it with the same settings is resumed.
         settings: a frozen dataclass.
-        files: files that the results depend on, by the name of their setting; compared by content.
+        files: files on which results depend, by the name of their setting; compared by content.
 
     Raises:
         OSError: the folder is not writable, or one of the files cannot be read.
@@ -85,7 +85,7 @@ class Run:
         self.settings = json.loads(json.dumps(dataclasses.asdict(settings)))
         if self.has("run.json"):
             record = self.read_json("run.json")
-            # a setting added since the record was written had its default value
+            # settings introduced after the record was written had their default values
             recorded = _defaults(settings) | record["settings"]
             names = sorted(recorded.keys() | self.settings.keys())
             changed = [name for name in names if recorded.get(name) != self.settings.get(name)]
@@ -158,16 +158,11 @@ class Run:
             RunFolderError: the file is damaged.
             OSError: it could not be written.
         """
-        path = self.path(name)
-        if not self.has(name):
-            frame = compute()
-            self._write(name, lambda temporary: frame.to_parquet(temporary, index=False))
-        try:
-            return pd.read_parquet(path)
-        except Exception as error:  # pyarrow raises many kinds
-            raise RunFolderError(
-                f"the table {path} cannot be read ({error}). Delete it to compute it again."
-            ) from error
+
+        def write(frame: pd.DataFrame, path: Path) -> None:
+            frame.to_parquet(path, index=False)
+
+        return self._step(name, compute, write, pd.read_parquet)
 
     def arrays_step(
         self, name: str, compute: Callable[[], dict[str, np.ndarray]]
@@ -178,27 +173,43 @@ class Run:
             RunFolderError: the file is damaged.
             OSError: it could not be written.
         """
-        path = self.path(name)
-        if not self.has(name):
-            arrays = compute()
-            self._write(name, lambda temporary: np.savez_compressed(temporary, **arrays))
-        try:
+
+        def write(arrays: dict[str, np.ndarray], path: Path) -> None:
+            np.savez_compressed(path, **arrays)
+
+        def read(path: Path) -> dict[str, np.ndarray]:
             with np.load(path, allow_pickle=False) as archive:
                 return {key: archive[key] for key in archive.files}
-        except Exception as error:  # zipfile, zlib and NumPy raise many kinds
+
+        return self._step(name, compute, write, read)
+
+    def _step(
+        self,
+        name: str,
+        compute: Callable[[], Any],
+        write: Callable[[Any, Path], None],
+        read: Callable[[Path], Any],
+    ) -> Any:
+        """Compute and write what is not there yet; read it in any case."""
+        if not self.has(name):
+            result = compute()
+            self._write(name, lambda temporary: write(result, temporary))
+        try:
+            return read(self.path(name))
+        except Exception as error:  # pyarrow, zipfile, zlib and NumPy raise many kinds
             raise RunFolderError(
-                f"the arrays {path} cannot be read ({error}). Delete it to compute them again."
+                f"{self.path(name)} cannot be read ({error}). Delete it to compute it again."
             ) from error
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> None:
-        """Let the chief write `name` atomically; the other workers wait until it has."""
+        """The chief writes `name` atomically; the other workers wait for it."""
         if is_chief():
             with atomic_path(self.path(name)) as temporary:
                 write(temporary)
         broadcast_from_chief(0)
 
     def has(self, name: str) -> bool:
-        """Whether a step is finished, as the chief sees it; all workers wait for its answer."""
+        """Whether a step is finished, according to the chief; all workers must call this."""
         return bool(broadcast_from_chief((self.folder / name).exists()))
 
     @contextlib.contextmanager
