@@ -117,10 +117,10 @@ def _claims(cohorts: Sequence[Cohort]) -> tuple[Claim, ...]:
     )
 
 
-def _named(cohorts: Sequence[Cohort], each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _named(cohorts: Sequence[Cohort], entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         f"{cohort.name}: {name}": value
-        for cohort, values in zip(cohorts, each, strict=True)
+        for cohort, values in zip(cohorts, entries, strict=True)
         for name, value in values.items()
     }
 

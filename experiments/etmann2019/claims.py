@@ -58,14 +58,14 @@ def median_robustness(member: Member, name: str) -> float:
     return float("nan") if value is None else value
 
 
-def words(name: str) -> str:
-    """A robustness estimate in words."""
+def estimate_name(name: str) -> str:
+    """A robustness estimate's name in a sentence."""
     return ATTACK_NAMES.get(name, "linearized robustness")
 
 
 def alignment_grows(members: Sequence[Member], name: str, figure: str = "Figure 3") -> Claim:
     """Figures 2 and 3: models that are more robust at the median are better aligned there."""
-    statement = f"Median alignment grows with median robustness ({words(name)})"
+    statement = f"Median alignment grows with median robustness ({estimate_name(name)})"
     source = f"section 5, {figure}"
     robustness = np.array([median_robustness(member, name) for member in members])
     alignment = np.array([member.summary["median_alignment"] for member in members])

@@ -10,14 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from experiments.common.page import Drawing
-from experiments.etmann2019.claims import attacks_of, median_robustness, words
+from experiments.etmann2019.claims import attacks_of, estimate_name, median_robustness
 from experiments.etmann2019.results import ATTACK_NAMES, Cohort, Member
 from tfrobust.report import figures
 
-__all__ = ["caption", "drawings", "is_imagenet", "plot", "weight_words"]
+__all__ = ["caption", "drawings", "is_imagenet", "lambda_label", "plot"]
 
 LAMBDA = "λ of double backpropagation"
-_PICTURES_A_ROW = 4  # in half a figure
+_PICTURES_PER_ROW = 4  # in half a figure
 _FEW = 200  # images, whose points are drawn larger
 _SQUEEZED = 30  # times linearized robustness, and it would lie on the axis
 
@@ -27,7 +27,7 @@ def is_imagenet(cohort: Cohort) -> bool:
     return cohort.name.startswith("ImageNet")
 
 
-def weight_words(weight: float) -> str:
+def lambda_label(weight: float) -> str:
     """A lambda in full digits: "λ = 3,162,000"."""
     return f"λ = {weight:,.10g}"
 
@@ -73,21 +73,21 @@ def _shown(name: str, cohorts: Sequence[Cohort]) -> list[Cohort]:
 
 
 def _medians(cohorts: Sequence[Cohort]) -> Figure:
-    """One point a model, a panel for each robustness estimate."""
+    """One point per model, a panel for each robustness estimate."""
     names = [("linearized_robustness", *attacks_of(cohort.members)) for cohort in cohorts]
     most = max(map(len, names))
     rows, columns = (2, 2) if most == 4 else (1, most)
     figure, halves = _halves(cohorts, width=3.4 * columns, height=2.9 * rows)
-    for cohort, own, half in zip(cohorts, names, halves, strict=True):
+    for cohort, estimates, half in zip(cohorts, names, halves, strict=True):
         axes = half.subplots(rows, columns, squeeze=False)
         weights = [member.weight for member in cohort.members]
         alignment = [member.summary["median_alignment"] for member in cohort.members]
-        for axis, name in zip(_used(axes, len(own)), own, strict=True):
+        for axis, name in zip(_used(axes, len(estimates)), estimates, strict=True):
             robustness = [median_robustness(member, name) for member in cohort.members]
-            label = LAMBDA if name == own[-1] else None
+            label = LAMBDA if name == estimates[-1] else None
             figures.trail(half, axis, robustness, alignment, weights, label)
             kind = "median distance" if name in ATTACK_NAMES else "median"
-            axis.set(xlabel=f"{words(name)}, {kind}", ylabel="median alignment α")
+            axis.set(xlabel=f"{estimate_name(name)}, {kind}", ylabel="median alignment α")
     return figure
 
 
@@ -123,7 +123,7 @@ def _three(cohort: Cohort) -> list[tuple[str, Member]]:
     names = {1: ("",), 2: ("least robust, ", "most robust, ")}
     names = names.get(len(places), ("least robust, ", "middle, ", "most robust, "))
     return [
-        (name + weight_words(ordered[place].weight), ordered[place])
+        (name + lambda_label(ordered[place].weight), ordered[place])
         for name, place in zip(names, places, strict=True)
     ]
 
@@ -218,20 +218,22 @@ def _saliency(cohort: Cohort) -> list[tuple[str, np.ndarray]]:
     ordered = _by_robustness(cohort)
     models = ordered if len(ordered) == 1 else (ordered[0], ordered[-1])
     rows = [
-        (weight_words(member.weight).replace("= ", "=\n"), member.gradients) for member in models
+        (lambda_label(member.weight).replace("= ", "=\n"), member.gradients) for member in models
     ]
     return [("image", cohort.pictures[: len(rows[0][1])]), *rows]
 
 
 def _folded(rows: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
     """The same rows cut into shorter ones, one block of them below the other."""
-    starts = range(0, len(rows[0][1]), _PICTURES_A_ROW)
+    starts = range(0, len(rows[0][1]), _PICTURES_PER_ROW)
     return [
-        (name, images[start : start + _PICTURES_A_ROW]) for start in starts for name, images in rows
+        (name, images[start : start + _PICTURES_PER_ROW])
+        for start in starts
+        for name, images in rows
     ]
 
 
-_BY_MEDIAN = "Median alignment against median robustness by each estimate; one point a model."
+_BY_MEDIAN = "Median alignment against median robustness by each estimate; one point per model."
 # how to draw it, and what it shows
 _FIGURES = {
     "figure2": (_medians, _BY_MEDIAN),

@@ -83,7 +83,7 @@ def report_on(
 
 def about_models(cohort: Cohort) -> str:
     """What lambda means in a cohort, and which models are degenerate."""
-    degenerate = [figures.weight_words(m.weight) for m in cohort.members if m.degenerate]
+    degenerate = [figures.lambda_label(m.weight) for m in cohort.members if m.degenerate]
     return (
         f"λ is meant as in {_SCALES[cohort.settings['penalty_scale']]}. Degenerate models (at most "
         f"three times better than guessing): {'; '.join(degenerate) or 'none'}."

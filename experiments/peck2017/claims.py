@@ -33,7 +33,7 @@ def bounds_hold(frames: Mapping[str, pd.DataFrame], source: str) -> tuple[Claim,
     An example that no attack changed tests nothing and is not counted.
     """
     claims = []
-    for bound, words in BOUNDS.items():
+    for bound, name in BOUNDS.items():
         having = {name: frame for name, frame in frames.items() if bound in frame}
         broken = {name: violations(frame, bound) for name, frame in having.items()}
         count = sum(attacked(frame) for frame in having.values())
@@ -42,7 +42,7 @@ def bounds_hold(frames: Mapping[str, pd.DataFrame], source: str) -> tuple[Claim,
         where = ", ".join(f"{name} {n}" for name, n in broken.items() if n)
         claims.append(
             judged(
-                f"No attack comes closer than the {words}",
+                f"No attack comes closer than the {name}",
                 source if bound == "printed" else "certified rules",
                 not total if count else None,
                 f"{total} violations in {count} attacked examples (of {examples})"
@@ -109,12 +109,12 @@ def scaling_divides_kappa(table: pd.DataFrame) -> Claim:
     )
 
 
-def increases_are_proven(table: pd.DataFrame, each: str, source: str) -> tuple[Claim, Claim]:
+def increases_are_proven(table: pd.DataFrame, rows: str, source: str) -> tuple[Claim, Claim]:
     """No measured increase exceeds what is proven, and those of linear layers come near.
 
     Args:
         table: columns measured and proven; linear, where not all are.
-        each: what a row is, in the plural.
+        rows: what a row is, in the plural.
         source: of the claims.
     """
     share = table["measured"] / table["proven"]
@@ -124,7 +124,7 @@ def increases_are_proven(table: pd.DataFrame, each: str, source: str) -> tuple[C
         "No change increases more than is proven",
         source,
         high <= 1 + ABOVE,
-        f"largest measured / proven increase {high:.5f} over {len(share)} {each} (held up to "
+        f"largest measured / proven increase {high:.5f} over {len(share)} {rows} (held up to "
         f"{1 + ABOVE:g})",
     )
     statement = "Some change increases nearly as much as the proven norm"
@@ -135,7 +135,7 @@ def increases_are_proven(table: pd.DataFrame, each: str, source: str) -> tuple[C
         statement,
         source,
         low >= 1 - BELOW,
-        f"smallest measured increase / norm {low:.4f} over {len(linear)} {kind}{each} (held from "
+        f"smallest measured increase / norm {low:.4f} over {len(linear)} {kind}{rows} (held from "
         f"{1 - BELOW:g})",
     )
     return above, near
@@ -149,12 +149,12 @@ def increases_obey_printed_rules(layers: pd.DataFrame) -> Claim:
         return judged(statement, source, None, "no convolution or max pool")
     share = alone["measured"] / alone["printed"]
     over = share > 1 + ABOVE
-    words = ", ".join(
+    ratios = ", ".join(
         f"{name} {value:.3g}" for name, value in zip(alone["layer"], share, strict=True)
     )
     return judged(
         statement,
         source,
         not over.any(),
-        f"measured increase / rule: {words} (held up to {1 + ABOVE:g})",
+        f"measured increase / rule: {ratios} (held up to {1 + ABOVE:g})",
     )

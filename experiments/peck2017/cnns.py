@@ -115,7 +115,7 @@ def networks(settings: Settings) -> dict[str, Network]:
         carlini_wagner={"steps": steps // 4, "stepsize": 0.03, "binary_search_steps": 3},
     )
     both = {"lenet5": lenet, "cifar_nin": nin}
-    return {name: each for name, each in both.items() if each.data != "none"}
+    return {name: network for name, network in both.items() if network.data != "none"}
 
 
 def _settings_of(network: str, settings: Settings) -> dict[str, Any]:
@@ -126,22 +126,23 @@ def _settings_of(network: str, settings: Settings) -> dict[str, Any]:
 def load(settings: Settings, preset: str, data_dir: Path | None) -> dict[str, study.Splits]:
     """Every network's test set, and what it is trained on if it is."""
     return {
-        name: study.splits(each.data, data_dir, "train", "validation", weights=each.weights)
-        for name, each in networks(settings).items()
+        name: study.splits(network.data, data_dir, "train", "validation", weights=network.weights)
+        for name, network in networks(settings).items()
     }
 
 
 def members(settings: Settings) -> list[Member]:
     """LeNet-5 and CIFAR-NIN."""
     return [
-        Member(each.title, name, {"network": name}) for name, each in networks(settings).items()
+        Member(network.title, name, {"network": name})
+        for name, network in networks(settings).items()
     ]
 
 
 def steps(task: Task, member: Member) -> Iterator[None]:
     """Train or load, bound and attack, perturb the first images."""
     name = member.folder
-    each, sets = networks(task.settings)[name], task.data[name]
+    network, sets = networks(task.settings)[name], task.data[name]
     test = sets["test"]
     model = study.trained(
         task,
@@ -153,20 +154,20 @@ def steps(task: Task, member: Member) -> Iterator[None]:
             classes=test.classes,
         ),
         sets.get("train"),
-        weights=each.weights,
-        iterations=each.iterations,
+        weights=network.weights,
+        iterations=network.iterations,
         batch_size=task.settings.batch_size,
-        learning_rate=each.learning_rate,
+        learning_rate=network.learning_rate,
         seed=task.settings.seed,
-        validation=None if each.weights else sets["validation"].arrays,
+        validation=None if network.weights else sets["validation"].arrays,
     )
     yield
-    x, within = test.images[: each.images], {"value_range": test.value_range}
+    x, within = test.images[: network.images], {"value_range": test.value_range}
     chosen = fgs_and("none", max_epsilon=published.MAX_EPSILON)
-    if each.carlini_wagner["steps"]:
-        chosen["carlini_wagner"] = each.carlini_wagner
+    if network.carlini_wagner["steps"]:
+        chosen["carlini_wagner"] = network.carlini_wagner
     yield from study.bound_attack_and_test(
-        task, member, model, x, test, chosen, tighten=each.tighten
+        task, member, model, x, test, chosen, tighten=network.tighten
     )
 
     def perturbed() -> dict[str, np.ndarray]:
@@ -190,19 +191,19 @@ def report(task: Task, progress: Progress) -> Report:
     frames, rows, drawings = {}, [], []
     for result in results:
         name = result.settings["network"]
-        each, test = networks(settings)[name], task.data[name]["test"]
-        frames[each.title] = result.frame
+        network, test = networks(settings)[name], task.data[name]["test"]
+        frames[network.title] = result.frame
         rows.append(
             {
-                "network": each.title,
+                "network": network.title,
                 "data": test.provenance.source,
                 "test accuracy": result.accuracy,
-                "published accuracy": published.figure("5.1", each.title, "accuracy"),
+                "published accuracy": published.figure("5.1", network.title, "accuracy"),
                 "images": len(result.frame),
             }
         )
-        drawings += _drawings(task, name, each, test, result.frame)
-    found = {
+        drawings += _drawings(task, name, network, test, result.frame)
+    distances = {
         name: frame[[c for c in frame if c in ("fast_gradient_sign", "carlini_wagner")]]
         for name, frame in frames.items()
     }
@@ -217,12 +218,12 @@ def report(task: Task, progress: Progress) -> Report:
             Table(
                 "Table 5.1",
                 "Norms of perturbations found, pixels in [0, 1]. " + study.ABOUT,
-                summary(found, "5.1").drop(columns=OF_BOUNDS),
+                summary(distances, "5.1").drop(columns=OF_BOUNDS),
             ),
             Table(
                 "Table 5.1 in 0..255",
                 "The same for pixels in [0, 255], as in the thesis.",
-                summary(found, "5.1 in 0..255", scale=255).drop(columns=OF_BOUNDS),
+                summary(distances, "5.1 in 0..255", scale=255).drop(columns=OF_BOUNDS),
             ),
             Table(
                 "Table 5.2",
@@ -236,10 +237,10 @@ def report(task: Task, progress: Progress) -> Report:
 
 
 def _drawings(
-    task: Task, name: str, each: Network, test: Dataset, frame: pd.DataFrame
+    task: Task, name: str, network: Network, test: Dataset, frame: pd.DataFrame
 ) -> list[Drawing]:
-    folder, title = task.run.folder, each.title
-    first, second = each.figures
+    folder, title = task.run.folder, network.title
+    first, second = network.figures
     with np.load(folder / name / "perturbations.npz") as arrays:
         changes = arrays["perturbation"]
     with np.load(folder / name / "iterated.npz") as arrays:

@@ -142,9 +142,9 @@ def curves(
     """Several quantities over one setting; `names` stand for its values where they are given."""
     figure, axes = figures.new(1, 1, width=5.2, height=3.4)
     axis = axes[0, 0]
-    for words, values in lines.items():
-        style = "--" if words in dashed else "-"
-        axis.plot(x, values, style, marker="o", markersize=4, label=words)
+    for label, values in lines.items():
+        style = "--" if label in dashed else "-"
+        axis.plot(x, values, style, marker="o", markersize=4, label=label)
     axis.set(xlabel=xlabel, ylabel=ylabel)
     if names is not None:
         axis.set_xticks(x, names, rotation=30, ha="right")

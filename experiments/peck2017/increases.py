@@ -32,7 +32,7 @@ def scaling(model: keras.Model, x: np.ndarray, scales: Sequence[float]) -> pd.Da
             layer.kernel.assign(scale * kernel)
             printed = printed_bound(model, x)
             certified = bounds.robustness(model, x, tighten=False)
-            found = attacks.minimal(model, x, "fast_gradient_sign")
+            attack = attacks.minimal(model, x, "fast_gradient_sign")
             rows.append(
                 {
                     "s": scale,
@@ -43,7 +43,7 @@ def scaling(model: keras.Model, x: np.ndarray, scales: Sequence[float]) -> pd.Da
                     "measured": 1 / measured(steps, x, only=at)[0],
                     "printed": printed.median(),
                     "certified": certified.median(),
-                    "FGS": found.median(),
+                    "FGS": attack.median(),
                 }
             )
     finally:
@@ -60,7 +60,7 @@ def increases(model: keras.Model, x: np.ndarray) -> pd.DataFrame:
     """One row per layer that changes kappa: kappa behind over kappa before it, and measured."""
     printed, certified = printed_bound(model, x), bounds.robustness(model, x, tighten=False)
     steps = graph_steps(model, x[:1])
-    found = measured(steps, x)
+    largest = measured(steps, x)
     rows = []
     for at, (first, step) in enumerate(zip(printed.layers[:-1], steps, strict=False)):
         row = {
@@ -70,7 +70,7 @@ def increases(model: keras.Model, x: np.ndarray) -> pd.DataFrame:
             "certified": 1 / _ratio(certified.layers, at + 1, at),
             # of the layer alone: kappas count linear layers in a row as one
             "proven": proven_norm(step),
-            "measured": found[at],
+            "measured": largest[at],
         }
         row["linear"] = not np.isnan(row["proven"])
         if not row["linear"]:

@@ -100,11 +100,11 @@ def report(task: Task, progress: Progress) -> Report:
         claims=[
             *(
                 claims.is_increasing(
-                    f"Rewarding delta raises the median {words}",
+                    f"Rewarding delta raises the median {label}",
                     networks.frame.reindex(columns=["weight", f"{quantity}, median"]),
                     "Figure 4.3",
                 )
-                for words, quantity in (("FGS distance", "FGS"), ("printed bound", "printed bound"))
+                for label, quantity in (("FGS distance", "FGS"), ("printed bound", "printed bound"))
             ),
             *claims.bounds_hold(frames, "Theorem 4.2"),
         ],

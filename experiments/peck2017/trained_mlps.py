@@ -88,7 +88,7 @@ def report(task: Task, progress: Progress) -> Report:
         lead=f"Hidden tanh units: {hidden}. {len(settings.seeds)} seeds, {settings.epochs} epochs; "
         "features standardised, 70 / 20 / 10 % split.",
         tables=[
-            Table("Table 4.3", study.ABOUT + " All seeds together.", summary(frames, "4.3")),
+            Table("Table 4.3", study.ABOUT + " Over all seeds.", summary(frames, "4.3")),
             study.table_of_networks(results),
         ],
         drawings=[

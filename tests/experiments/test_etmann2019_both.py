@@ -170,7 +170,7 @@ def test_pointwise_figures_have_a_column_a_data_set(name, swapped, imagenet, mni
     }
     for cohort, axes in zip(cohorts, (left, right), strict=True):
         assert [axis.get_title().split("\n")[0] for axis in axes] == expected[cohort.name]
-        by_weight = {figures.weight_words(each.weight): each for each in cohort.members}
+        by_weight = {figures.lambda_label(each.weight): each for each in cohort.members}
         for axis in axes:
             member = by_weight[re.search("λ = [0-9,]+", axis.get_title())[0]]
             table = member.alignment[list(COLUMNS[name])]
@@ -193,7 +193,7 @@ def test_only_attacked_images_are_in_figure_5(imagenet, mnist):
             (member,) = (
                 each
                 for each in cohort.members
-                if axis.get_title().split("\n")[0].endswith(figures.weight_words(each.weight))
+                if axis.get_title().split("\n")[0].endswith(figures.lambda_label(each.weight))
             )
             distance = member.distances["carlini_wagner"]["distance"].to_numpy()
             robustness = member.alignment["linearized_robustness"].to_numpy()[: len(distance)]
@@ -300,7 +300,7 @@ def test_figure_10_has_two_grids(imagenet, mnist):
         least, most = cohort.members[0], cohort.members[-1]
         grid = np.array(half.axes, object).reshape(6, 4)
         names = [line[0].get_ylabel().replace("\n", " ") for line in grid]
-        row = ["image", figures.weight_words(least.weight), figures.weight_words(most.weight)]
+        row = ["image", figures.lambda_label(least.weight), figures.lambda_label(most.weight)]
         assert names == row * 2
         count = len(cohort.pictures)
         for place in range(8):
