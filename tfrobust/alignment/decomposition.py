@@ -66,8 +66,9 @@ class Decomposition:
 def decompose(model: keras.Model, x: Any, *, batch_size: int = 100) -> Decomposition:
     """Split every logit into <x, grad Psi^i(x)> and the biases' part (Etmann 2019, Theorem 1).
 
-    Both parts come from explicit derivatives, for all classes at once: one Jacobian-vector product
-    along x, one along the biases. Their sum is not assumed but can be compared with the logits.
+    Both parts are explicit derivatives, for all classes at once: one Jacobian-vector product along
+    x and one along the biases. Neither is computed from the other: their sum can be compared with
+    the logits.
 
     Args:
         model: any Keras classifier.
@@ -79,8 +80,8 @@ def decompose(model: keras.Model, x: Any, *, batch_size: int = 100) -> Decomposi
         NotLogitsError: the model has no logits to give.
 
     Warns:
-        UserWarning: the parts do not add up to the logits: the network is outside Theorem 1's
-            class; says by how much.
+        UserWarning: the parts do not add up to the logits, by the amount in the message: the
+            network is outside Theorem 1's class.
     """
     x = as_images(model, x)
     run = Classifier.of(model, x).compiled(_decompose)
@@ -100,7 +101,7 @@ def with_explicit_bias(
 
 
 def warn_if_inexact(result: Decomposition) -> None:
-    """Say so, and by how much, if the network is outside Theorem 1's class."""
+    """Warn, with the size of the error, if the network is outside Theorem 1's class."""
     errors = result.relative_error
     if errors.max() > TOLERANCE:
         warnings.warn(
@@ -108,7 +109,7 @@ def warn_if_inexact(result: Decomposition) -> None:
             f"misses the logits by {errors.max():.1%} of the largest part at worst, "
             f"{np.median(errors):.1%} at the median of {len(errors)} examples. Theorem 1 of "
             "Etmann 2019 covers affine layers, (leaky) ReLU, max and average pooling and skip "
-            "connections; beta holds whatever else there is.",
+            "connections; beta holds everything else.",
             InexactDecompositionWarning,
             stacklevel=3,  # the caller of decompose or measure
         )
@@ -166,9 +167,9 @@ def _bias_variables(layers: list[keras.layers.Layer]) -> list[tf.Variable]:
 def _offsets_replaced(layers: list[keras.layers.Layer], offsets: list[tf.Tensor]) -> Iterator[None]:
     """While in the block these preprocessing layers compute with the given offsets.
 
-    They keep their offset as a plain attribute, not as a variable that could be differentiated by.
+    Their own offset is a plain attribute, with respect to which nothing can be differentiated.
     """
-    replacements = {id(layer): each for layer, each in zip(layers, offsets, strict=True)}
+    replacements = {id(layer): offset for layer, offset in zip(layers, offsets, strict=True)}
 
     def call(original: Callable[..., Any], layer: keras.layers.Layer, inputs: Any) -> Any:
         if id(layer) in replacements:

@@ -41,9 +41,9 @@ __all__ = ["Alignment", "measure"]
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """Measures of Etmann 2019, one row per example; arrays have shape (batch,) unless said.
+    """Measures of Etmann 2019, one row per example; arrays have shape (batch,) unless stated.
 
-    Where a gradient vanishes the quotients are infinite or NaN; `undefined` counts those rows.
+    Where a gradient vanishes, quotients are infinite or NaN; `undefined` counts these rows.
     """
 
     predicted: np.ndarray
@@ -89,13 +89,13 @@ class Alignment:
     bias: np.ndarray | None = None
     """(batch, classes), beta^i = Psi^i - <x, grad Psi^i> of every class; None from a table."""
     failure_probability: float | None = None
-    """That an example's runner-up is wrong: 0 for the exact search; None where not recorded."""
+    """Probability that an example's runner-up is wrong; 0 for the exact search, None if unknown."""
     decomposition_error: np.ndarray | None = None
-    """`Decomposition.relative_error`: near 0 inside Theorem 1's class; None where not recorded."""
+    """`Decomposition.relative_error`: near 0 inside Theorem 1's class; None if unknown."""
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> Alignment:
-        """The measures in a table that `to_frame` made; other columns of it are ignored.
+        """The measures in a table of `to_frame`; other columns are ignored.
 
         Raises:
             ValueError: a measure is missing.
@@ -134,7 +134,7 @@ class Alignment:
     def medians(self) -> dict[str, float]:
         """`median` of every measure; flags become fractions.
 
-        Class indices and what describes the search are left out, and `bias`.
+        Class indices, `bias` and the fields about the search are left out.
         """
         result = {}
         for field in dataclasses.fields(self):
@@ -145,9 +145,11 @@ class Alignment:
         return {**result, "bias_distance": self.median("bias_distance")}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per example, one column per measure; `bias`, which is wider, is left out."""
+        """One row per example, one column per measure; `bias`, (batch, classes), is left out."""
         columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return pd.DataFrame({name: each for name, each in columns.items() if np.ndim(each) == 1})
+        return pd.DataFrame(
+            {name: column for name, column in columns.items() if np.ndim(column) == 1}
+        )
 
 
 # fields that have no median
@@ -175,17 +177,17 @@ def measure(
 
     The exact search takes one backward pass per class, in chunks of classes where there are many,
     so that memory is bounded by `batch_size`. The sketch takes `directions` Jacobian-vector
-    products, and backward passes for those classes alone that these cannot rule out as the
-    runner-up; its answer is exact but for `failure_probability`. It pays from about a hundred
-    classes on. Both end with a forward and a backward pass at the shifted input, and a derivative
-    along the biases that tells how exact the decomposition is.
+    products, and backward passes for only those classes that these cannot rule out as the
+    runner-up; its result is exact except with probability `failure_probability`. It is faster from
+    about a hundred classes on. Both end with a forward and a backward pass at the shifted input,
+    and a derivative along the biases, for the error of the decomposition.
 
     Args:
         model: any Keras classifier; see `logits_model`.
-        x: (batch, *input), in the space that the model takes (after preprocessing).
+        x: (batch, *input), the model's input (after preprocessing).
         search: how the runner-up is searched, "exact" or "sketch" (see
             `tfrobust.alignment.runner_up`).
-        directions: of the sketch; more of them leave fewer classes to compute.
+        directions: of the sketch; with more of them fewer classes have to be computed exactly.
         failure_probability: of the sketch, for each example, that the runner-up is not the
             minimiser of eq. (9); `linearized_robustness` is then too large.
         seed: of the sketch's directions, which all examples share: results depend neither on
@@ -201,8 +203,8 @@ def measure(
         NotLogitsError: the model has no logits to give.
 
     Warns:
-        UserWarning: the network is outside Theorem 1's class, so that beta+ is not the biases'
-            part alone; says by how much.
+        UserWarning: the network is outside Theorem 1's class, by the error in the message: beta+
+            is not the biases' part alone.
     """
     if search not in ("exact", "sketch"):
         raise InputError(f'search must be "exact" or "sketch", got {search!r}')
@@ -234,7 +236,7 @@ def _search_and_measure(
 
 
 def _measure_in_one_graph(logits: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """Build: the exact search and all that follows."""
+    """Build: the exact search and the columns from its result, in one graph."""
     search, columns = exact_search(logits), _columns(logits)
     return lambda x: columns(x, *search(x))
 

@@ -1,8 +1,8 @@
 """The runner-up j* of eq. (9): the class whose linearized boundary is nearest.
 
 Etmann 2019, eq. (9): rho~ = min over j != i* of r_j, with the ratio
-r_j = (Psi^i* - Psi^j) / ||grad Psi^i* - grad Psi^j||. Either from every class's gradient, or by a
-sketch that leaves only a few classes to compute.
+r_j = (Psi^i* - Psi^j) / ||grad Psi^i* - grad Psi^j||. Either from the gradients of all classes, or
+from those of the few classes that a sketch cannot rule out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tfrobust.norms import inner, norm
 
 __all__ = ["RunnerUp", "exact_search", "exact_search_in_chunks", "sketch_search"]
 
-# a class is left out only if its bound is above the best ratio by more than rounding
+# relative: a class is left out only if its bound exceeds the best ratio by more than rounding
 SLACK = 1e-4
 
 
@@ -46,7 +46,7 @@ class RunnerUp(NamedTuple):
 
 
 def exact_search(logits: keras.Model) -> Callable[[tf.Tensor], RunnerUp]:
-    """Build: all classes' gradients in one graph, over one forward pass."""
+    """Build: the gradients of all classes in one graph, over one forward pass."""
 
     def run(x: tf.Tensor) -> RunnerUp:
         values, pull_back = gradients_at(logits, x)
@@ -95,7 +95,7 @@ def exact_search_in_chunks(classifier: Classifier) -> Callable[[tf.Tensor], Runn
 def sketch_search(
     classifier: Classifier, *, directions: int, failure_probability: float, seed: int
 ) -> Callable[[tf.Tensor], RunnerUp]:
-    """Exact gradients of those classes alone that random directions cannot rule out.
+    """Exact gradients of only those classes that random directions cannot rule out.
 
     Let delta be the failure probability and q its chi^2_m quantile, P(chi^2_m <= q) = delta. As
     S_j / D_j ~ chi^2_m (see `tfrobust.alignment.sketch`), sqrt(S_j / q) is below sqrt(D_j), the
@@ -112,10 +112,10 @@ def sketch_search(
 
         P(wrong) <= P(low_j* > r_j*) = delta        (ties are no errors)
 
-    Failures of other classes' bounds leave those classes out, or add work, but no class other than
-    j* needs to be computed for the answer to be right. This holds for each example; as the
-    directions are shared, examples fail together rather than independently. A wrong answer is
-    still some class's exact ratio, an upper bound of rho~.
+    If the bounds of other classes fail, these classes are left out or computed needlessly, but
+    only j* has to be computed for a correct answer. This holds for each example; as examples share
+    the directions, their failures are not independent. A wrong answer is still the exact ratio of
+    some class, an upper bound of rho~.
     """
     sums = sums_of_squares(classifier, directions=directions, seed=seed)
     top_gradient = classifier.compiled(_top_gradient)
@@ -130,7 +130,7 @@ def sketch_search(
         others = np.arange(logits.shape[1]) != predicted.numpy()[:, None]
         ratios, left_out = _exact_ratios(classifier, x, gradient, margins, lows, others)
 
-        # where every gradient vanishes the smallest margin names the runner-up
+        # where every gradient gap vanishes, the class with the smallest margin is the runner-up
         smallest = np.where(others, margins, np.inf).argmin(axis=1)
         vanishing = np.isinf(ratios.min(axis=1))
         runner_up = np.where(vanishing, smallest, ratios.argmin(axis=1)).astype(np.int32)
@@ -159,22 +159,22 @@ def _exact_ratios(
     lows: np.ndarray,
     others: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """r_j of the classes that `lows` does not rule out, infinite for others, and which those are.
+    """r_j of the classes that `lows` does not rule out, else infinite; classes left out.
 
-    Both (batch, classes); the predicted class counts as computed.
+    Both (batch, classes); the predicted class is not among those left out.
     """
     left_out = others.copy()
     ratios = np.full(margins.shape, np.inf, np.float32)
     width = 1
     while True:
-        wanted = left_out & (lows < ratios.min(axis=1)[:, None])
-        active = np.flatnonzero(wanted.any(axis=1))
+        open_classes = left_out & (lows < ratios.min(axis=1)[:, None])
+        active = np.flatnonzero(open_classes.any(axis=1))
         if not len(active):
             return ratios, left_out
         if len(active) == 1 < len(margins):
             # kernels for a batch of 1 round differently, which may flip a ReLU
             active = np.repeat(active, 2)
-        candidates = _most_promising(lows[active], wanted[active], width)
+        candidates = _most_promising(lows[active], open_classes[active], width)
         gap_norms = classifier.compiled(_gap_norms, width)
         lengths = gap_norms(
             tf.gather(x, active), tf.gather(gradient, active), tf.constant(candidates)
@@ -183,7 +183,7 @@ def _exact_ratios(
         computed = active[row], candidates[row, column]
         ratios[computed] = _ratios(margins[computed], lengths.numpy()[row, column])
         left_out[computed] = False
-        # so that many near-ties cost no more forward passes than the exact search
+        # grows so that many near-ties take no more forward passes than the exact search
         width = min(4 * width, CHUNK)
 
 
@@ -194,17 +194,20 @@ def _lower_ratios(
     directions: int,
     failure_probability: float,
 ) -> np.ndarray:
-    """low_j, (batch, classes) float64; 0 where nothing is known, which rules nothing out."""
+    """low_j = (1 - SLACK) (Psi^i* - Psi^j) sqrt(q) / (sqrt(S_j) + error_j).
+
+    (batch, classes) float64; 0 where it is undefined, which does not rule the class out.
+    """
     _, upper = interval(squares, errors, directions, failure_probability)
     with np.errstate(divide="ignore", invalid="ignore"):
         lows = (1 - SLACK) * margins / upper
-    # a tie is on the boundary, whatever the gradients say
+    # a tie lies on the boundary, for any gradients
     return np.where((margins > 0) & ~np.isnan(lows), lows, 0.0)
 
 
-def _most_promising(lows: np.ndarray, wanted: np.ndarray, width: int) -> np.ndarray:
-    """The `width` wanted classes of smallest bound in each row, (rows, width) int32, -1 beyond."""
-    keys = np.where(wanted, lows, np.inf)
+def _most_promising(lows: np.ndarray, open_classes: np.ndarray, width: int) -> np.ndarray:
+    """The `width` open classes of smallest bound in each row, (rows, width) int32; -1 pads."""
+    keys = np.where(open_classes, lows, np.inf)
     order = np.argsort(keys, axis=1, kind="stable")[:, :width]
     candidates = np.where(np.take_along_axis(keys, order, axis=1) < np.inf, order, -1)
     missing = width - candidates.shape[1]
@@ -245,7 +248,7 @@ def _chunk_of_classes(logits: keras.Model, size: int) -> Callable[..., tuple[tf.
 
 
 def _gap_norms(logits: keras.Model, width: int) -> Callable[..., tf.Tensor]:
-    """Build: distances of g to the gradients of each example's own candidates, (batch, width)."""
+    """Build: distances of g to the gradients of each example's candidates, (batch, width)."""
 
     # no loop in the graph: it would round the forward pass differently from `_top_gradient`
     def run(x: tf.Tensor, gradient: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
@@ -257,7 +260,7 @@ def _gap_norms(logits: keras.Model, width: int) -> Callable[..., tf.Tensor]:
 
 
 def _ratios(margins: np.ndarray, gaps: np.ndarray) -> np.ndarray:
-    """r_j; a tie is on the boundary, whatever the gradients say."""
+    """r_j; 0 for a tie, which lies on the boundary for any gradients."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(margins > 0, margins / gaps, np.float32(0))
 
@@ -267,11 +270,11 @@ def _nearest_boundary(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """j* and rho~ of eq. (9) from the logits and all ||grad Psi^i* - grad Psi^j||."""
     margins = tf.gather(values, predicted, batch_dims=1)[:, None] - values
-    # a tie is on the boundary, whatever the gradients say
+    # a tie lies on the boundary, for any gradients
     ratios = tf.where(margins > 0, margins / gaps, tf.zeros_like(margins))
     others = tf.one_hot(predicted, values.shape[1], on_value=False, off_value=True)
     ratios = tf.where(others, ratios, tf.fill(tf.shape(ratios), np.float32(np.inf)))
-    # where every gradient vanishes the smallest margin names the runner-up
+    # where every gradient gap vanishes, the class with the smallest margin is the runner-up
     margins = tf.where(others, margins, tf.fill(tf.shape(margins), np.float32(np.inf)))
     robustness = tf.reduce_min(ratios, axis=1)
     runner_up = tf.where(

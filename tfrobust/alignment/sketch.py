@@ -9,12 +9,12 @@ as a linear form of a Gaussian vector is Gaussian. So for m independent directio
 
     S_j = sum_k ((J v_k)_i* - (J v_k)_j)^2,    S_j / D_j ~ chi^2_m exactly,
 
-whatever the network and its size, and with quantiles q_lo, q_hi of chi^2_m
+for any network of any size, and with quantiles q_lo, q_hi of chi^2_m
 
     sqrt(S_j / q_hi) <= ||grad Psi^i* - grad Psi^j|| <= sqrt(S_j / q_lo)
 
-for every class from m passes instead of one pass per class. Floating point makes sqrt(S_j) wrong
-by at most the norm of the errors of its m terms, by which the interval is widened.
+for all classes from m passes instead of one pass per class. In floating point sqrt(S_j) has an
+error of at most the l2 norm of the errors of its m terms, by which the interval is widened.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from tfrobust.errors import InputError
 
 __all__ = ["GradientGaps", "check_sketch", "gradient_gaps", "interval", "sums_of_squares"]
 
-# iterations of the loop over directions that may run concurrently: bounds the memory
+# iterations of the loop over directions that may run concurrently, which bounds the memory
 PARALLEL = 4
-# float32's unit in the last place, and that of what a model may compute in instead
+# relative spacing of floating-point numbers; float32's is 2^-23
 _PRECISION = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
-# how many of these units a Jacobian-vector product may be off
+# relative error of a Jacobian-vector product, in these units
 ROUNDING = 16
 
 
@@ -77,8 +77,8 @@ def gradient_gaps(
     """Distances of every class's logit gradient to the predicted class's, with intervals.
 
     The directions are drawn from (seed, number of the direction) and shared by all examples, so
-    that results depend neither on `batch_size` nor on an example's place. Intervals of different
-    examples are therefore not independent of each other; each example's are as confident as said.
+    that results depend neither on `batch_size` nor on an example's position. Intervals of different
+    examples are therefore not independent; those of each example have the stated confidence.
 
     Args:
         model: any Keras classifier.
@@ -114,7 +114,7 @@ def gradient_gaps(
 
 
 def check_sketch(directions: int, probability: float, name: str) -> None:
-    """Raise InputError unless both settings are valid; `name` is that of the probability."""
+    """Raise InputError unless both settings are valid; `name` is the probability's argument."""
     if directions < 1:
         raise InputError(f"directions must be at least 1, got {directions}")
     if not 0 < probability < 1:
@@ -124,7 +124,11 @@ def check_sketch(directions: int, probability: float, name: str) -> None:
 def interval(
     squares: np.ndarray, errors: np.ndarray, directions: int, tail: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of sqrt(D_j), float64; each is wrong with probability `tail`.
+    """Bounds of sqrt(D_j), float64, each of which fails with probability `tail`:
+
+        (sqrt(S_j) - error) / sqrt(q_hi)  and  (sqrt(S_j) + error) / sqrt(q_lo),
+
+    with P(chi^2_m <= q_lo) = P(chi^2_m >= q_hi) = tail.
 
     Args:
         squares: S_j.
@@ -161,43 +165,50 @@ def _sketch(logits: keras.Model) -> Callable[..., Any]:
         x: tf.Tensor, predicted: tf.Tensor, directions: tf.Tensor, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         values, pull_back = gradients_at(logits, x)
-        # J^T u is linear in u: its derivative along v is J v, a single pass for every further v
+        # g(u) = J^T u is linear; the vector-Jacobian product of g with v is J v, one pass per v
         with tf.GradientTape(persistent=True) as tape:
             cotangent = tf.ones_like(values)
             tape.watch(cotangent)
-            pulled = pull_back(cotangent)
+            pulled_back = pull_back(cotangent)
 
         def push(tangent: tf.Tensor) -> tf.Tensor:
             return tape.gradient(
-                pulled, cotangent, tangent, unconnected_gradients=tf.UnconnectedGradients.ZERO
+                pulled_back, cotangent, tangent, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
 
-        def add(
+        def add_direction(
             k: tf.Tensor, squares: tf.Tensor, sizes: tf.Tensor
         ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            state = tf.stack([seed, tf.cast(k, tf.int64)])
-            # one generator on every device
-            direction = tf.random.stateless_normal(tf.shape(x)[1:], state, alg="philox")
+            direction_seed = tf.stack([seed, tf.cast(k, tf.int64)])
+            # the same random generator on every device
+            direction = tf.random.stateless_normal(tf.shape(x)[1:], direction_seed, alg="philox")
             change = push(tf.broadcast_to(direction, tf.shape(x)))
-            own = tf.gather(change, predicted, batch_dims=1)[:, None]
-            # the difference first: summing products would cancel
-            return k + 1, squares + tf.square(own - change), sizes + tf.square(change)
+            change_of_predicted = tf.gather(change, predicted, batch_dims=1)[:, None]
+            # S_j and sum_k (J v_k)_j^2; expanding the square of the difference would cancel
+            return (
+                k + 1,
+                squares + tf.square(change_of_predicted - change),
+                sizes + tf.square(change),
+            )
 
         zeros = tf.zeros_like(values)
         _, squares, sizes = tf.while_loop(
             lambda k, *_: k < directions,
-            add,
+            add_direction,
             [tf.constant(0), zeros, zeros],
             parallel_iterations=PARALLEL,
         )
-        own = tf.gather(sizes, predicted, batch_dims=1)[:, None]
+        size_of_predicted = tf.gather(sizes, predicted, batch_dims=1)[:, None]
         others = tf.one_hot(predicted, values.shape[1], on_value=0.0, off_value=1.0)
-        errors = ROUNDING * precision * tf.sqrt(2 * (own + sizes)) * others
+        # term k errs by at most eps (|(J v_k)_i*| + |(J v_k)_j|), eps = ROUNDING * precision; with
+        # (a + b)^2 <= 2 (a^2 + b^2) the norm over k is at most
+        # eps sqrt(2 sum_k ((J v_k)_i*^2 + (J v_k)_j^2))
+        errors = ROUNDING * precision * tf.sqrt(2 * (size_of_predicted + sizes)) * others
         return squares, errors, push(x)
 
     return run
 
 
 def _precision(logits: keras.Model) -> float:
-    """Unit in the last place of the coarsest dtype that a layer computes in."""
+    """Relative spacing of the coarsest dtype that a layer computes in."""
     return max(_PRECISION.get(layer.compute_dtype, 2.0**-23) for layer in all_layers(logits))

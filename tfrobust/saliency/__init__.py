@@ -1,4 +1,4 @@
-"""Saliency maps: what an input's pixels mean to a classifier."""
+"""Saliency maps: how a classifier's output depends on the pixels of its input."""
 
 from tfrobust.saliency.maps import gradient, input_gradient
 

@@ -59,7 +59,7 @@ def gradient(
     return in_batches(run, x, classes, batch_size=batch_size, description=f"gradient of {of}")
 
 
-# its name at the top of the library
+# its name at the top level of the package
 input_gradient = gradient
 
 
