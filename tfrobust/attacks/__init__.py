@@ -1,4 +1,4 @@
-"""Minimal adversarial perturbations: compiled attacks and Foolbox's, verified alike."""
+"""Minimal adversarial perturbations, by built-in attacks and Foolbox's; all are verified."""
 
 from tfrobust.attacks.foolbox import FoolboxError
 from tfrobust.attacks.iterate import IteratedPerturbation, iterate

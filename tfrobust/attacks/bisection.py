@@ -17,7 +17,7 @@ from tfrobust.norms import clip_to_range, norm, per_example
 
 __all__ = ["bisect_along", "unit_direction"]
 
-# in a graph: logits, images, labels and further scalars to directions like the images
+# in a graph: from logits, images, labels and further scalars to directions of the images' shape
 Direction = Callable[..., tf.Tensor]
 
 
@@ -30,10 +30,10 @@ def bisect_along(
     max_epsilon: float,
     steps: int,
 ) -> AttackFunction:
-    """The smallest epsilon seen at which x + epsilon * direction, clipped, changes the class.
+    """The smallest epsilon tried at which x + epsilon * direction, clipped, changes the class.
 
-    Bisection in (0, max_epsilon]; an example that max_epsilon does not change is unsuccessful, and
-    so is one whose direction is not finite.
+    Bisection in (0, max_epsilon]. Where max_epsilon does not change the class, or the direction is
+    not finite, the attack fails.
 
     Args:
         direction_of: a function of a module: `(logits, x, labels, *scalars)` to directions
@@ -41,9 +41,9 @@ def bisect_along(
         model: any classifier.
         x: (batch, *input), as `as_images` returns it.
         value_range: smallest and largest valid pixel.
-        scalars: handed to `direction_of`.
+        scalars: passed to `direction_of`.
         max_epsilon: in the pixels' units.
-        steps: bisection steps; epsilon is found to max_epsilon / 2**steps.
+        steps: bisection steps; epsilon is determined to max_epsilon / 2**steps.
 
     Raises:
         ValueError: `max_epsilon` is not positive, or `steps` is not a whole number >= 0.
@@ -58,10 +58,10 @@ def bisect_along(
 
 
 def unit_direction(gradient: tf.Tensor) -> tf.Tensor:
-    """In a graph: each example's gradient at l2 norm 1; zeros stay zeros. Same shape."""
-    # scaled by its largest entry first: squares of a huge or tiny gradient leave float32
-    peak = per_example(norm(gradient, np.inf), gradient)
-    scaled = tf.math.divide_no_nan(gradient, peak)
+    """In a graph: each example's gradient divided by its l2 norm; zeros stay zeros. Same shape."""
+    # scaled by its largest entry first: squares of huge or tiny gradients over- or underflow
+    largest = per_example(norm(gradient, np.inf), gradient)
+    scaled = tf.math.divide_no_nan(gradient, largest)
     return tf.math.divide_no_nan(scaled, per_example(norm(scaled), scaled))
 
 

@@ -1,4 +1,4 @@
-"""In a graph: the direction in which an example's loss grows, and whether it is misclassified."""
+"""In a graph: the direction of increasing loss, and whether an example is misclassified."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tfrobust.norms import flatten
 
 __all__ = ["AttackFunction", "all_finite", "loss_direction", "misclassified"]
 
-# an attack made ready for one model: images (batch, *input) and their classes (batch,) to
-# adversarial images (batch, *input) and which of them are adversarial (batch,)
+# an attack prepared for one model: from images (batch, *input) and their classes (batch,) to
+# candidates (batch, *input) and whether they are adversarial (batch,)
 AttackFunction = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
@@ -26,8 +26,8 @@ def loss_direction(logits: keras.Model, x: tf.Tensor, labels: tf.Tensor) -> tf.T
 
     Zero only where the logits themselves do not depend on the input.
     """
-    # cross-entropy = softplus(logsumexp_{j != y} z_j - z_y): the inner gradient is parallel to
-    # the loss's and does not underflow when the example is classified with confidence
+    # cross-entropy = softplus(logsumexp_{j != y} z_j - z_y): the gradient of the argument is
+    # parallel to that of the loss and does not underflow for confidently classified examples
     values, pull_back = gradients_at(logits, x)
     is_label = tf.one_hot(labels, values.shape[1], dtype=values.dtype)
     others = tf.nn.softmax(tf.where(is_label > 0, values.dtype.min, values))
@@ -37,8 +37,8 @@ def loss_direction(logits: keras.Model, x: tf.Tensor, labels: tf.Tensor) -> tf.T
 def misclassified(values: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Whether another logit exceeds the label's by more than rounding: (batch,) bool.
 
-    A search that stops exactly at a tie finds images whose class is another in a batch of another
-    size, or once a softmax has rounded the tie away.
+    A search that stops exactly at a tie returns images whose class depends on the batch size, or
+    on how a softmax rounds the tie.
     """
     values = tf.cast(values, tf.float32)
     is_label = tf.one_hot(labels, values.shape[1], on_value=True, off_value=False)
@@ -49,5 +49,5 @@ def misclassified(values: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 
 def all_finite(x: tf.Tensor) -> tf.Tensor:
-    """Whether an example holds finite values only: (batch, ...) -> (batch,) bool."""
+    """Whether all values of an example are finite: (batch, ...) -> (batch,) bool."""
     return tf.reduce_all(tf.math.is_finite(flatten(x)), axis=1)

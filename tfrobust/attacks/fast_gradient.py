@@ -25,7 +25,7 @@ def fast_gradient_sign(
     max_epsilon: float | None = None,
     steps: int = 20,
 ) -> AttackFunction:
-    """The smallest epsilon seen at which x + epsilon * sign(g), clipped, changes the class.
+    """The smallest epsilon tried at which x + epsilon * sign(g), clipped, changes the class.
 
     g is the gradient of the cross-entropy of the label (Goodfellow 2015; Peck 2017, Algorithm 2.1).
 
@@ -34,7 +34,7 @@ def fast_gradient_sign(
         x: (batch, *input), as `as_images` returns it.
         value_range: smallest and largest valid pixel.
         max_epsilon: in the pixels' units; 100/255 of the value range's width where None.
-        steps: bisection steps; epsilon is found to max_epsilon / 2**steps.
+        steps: bisection steps; epsilon is determined to max_epsilon / 2**steps.
 
     Raises:
         ValueError: `max_epsilon` is not positive, or `steps` is not a whole number >= 0.
@@ -52,11 +52,11 @@ def fast_gradient_value(
     max_epsilon: float | None = None,
     steps: int = 20,
 ) -> AttackFunction:
-    """The smallest epsilon seen at which x + epsilon * g / ||g||, clipped, changes the class.
+    """The smallest epsilon tried at which x + epsilon * g / ||g||, clipped, changes the class.
 
-    g is the gradient of the cross-entropy of the label (Rozsa 2016, fast gradient value), here at
-    l2 norm 1, so that epsilon is the perturbation's l2 norm where nothing is clipped; its size is
-    found as in Peck 2017, Algorithm 2.1.
+    g is the gradient of the cross-entropy of the label (Rozsa 2016, fast gradient value),
+    normalised here, so that epsilon is the perturbation's l2 norm where nothing is clipped. Its
+    size is determined as in Peck 2017, Algorithm 2.1.
 
     Args:
         model: any classifier.
@@ -64,7 +64,7 @@ def fast_gradient_value(
         value_range: smallest and largest valid pixel.
         max_epsilon: l2, in the pixels' units; that of a change of 100/255 of the value range's
             width in every pixel where None.
-        steps: bisection steps; epsilon is found to max_epsilon / 2**steps.
+        steps: bisection steps; epsilon is determined to max_epsilon / 2**steps.
 
     Raises:
         ValueError: `max_epsilon` is not positive, or `steps` is not a whole number >= 0.

@@ -18,9 +18,9 @@ from tfrobust.norms import clip_to_range, norm, per_example
 
 __all__ = ["gradient_attack"]
 
-# a first success among the first REFINED steps is searched again with REFINED smaller steps
+# a first success within the first REFINED steps is refined with REFINED smaller steps
 REFINED = 20
-# images per forward pass, as a multiple of the batch's rows
+# images per forward pass, as a multiple of the batch size
 IMAGES_PER_ROW = 2
 
 
@@ -63,10 +63,12 @@ def _line_search(logits: keras.Model) -> Callable[..., Any]:
         x: tf.Tensor, labels: tf.Tensor, grid: tf.Tensor, low: tf.Tensor, high: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         gradient = loss_direction(logits, x, labels)
-        peak = norm(gradient, math.inf)
-        usable = all_finite(gradient) & (peak > 0)
-        # scaled by its largest entry first: squares of a huge or tiny gradient leave float32
-        scaled = tf.where(per_example(usable, x), gradient / per_example(peak, x), tf.zeros_like(x))
+        largest = norm(gradient, math.inf)
+        usable = all_finite(gradient) & (largest > 0)
+        # scaled by its largest entry first: squares of huge or tiny gradients over- or underflow
+        scaled = tf.where(
+            per_example(usable, x), gradient / per_example(largest, x), tf.zeros_like(x)
+        )
         rms = norm(scaled) / math.sqrt(math.prod(x.shape[1:]))
         direction = tf.math.divide_no_nan(scaled, per_example(rms, x)) * (high - low)
 
@@ -92,7 +94,7 @@ def _line_search(logits: keras.Model) -> Callable[..., Any]:
         fractions = tf.range(1, REFINED + 1, dtype=grid.dtype) / REFINED
         fine = epsilon[:, None] * fractions
         second = _first_success(is_adversarial, fine, every_example[success & (first < REFINED)])
-        # a `second` past the end: not searched again
+        # `second` is REFINED for examples that were not refined
         refined = tf.gather(fine, tf.minimum(second, REFINED - 1), batch_dims=1)
         epsilon = tf.where(second < REFINED, refined, epsilon)
         return images_at(every_example, epsilon[:, None]), success
@@ -103,18 +105,18 @@ def _line_search(logits: keras.Model) -> Callable[..., Any]:
 def _first_success(
     is_adversarial: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], grid: tf.Tensor, active: tf.Tensor
 ) -> tf.Tensor:
-    """In a graph: where each of the `active` examples is first misclassified along its grid.
+    """In a graph: the first step of the grid at which each `active` example is misclassified.
 
-    Examples still unsolved share every forward pass, and the fewer they are the more steps each
-    is tried at, so that the cost is the sum of the answers.
+    All unsolved examples share every forward pass; the fewer they are, the more steps are tried per
+    example, so that the total cost is the sum of the results.
 
     Args:
-        wrong: examples (k,) and epsilons (k, width) to misclassifications (k, width).
+        is_adversarial: from examples (k,) and epsilons (k, width) to misclassified (k, width).
         grid: (batch, steps).
         active: (k,) indices into the batch.
 
     Returns:
-        (batch,) indices; the number of steps where there is no success.
+        (batch,) indices of steps; the number of steps where no step succeeds.
     """
     batch, steps = tf.shape(grid)[0], tf.shape(grid)[1]
 
@@ -125,10 +127,10 @@ def _first_success(
         start: tf.Tensor, active: tf.Tensor, first: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         width = tf.minimum(IMAGES_PER_ROW * batch // tf.size(active), steps - start)
-        tried = is_adversarial(active, tf.gather(grid[:, start : start + width], active))
-        solved = tf.reduce_any(tried, axis=1)
-        place = start + tf.argmax(tried, axis=1, output_type=tf.int32)
-        first = tf.tensor_scatter_nd_update(first, active[solved][:, None], place[solved])
+        adversarial = is_adversarial(active, tf.gather(grid[:, start : start + width], active))
+        solved = tf.reduce_any(adversarial, axis=1)
+        step = start + tf.argmax(adversarial, axis=1, output_type=tf.int32)
+        first = tf.tensor_scatter_nd_update(first, active[solved][:, None], step[solved])
         return start + width, active[~solved], first
 
     state = (tf.constant(0), active, tf.fill([batch], steps))

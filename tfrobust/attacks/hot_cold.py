@@ -14,7 +14,7 @@ from tfrobust.errors import InputError
 
 __all__ = ["hot_cold"]
 
-# stands for the class with the largest logit but the label's
+# marks the class with the largest logit other than the label's
 RUNNER_UP = -1
 
 
@@ -27,26 +27,26 @@ def hot_cold(
     max_epsilon: float | None = None,
     steps: int = 20,
 ) -> AttackFunction:
-    """The smallest epsilon seen at which x + epsilon * d / ||d||, clipped, changes the class.
+    """The smallest epsilon tried at which x + epsilon * d / ||d||, clipped, changes the class.
 
     d is the input gradient of sum_j w_j z_j, z the logits and w_hot = |z_hot|, w_cold = -|z_cold|,
-    else 0, held at their values at x; the cold class is the label. Rozsa, Rudd and Boult 2016 take
-    the features of a layer of choice: here it is the layer of logits, before the softmax. Any other
-    class than the label counts, not the hot one alone. Logits shifted by a common constant give
-    another direction, as the weights are the logits themselves. Two zero logits give none.
+    else 0, constant at their values at x; the cold class is the label. Rozsa, Rudd and Boult 2016
+    use the features of a chosen layer: here these are the logits. Any class other than the label
+    counts as success, not only the hot one. The direction is not invariant to a constant added to
+    all logits, as the weights are the logits themselves; where both are zero there is none.
 
     Args:
         model: any classifier.
         x: (batch, *input), as `as_images` returns it.
         value_range: smallest and largest valid pixel.
-        hot: "runner_up", the class with the largest logit but the label's, or the index of one
-            class for all examples; examples of that class are then unsuccessful.
+        hot: "runner_up", the class with the largest logit other than the label's, or the index of
+            one class for all examples; the attack then fails on examples of that class.
         max_epsilon: l2, in the pixels' units; that of a change of 100/255 of the value range's
             width in every pixel where None.
-        steps: bisection steps; epsilon is found to max_epsilon / 2**steps.
+        steps: bisection steps; epsilon is determined to max_epsilon / 2**steps.
 
     Raises:
-        ValueError: `hot` is no class, `max_epsilon` is not positive, or `steps` is not a whole
+        ValueError: `hot` is not a class, `max_epsilon` is not positive, or `steps` is not a whole
             number >= 0.
     """
     classes = classes_of(model, x)

@@ -1,4 +1,4 @@
-"""Iterated minimal perturbations: each starts where the last one ended."""
+"""Iterated minimal perturbations: each starts from the result of the previous one."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class IteratedPerturbation:
     Attributes:
         images: (batch, steps + 1, *input) float32, x_0 first.
         labels: (batch, steps + 1) int32, the model's class of each image.
-        step_distance: (batch, steps) float32, lp norm of each step; infinite where the attack found
-            none, and from there on: the image then stays what it was.
+        step_distance: (batch, steps) float32, lp norm of each step; infinite from the step on at
+            which the attack failed: the image then stays unchanged.
         distance: (batch, steps + 1) float32, lp norm of x_t - x_0.
-        success: (batch, steps) bool, whether the attack found the step, or none was needed.
+        success: (batch, steps) bool, whether the attack succeeded, or no step was needed.
         norm: the p of the lp norm.
         attack: the attack's name.
         away_from: "current" or "original", the class that each step leaves.
@@ -44,7 +44,7 @@ class IteratedPerturbation:
     away_from: str
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per example and image, without pixels; step 0 is x itself, distance 0."""
+        """One row per example and step, without pixels; step 0 is x itself, distance 0."""
         batch, count = self.labels.shape
         start = np.zeros((batch, 1), np.float32)
         return pd.DataFrame(
@@ -77,24 +77,24 @@ def iterate(
 ) -> IteratedPerturbation:
     """x_{t+1} = x_t + eta(x_t), eta the attack's smallest perturbation at x_t (Peck 2017, (2.7)).
 
-    A smallest perturbation ends just behind a boundary, and the nearest way out of the new class is
-    back: with `overshoot` 0, which is the equation exactly, all steps but the first are tiny
-    and images swing between two classes. Near one flat boundary each step is about `overshoot`
-    times the one before, so that images only move on with 1 or more.
+    A minimal perturbation ends just beyond a boundary, and the nearest other class is then the
+    previous one: with `overshoot` 0, the equation as printed, all steps but the first are tiny and
+    images alternate between two classes. Near a single flat boundary each step is about `overshoot`
+    times the previous one, so that images only move away from it with 1 or more.
 
     Args:
         model: any classifier, also one that ends in a softmax.
         x: (batch, *input), inside `value_range`.
         attack: as in `minimal`.
-        steps: how often an image is perturbed.
-        away_from: "current" leaves, at each step, the class that x_t has now. "original" leaves the
-            class of x_0 at each step: eta is zero as long as the class is another, so that the
-            image stays at its first adversarial.
+        steps: number of perturbations of each image.
+        away_from: "current": each step leaves the class of x_t. "original": each step leaves the
+            class of x_0: eta is zero while the class is a different one, so that the image stays at
+            its first adversarial.
         value_range: smallest and largest valid pixel.
         norm: p of the reported distances, 1, 2 or infinity.
         overshoot: each step is (1 + overshoot) * eta, clipped to the range.
         batch_size: examples attacked at a time.
-        attack_steps: the attack's setting `steps`, a name that has another meaning here.
+        attack_steps: the attack's own setting `steps`.
         settings: all other settings of the attack, as in `minimal`.
 
     Raises:
@@ -105,20 +105,13 @@ def iterate(
         FoolboxError: an attack of Foolbox's refuses its settings or the images.
     """
     steps = as_count("steps", steps, 1)
-    if away_from not in ("current", "original"):
-        raise InputError(f'away_from must be "current" or "original", got {away_from!r}')
-    if not 0 <= overshoot < np.inf:
-        raise InputError(f"overshoot must be finite and not negative, got {overshoot}")
-    if "labels" in settings:
-        raise InputTypeError(
-            "iterate leaves the classes that the model predicts and takes no labels: see away_from"
-        )
+    _check_arguments(away_from, overshoot, settings)
     if attack_steps is not None:
         settings["steps"] = attack_steps
     low, high = as_range(value_range)
     images = [as_valid_images(as_images(model, x), (low, high))]
     labels = [predictions(model, images[0], batch_size)]
-    lengths, successes = [], [np.ones(len(images[0]), bool)]
+    distances, successes = [], [np.ones(len(images[0]), bool)]
     for _ in range(steps):
         current, success = images[-1].copy(), successes[-1].copy()
         rows = np.flatnonzero(success)
@@ -137,15 +130,15 @@ def iterate(
                 current[rows] + (1 + overshoot) * result.perturbation, low, high
             )
             success[rows] = result.success
-        length = np.asarray(norm_of(current - images[-1], norm))
-        lengths.append(np.where(success, length, np.float32(np.inf)))
+        distance = np.asarray(norm_of(current - images[-1], norm))
+        distances.append(np.where(success, distance, np.float32(np.inf)))
         images.append(current)
         labels.append(predictions(model, current, batch_size))
         successes.append(success)
     return IteratedPerturbation(
         images=np.stack(images, axis=1),
         labels=np.stack(labels, axis=1),
-        step_distance=np.stack(lengths, axis=1),
+        step_distance=np.stack(distances, axis=1),
         distance=np.stack(
             [np.asarray(norm_of(image - images[0], norm)) for image in images], axis=1
         ),
@@ -154,3 +147,14 @@ def iterate(
         attack=attack,
         away_from=away_from,
     )
+
+
+def _check_arguments(away_from: str, overshoot: float, settings: dict[str, Any]) -> None:
+    if away_from not in ("current", "original"):
+        raise InputError(f'away_from must be "current" or "original", got {away_from!r}')
+    if not 0 <= overshoot < np.inf:
+        raise InputError(f"overshoot must be finite and not negative, got {overshoot}")
+    if "labels" in settings:
+        raise InputTypeError(
+            "iterate leaves the classes that the model predicts and takes no labels: see away_from"
+        )

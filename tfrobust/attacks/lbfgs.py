@@ -18,7 +18,7 @@ from tfrobust.errors import InputError
 
 __all__ = ["lbfgs"]
 
-# c is first changed by this factor, at most so many times, until both outcomes occur
+# c is first changed by this factor, at most CHANGES times, until both outcomes have occurred
 FACTOR, CHANGES = 10.0, 8
 # relative change of the value, and projected gradient, at which L-BFGS-B stops
 TOLERANCE = 1e-5
@@ -34,29 +34,29 @@ def lbfgs(
     steps: int = 8,
     max_iterations: int = 100,
 ) -> AttackFunction:
-    """The smallest adversarial seen while c ||r||^2 + cross-entropy(x + r, target) is minimised.
+    """The smallest adversarial met while minimising c ||r||^2 + cross-entropy(x + r, target).
 
-    SciPy's L-BFGS-B keeps x + r in the value range. A large c holds the image back, so that the
-    largest c with an adversarial is sought: c is multiplied or divided by 10, at most 8 times,
+    SciPy's L-BFGS-B keeps x + r in the value range. A larger c keeps r smaller, so that the largest
+    c with an adversarial minimum is searched: c is multiplied or divided by 10, at most 8 times,
     until one minimum is adversarial and one is not, then bisected on a logarithmic scale. Each
-    minimisation starts where the last adversarial one ended, the first ones at x. Any other class
-    than the label counts as adversarial, the target's or not; of several targets the smallest
-    result is kept. (Szegedy 2014, section 4.1, has |r| in place of ||r||^2 and seeks the same c;
-    the square is smooth at r = 0.)
+    minimisation starts at the last adversarial minimum, the first ones at x. Any class other than
+    the label counts as adversarial, not only the target; of several targets the smallest result is
+    kept. (Szegedy 2014, section 4.1, has |r| in place of ||r||^2 and searches the same c; the
+    square is smooth at r = 0.)
 
-    Examples are attacked one at a time, each in about ten minimisations, together a hundred or two
+    Examples are attacked one at a time, each in about ten minimisations, in total 100 to 200
     forward and backward passes of one image per target: slow compared with attacks on batches. The
-    search ends at a loss or gradient that is not finite, and keeps what it found before.
+    search ends at a loss or gradient that is not finite, and keeps its best result so far.
 
     Args:
         model: any classifier.
         x: (batch, *input), as `as_images` returns it.
         value_range: smallest and largest valid pixel.
-        targets: "runner_up", the class with the largest logit but the label's; "all" other classes,
-            which costs as many times as much; or one class or several by index. An example
-            whose only target is its label is unsuccessful.
-        initial_const: the first c; of a perturbation in units of the value range's width.
-        steps: bisections of c; it is found to a factor of 10**(2**-steps).
+        targets: "runner_up", the class with the largest logit other than the label's; "all" other
+            classes, at a cost proportional to their number; or one class or several by index. The
+            attack fails on an example whose only target is its label.
+        initial_const: the first c, for perturbations in units of the value range's width.
+        steps: bisections of c, which is determined to a factor of 10**(2**-steps).
         max_iterations: of L-BFGS-B at each c.
 
     Raises:
@@ -75,7 +75,7 @@ def lbfgs(
     def run(rows: tf.Tensor, labels: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
         logits = values_at(rows).numpy()
         images, success = rows.numpy(), np.zeros(len(rows), bool)
-        # L-BFGS-B's matrices are too small to share: BLAS threads only wait for one another
+        # L-BFGS-B's matrices are too small for several BLAS threads, which only synchronise
         with threadpool_limits(limits=1, user_api="blas"):
             for row, label in enumerate(labels.numpy()):
                 search = _Search(loss_at, images[row], label, value_range, max_iterations)
@@ -88,7 +88,7 @@ def lbfgs(
 
 
 def _targets(targets: Any, classes: int) -> Callable[[np.ndarray, int], Iterator[int]]:
-    """From the logits (classes,) and the label of an example to the classes to try."""
+    """A function from the logits (classes,) and label of an example to the target classes."""
     if isinstance(targets, str) and targets == "runner_up":
         count, chosen = 1, range(classes)
     elif isinstance(targets, str) and targets == "all":
@@ -111,11 +111,11 @@ def _targets(targets: Any, classes: int) -> Callable[[np.ndarray, int], Iterator
 
 
 class _NotFiniteError(ArithmeticError):
-    """The loss or its gradient is infinite or NaN, so that the search cannot go on."""
+    """The loss or its gradient is infinite or NaN, so that the search has to stop."""
 
 
 class _Search:
-    """The smallest adversarial of one example, over all images at which the loss is asked for."""
+    """The smallest adversarial of one example among all images at which the loss is evaluated."""
 
     def __init__(
         self,
@@ -131,41 +131,47 @@ class _Search:
         self.label = tf.constant([label])
         self.max_iterations = max_iterations
         self.best, self.length = x, np.inf
-        # pixels in [0, 1], in double precision, which L-BFGS-B works in
+        # pixels in [0, 1], in the double precision of L-BFGS-B
         self.x = (x.astype(np.float64).ravel() - self.low) / self.width
 
     def towards(self, target: int, const: float, steps: int) -> None:
         """Try one target: bracket c, then bisect it."""
-        goal, start, below, above = tf.constant([target]), self.x, None, None
+        target_class, start, below, above = tf.constant([target]), self.x, None, None
         try:
             for _ in range(CHANGES + 1):
-                end, holds = self._minimum(goal, const, start)
-                start, below, above = (end, const, above) if holds else (start, below, const)
+                minimum, adversarial = self._minimum(target_class, const, start)
+                start, below, above = (
+                    (minimum, const, above) if adversarial else (start, below, const)
+                )
                 if below and above:
                     break
-                const = const * FACTOR if holds else const / FACTOR
+                const = const * FACTOR if adversarial else const / FACTOR
             else:
                 return
             for _ in range(steps):
                 const = float(np.sqrt(below * above))
-                end, holds = self._minimum(goal, const, start)
-                start, below, above = (end, const, above) if holds else (start, below, const)
+                minimum, adversarial = self._minimum(target_class, const, start)
+                start, below, above = (
+                    (minimum, const, above) if adversarial else (start, below, const)
+                )
         except _NotFiniteError:
             return
 
     def _minimum(
         self, target: tf.Tensor, const: float, start: np.ndarray
     ) -> tuple[np.ndarray, bool]:
-        """Where L-BFGS-B ends, and whether that is adversarial; keeps the smallest on the way."""
+        """The minimum, and whether it is adversarial; the smallest adversarial met is kept."""
 
-        def value(z: np.ndarray) -> tuple[float, np.ndarray]:
+        def objective(z: np.ndarray) -> tuple[float, np.ndarray]:
             loss, gradient, change, _ = self._at(z, target)
             return const * float(change @ change) + loss, 2 * const * change + gradient
 
         options = {"maxiter": self.max_iterations, "ftol": TOLERANCE, "gtol": TOLERANCE}
         bounds = [(0.0, 1.0)] * len(start)
-        end = minimize(value, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-        return end.x, self._at(end.x, target)[3]
+        result = minimize(
+            objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+        )
+        return result.x, self._at(result.x, target)[3]
 
     def _at(self, z: np.ndarray, target: tf.Tensor) -> tuple[float, np.ndarray, np.ndarray, bool]:
         """Loss, its gradient, the change, and whether the image is adversarial."""

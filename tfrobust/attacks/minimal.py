@@ -35,26 +35,26 @@ def minimal(
     batch_size: int = 100,
     **settings: Any,
 ) -> MinimalPerturbation:
-    """The smallest perturbation by which an attack makes the model change each example's class.
+    """The smallest perturbation found by an attack that changes each example's class.
 
     Every adversarial is verified on `model` as passed in; one that is not finite, leaves the
-    value range or is not misclassified counts as not found. An example that is misclassified
+    value range or is not misclassified counts as a failure. An example that is misclassified
     to begin with has distance 0 and is not attacked.
 
     Args:
         model: any classifier, also one that ends in a softmax.
-        x: (batch, *input), inside `value_range` but for float rounding, which is clipped.
+        x: (batch, *input), inside `value_range` up to float rounding, which is clipped.
         attack: built in are "gradient" (Etmann 2019), and "fast_gradient_sign",
             "fast_gradient_value", "lbfgs" and "hot_cold" (Peck 2017, chapter 2); "basic_iterative",
             "carlini_wagner" and "deepfool" are Foolbox's with the settings of Etmann 2019; any
-            other attack of Foolbox's is named by its class in `foolbox.attacks`.
+            other attack of Foolbox by the name of its class in `foolbox.attacks`.
         labels: (batch,) classes that the perturbation must leave; the model's predictions where
             None.
         value_range: smallest and largest valid pixel.
         norm: p of the reported distance, 1, 2 or infinity. It does not change what an attack
             minimises: an l2 attack's distances may be reported in another norm.
-        batch_size: examples attacked at a time; bounds the memory. Attacks of Foolbox's that
-            look at the whole batch, as "carlini_wagner" does to stop early, depend on it slightly.
+        batch_size: examples attacked at a time; bounds the memory. Attacks of Foolbox that use
+            the whole batch, as "carlini_wagner" does to stop early, depend on it slightly.
         settings: of the attack: `epsilons` and `max_epsilon` of "gradient"; `max_epsilon` and
             `steps` of "fast_gradient_sign", "fast_gradient_value" and "hot_cold", and `hot` of the
             last; `targets`, `initial_const`, `steps` and `max_iterations` of "lbfgs"; the
@@ -100,7 +100,7 @@ def minimal(
 
 
 def predictions(model: keras.Model, x: np.ndarray, batch_size: int) -> np.ndarray:
-    """The model's classes of images that `as_images` returned (batch, *input): (batch,) int32."""
+    """The model's classes of images from `as_images`, (batch, *input): (batch,) int32."""
     original = Classifier.of(model, x).compiled_outputs()
     outputs = in_batches(original, x, batch_size=batch_size, description="predictions")
     return np.argmax(outputs, axis=1).astype(np.int32)
@@ -126,7 +126,7 @@ def _attacked(
     value_range: tuple[float, float],
     norm: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tf.Tensor]:
-    """One batch: perturbations, successes, the adversarials' classes, and distances."""
+    """One batch: perturbations, successes, classes of the adversarials (-1 for none), distances."""
     predicted = np.argmax(original(x), axis=1).astype(np.int32)
     success = predicted != labels.numpy()
     perturbation = np.zeros(x.shape, np.float32)
@@ -152,7 +152,7 @@ def _verified(
     labels: tf.Tensor,
     value_range: tuple[float, float],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Perturbations, classes of the perturbed examples, and which of them are adversarial."""
+    """Perturbations, classes of the perturbed examples, and whether they are adversarial."""
     low, high = value_range
     candidates = tf.cast(candidates, x.dtype)
     slack = ROUNDING * (high - low)
@@ -160,7 +160,7 @@ def _verified(
     valid = tf.reduce_all(norms.flatten(valid), axis=1)
     clipped = norms.clip_to_range(candidates, value_range)
     changes = tf.where(norms.per_example(valid, x), clipped - x, tf.zeros_like(x))
-    # of what a user gets by adding the perturbation, not of the attack's image
+    # evaluated at x + perturbation, as a user would, not at the attack's image
     outputs = original(norms.clip_to_range(x + changes, value_range))
     classes = np.argmax(outputs, axis=1).astype(np.int32)
     adversarial = valid.numpy() & all_finite(outputs).numpy() & (classes != labels.numpy())

@@ -25,7 +25,7 @@ from tfrobust.errors import InputError, InputTypeError
 
 __all__ = ["BUILT_IN", "prepare"]
 
-# model, x, value_range and keyword settings to an attack made ready for the model
+# from model, x, value_range and keyword settings to an attack prepared for the model
 BUILT_IN: dict[str, Callable[..., AttackFunction]] = {
     "gradient": gradient_attack,
     "fast_gradient_sign": fast_gradient_sign,
@@ -44,10 +44,10 @@ def prepare(
     norm: float,
     settings: dict[str, Any],
 ) -> AttackFunction:
-    """The attack of that name made ready for a model.
+    """The attack of a name, prepared for a model.
 
     Raises:
-        ValueError: no attack has that name, or a setting's value makes no sense.
+        ValueError: no attack has that name, or a setting has an invalid value.
         TypeError: the attack has no setting of that name.
         FoolboxError: Foolbox refuses the settings.
     """
@@ -58,7 +58,7 @@ def prepare(
     name, defaults = ALIASES.get(attack, (attack, {}))
     cls = attack_class(str(name))
     if cls is None:
-        raise InputError(_unknown(attack))
+        raise InputError(_unknown_attack(attack))
     _check_settings(attack, settings, setting_names(cls))
     return foolbox_attack(cls, model, x, value_range, norm, **{**defaults, **settings})
 
@@ -66,11 +66,11 @@ def prepare(
 def _check_settings(attack: str, settings: dict[str, Any], accepted: list[str]) -> None:
     unknown = sorted(set(settings) - set(accepted))
     if unknown:
-        takes = f"it takes {', '.join(sorted(accepted))}" if accepted else "it takes none"
-        raise InputTypeError(f"attack {attack!r} has no setting {', '.join(unknown)}; {takes}")
+        supported = f"it takes {', '.join(sorted(accepted))}" if accepted else "it takes none"
+        raise InputTypeError(f"attack {attack!r} has no setting {', '.join(unknown)}; {supported}")
 
 
-def _unknown(attack: Any) -> str:
+def _unknown_attack(attack: Any) -> str:
     names = [*BUILT_IN, *ALIASES, *attack_names()]
     close = difflib.get_close_matches(str(attack), names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -40,9 +40,9 @@ class MinimalPerturbation:
         return float(np.mean(self.success))
 
     def median(self) -> float:
-        """Median distance over examples whose distance is > 0 (Etmann 2019, section 4).
+        """Median distance over the examples with a distance > 0 (Etmann 2019, section 4).
 
-        Examples without an adversarial (infinite distance) are left out, so read it beside
+        Examples without an adversarial (infinite distance) are left out: report it together with
         `success_rate`. NaN where none remains.
         """
         counted = self.distance[(self.distance > 0) & np.isfinite(self.distance)]

@@ -1,8 +1,8 @@
-"""Foolbox's attacks behind the interface of the built-in ones.
+"""Foolbox's attacks, with the interface of the built-in ones.
 
-`bridge` makes an attack of Foolbox's ready for a model; `gradient_descent` gives its gradient
-descents compiled gradients and a radius per example; `smallest_radius` bisects the radius of those
-that take a fixed one.
+`bridge` prepares an attack of Foolbox for a model; `gradient_descent` gives its gradient descent
+attacks compiled gradients and a radius per example; `smallest_radius` bisects the radius of attacks
+with a fixed one.
 """
 
 from tfrobust.attacks.foolbox.bridge import (

@@ -32,7 +32,7 @@ __all__ = [
 
 # short names of Foolbox's attacks, with the settings of Etmann 2019, section 4
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
-    # Foolbox 1.8 stepped .05 within a ball of .3, and kept the ratio while it bisected
+    # Foolbox 1.8: steps of .05 in a ball of .3; it kept the ratio when it bisected the radius
     "basic_iterative": ("L2BasicIterativeAttack", {"steps": 10, "rel_stepsize": 1 / 6}),
     "carlini_wagner": (
         "L2CarliniWagnerAttack",
@@ -48,7 +48,7 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepfool": ("L2DeepFoolAttack", {}),
 }
 BISECTION_STEPS = 10
-# what Foolbox's attacks raise for inputs or settings that they cannot take
+# what Foolbox's attacks raise for invalid inputs or settings
 _FAILURES = (
     ArithmeticError,
     AssertionError,
@@ -59,12 +59,12 @@ _FAILURES = (
     TypeError,
     ValueError,
 )
-# these return an all-zero image where they found nothing
+# these return an all-zero image where they fail
 _ZERO_IS_NONE = (foolbox.attacks.L2CarliniWagnerAttack, foolbox.attacks.EADAttack)
 
 
 class FoolboxError(TfrobustError, RuntimeError):
-    """An attack of Foolbox's could not be made or run."""
+    """An attack of Foolbox could not be created or run."""
 
 
 def attack_names() -> list[str]:
@@ -93,17 +93,17 @@ def foolbox_attack(
     norm: float,
     **settings: Any,
 ) -> AttackFunction:
-    """An attack of Foolbox's made ready for a model.
+    """An attack of Foolbox, prepared for a model.
 
-    Attacks that minimise run as they are. Those with a fixed radius get the smallest radius that
-    succeeds, in the attack's norm, by bisection for each example.
+    Attacks that minimise the perturbation run unchanged. For those with a fixed radius, the
+    smallest successful radius, in the attack's norm, is bisected for each example.
 
     Args:
         cls: the attack's class.
         model: any classifier.
         x: (batch, *input), as `as_images` returns it.
         value_range: smallest and largest valid pixel.
-        norm: p of the norm to minimise, for attacks that leave it open.
+        norm: p of the norm to minimise, for attacks that support several.
         settings: of the attack's constructor; `bisection_steps`, where the radius is searched.
 
     Raises:
@@ -115,7 +115,7 @@ def foolbox_attack(
         settings.setdefault("distance", foolbox.distances.LpDistance(norm))
     attack = _raising_foolbox_errors(cls, cls)(**settings)
     logits = Classifier.of(model, x).compiled(values_of, batched_args=0)
-    # a named device: Foolbox would otherwise probe for a GPU in a deprecated way
+    # without a device Foolbox looks for a GPU by a deprecated function
     device = tf.constant(x[:1]).device
     wrapped = foolbox.TensorFlowModel(logits, bounds=value_range, device=device)
     if isinstance(attack, BaseGradientDescent):
@@ -140,14 +140,14 @@ def _raising_foolbox_errors(cls: type, function: Callable[..., Any]) -> Callable
         try:
             return function(*args, **kwargs)
         except _FAILURES as error:
-            what = f"{type(error).__name__}: {error}".rstrip(": ")
-            raise FoolboxError(f"Foolbox's {cls.__name__} failed with {what}") from error
+            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise FoolboxError(f"Foolbox's {cls.__name__} failed with {reason}") from error
 
     return run
 
 
 def _criterion(labels: tf.Tensor) -> foolbox.Misclassification:
-    # the type of Foolbox's class indices: it cannot compare two types under NumPy 2
+    # Foolbox's own dtype of class indices: under NumPy 2 it cannot compare different ones
     return foolbox.Misclassification(tf.cast(labels, tf.int64))
 
 
@@ -172,10 +172,10 @@ def _radius_trial(
     wrapped: foolbox.TensorFlowModel,
     logits: Callable[[tf.Tensor], tf.Tensor],
 ) -> Callable[[tf.Tensor, tf.Tensor, np.ndarray], tuple[tf.Tensor, tf.Tensor]]:
-    """A function of images, labels and radii (batch,) to candidates and which are adversarial."""
+    """A function from images, labels and radii (batch,) to candidates and their success."""
     if isinstance(attack, BaseGradientDescent) and with_radius_per_example(attack):
 
-        def with_radii(
+        def all_radii(
             rows: tf.Tensor, labels: tf.Tensor, radius: np.ndarray
         ) -> tuple[tf.Tensor, tf.Tensor]:
             epsilon = per_example(tf.constant(radius, rows.dtype), rows)
@@ -183,9 +183,9 @@ def _radius_trial(
             images = run(wrapped, rows, _criterion(labels), epsilon=epsilon)
             return images, misclassified(logits(images), labels)
 
-        return with_radii
+        return all_radii
 
-    def with_each_radius(
+    def one_radius_at_a_time(
         rows: tf.Tensor, labels: tf.Tensor, radius: np.ndarray
     ) -> tuple[tf.Tensor, tf.Tensor]:
         images, success = rows.numpy(), np.zeros(len(rows), bool)
@@ -198,4 +198,4 @@ def _radius_trial(
             success[indices] = misclassified(logits(clipped), tf.gather(labels, indices)).numpy()
         return tf.constant(images), tf.constant(success)
 
-    return with_each_radius
+    return one_radius_at_a_time

@@ -25,13 +25,13 @@ _WITH_PROJECTION = (L1BaseGradientDescent, L2BaseGradientDescent, LinfBaseGradie
 
 
 def without_underflow(attack: BaseGradientDescent, model: Any, x: np.ndarray) -> None:
-    """Let this attack object take the loss gradient's direction from one compiled function.
+    """Replace this attack object's gradient by the loss gradient's direction, compiled.
 
-    Foolbox normalizes the gradient of each example, so that the steps are the same, but for
-    examples whose cross-entropy's gradient underflows to zero, where Foolbox would stand still.
+    Foolbox normalizes the gradient of each example, so that the steps are the same except where
+    the gradient of the cross-entropy underflows to zero, and Foolbox would not move.
     """
     direction = Classifier.of(model, x).compiled(_loss_direction)
-    # Foolbox asks for the loss of these classes, and hands the answer to value_and_grad
+    # Foolbox passes the result of get_loss_fn to value_and_grad
     attack.get_loss_fn = lambda _, classes: classes.raw
 
     def value_and_grad(classes: Any, images: ep.Tensor) -> tuple[None, ep.Tensor]:
@@ -45,10 +45,10 @@ def _loss_direction(logits: Any) -> Any:
 
 
 def with_radius_per_example(attack: BaseGradientDescent) -> bool:
-    """Let this attack object take epsilon of shape (batch, 1, ...), one radius per example.
+    """Make this attack object accept epsilon of shape (batch, 1, ...), one radius per example.
 
     Returns:
-        False where the attack overrides the projection, and takes a single epsilon only.
+        False where the attack overrides the projection, so that it takes a single epsilon only.
     """
     bases = [base for base in _WITH_PROJECTION if type(attack).project is base.project]
     if not bases:

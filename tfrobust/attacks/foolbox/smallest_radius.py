@@ -12,7 +12,7 @@ from tfrobust.norms import norm
 
 __all__ = ["smallest_radius"]
 
-# the first radius tried, and the smallest, as fractions of the box's diameter
+# the first radius and the smallest one, as fractions of the diameter of the box of valid images
 START, SMALLEST = 2.0**-8, 2.0**-24
 
 
@@ -25,22 +25,23 @@ def smallest_radius(
     *,
     bisection_steps: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest adversarial seen while each example's radius is bracketed, then bisected.
+    """The smallest adversarial met while each example's radius is bracketed, then bisected.
 
-    The radius doubles until the attack succeeds, up to the diameter of the box of valid images,
-    or halves until it fails; then `bisection_steps` halvings of that bracket.
+    The radius is doubled until the attack succeeds, up to the diameter of the box of valid images,
+    or halved until it fails; the bracket is then halved until its relative width is
+    2**-bisection_steps.
 
     Args:
-        try_radius: images, labels and radii (batch,) to candidates and which are adversarial.
+        try_radius: from images, labels and radii (batch,) to candidates and their success.
         x: (batch, *input).
         labels: (batch,).
         p: of the lp norm of the radius.
         value_range: smallest and largest valid pixel.
-        bisection_steps: the radius is found to a relative 2**-bisection_steps.
+        bisection_steps: the radius is determined to a relative 2**-bisection_steps.
 
     Returns:
-        images (batch, *input), smallest in that norm among the adversarials seen, and which
-        examples have one (batch,).
+        images (batch, *input), the adversarials met with the smallest norm, and whether an example
+        has one (batch,).
     """
     features = math.prod(x.shape[1:])
     diameter = (value_range[1] - value_range[0]) * features ** (1 / p)
