@@ -1,4 +1,4 @@
-"""A cohort's members are independent: one after another, or on the workers of a Dask scheduler."""
+"""The independent members of a cohort, run in sequence or on the workers of a Dask scheduler."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _POLL_SECONDS = 2.0
 
 
 class SchedulerError(TfrobustError, RuntimeError):
-    """A Dask scheduler is out of reach, has no workers, or lost too many of them."""
+    """A Dask scheduler is unreachable, has no workers, or lost too many of them."""
 
 
 def map_cohort(
@@ -39,10 +39,10 @@ def map_cohort(
 ) -> list[Any]:
     """`function(member)` for every member, in order.
 
-    Without a scheduler the members run in this process, one after another; otherwise on the workers
-    of a running Dask scheduler, one member per worker process at a time. When a worker dies, its
-    member is sent to another one; a function that writes checkpoints to shared storage then resumes
-    after its last finished epoch.
+    Without a scheduler the members run in sequence in this process; otherwise on the workers of a
+    running Dask scheduler, one member per worker process at a time. When a worker dies, its member
+    is sent to another one; a function that writes checkpoints to shared storage then resumes after
+    its last finished epoch.
 
     Args:
         function: importable on the workers, or small enough to be pickled; returns plain data and
@@ -51,8 +51,8 @@ def map_cohort(
         scheduler: address, "tcp://host:8786". Only connect to schedulers that you trust: Dask
             executes what it is sent.
         timeout: seconds to wait for the scheduler's answer, and for a worker, at the start and
-            when all workers have died. Whatever else listens at the address is given up after
-            the same time.
+            when all workers have died. The same limit holds for any other server that listens at
+            the address.
         lost_workers: how often a member is sent to another worker before the cohort fails.
 
     Returns:
@@ -61,8 +61,8 @@ def map_cohort(
     Raises:
         SchedulerError: no scheduler at that address, or it died; no worker for `timeout` seconds;
             or one member's workers died more than `lost_workers` times.
-        Exception: whatever `function` raised, once all members have ended; what other members
-            wrote to storage is kept.
+        Exception: as raised by `function`, once all members have ended; what other members wrote to
+            storage is kept.
     """
     members = list(members)
     if scheduler is None:
@@ -98,10 +98,11 @@ def _connected(address: str, timeout: float) -> Iterator[Client]:
     from distributed import Client
 
     try:
-        # before there is a client: one whose connection failed can block the next when collected
+        # before a client is created: one that could not connect can block the next one when it is
+        # garbage-collected
         _in_time(lambda: asyncio.run(_handshake(address, timeout)), timeout)
         client = _in_time(lambda: Client(address, timeout=timeout), timeout)
-    except Exception as error:  # whatever Dask makes of the answer of another kind of server
+    except Exception as error:  # Dask raises many kinds for the answer of another server
         reason = str(error) or type(error).__name__
         raise SchedulerError(
             f"no Dask scheduler answers at {address} within {timeout:g} s ({reason}). Start one "
@@ -119,7 +120,7 @@ def _connected(address: str, timeout: float) -> Iterator[Client]:
 
 
 async def _handshake(address: str, timeout: float) -> None:
-    """Ask who listens at an address. Dask's own time-out ends once something accepts."""
+    """Ask what listens at an address. Dask's own time-out covers only the connection."""
     from distributed import Security
     from distributed.comm import connect
 
@@ -168,9 +169,9 @@ def _wait_for_all(client: Client, futures: list[Future], timeout: float) -> None
                 last_worker_seen = time.monotonic()
             elif time.monotonic() - last_worker_seen > timeout:
                 raise SchedulerError(
-                    f"all workers died, and no other has come within {timeout:g} s: {len(pending)} "
-                    "members are unfinished. Look at the workers' logs, start some again and then "
-                    "the same command. Finished members are kept."
+                    f"all workers died, and no new one connected within {timeout:g} s: "
+                    f"{len(pending)} members are unfinished. Look at the workers' logs, start "
+                    "workers again and then run the same command. Finished members are kept."
                 )
 
 
@@ -181,7 +182,7 @@ def _has_workers(client: Client, timeout: float) -> bool:
         raise SchedulerError(
             f"the scheduler has not answered for {timeout:g} s. Finished members are kept."
         ) from error
-    except OSError:  # a closed connection, of which the futures will tell
+    except OSError:  # a closed connection, which the futures report
         return False
     return bool(identity["workers"])
 
@@ -193,10 +194,10 @@ def _run_member(function: Callable[[Any], Any], member: Any) -> Any:
 
 @contextlib.contextmanager
 def _private_random_generator() -> Iterator[None]:
-    """Give this thread its own generator behind the functions of Python's `random`.
+    """Give the functions of Python's `random` a separate generator in this thread.
 
-    Keras draws the seeds of initializers and dropout from the module's shared generator, and so do
-    Dask's threads when they time a new worker's disk and network: their draws in between would
+    Keras draws the seeds of initializers and dropout from the module's shared generator, and Dask's
+    threads draw from it when they measure a new worker's disk and network: interleaved draws would
     change a seeded network.
     """
     thread, generator = threading.get_ident(), random.Random()

@@ -1,4 +1,4 @@
-"""The workers of a run wait for one another with a time-out, which TensorFlow does without."""
+"""The workers of a run wait for one another with a time-out, which TensorFlow lacks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Work sharded over the replicas and workers of the `tf.distribute` strategy in scope.
 
-A worker is a process, a replica a device with its copy of the variables. All workers must make the
-same calls in the same order: a call that only one of them makes blocks until the others make it.
+A worker is a process; a replica is a device with its copy of the variables. All workers must make
+the same calls in the same order: a call by only some of them blocks until the others make it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def local_replica_count() -> int:
 
 
 def is_mirrored() -> bool:
-    """Whether variables are mirrored over devices, and this is not inside one replica's work."""
+    """Whether variables are mirrored over devices, and the call is not inside one replica."""
     kinds = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
     strategy = tf.distribute.get_strategy()
     return isinstance(strategy, kinds) and tf.distribute.in_cross_replica_context()
@@ -77,24 +77,24 @@ def gather_rows(rows: np.ndarray) -> np.ndarray:
     local = local_replica_count()
     wide = np.asarray(rows, np.float64)
 
-    def of(context: tf.distribute.DistributedValues) -> tf.Tensor:
+    def local_rows(context: tf.distribute.DistributedValues) -> tf.Tensor:
         first = context.replica_id_in_sync_group % local == 0
         return tf.constant(wide if first else wide[:0])
 
-    values = strategy.experimental_distribute_values_from_function(of)
+    values = strategy.experimental_distribute_values_from_function(local_rows)
     return strategy.gather(values, axis=0).numpy().astype(rows.dtype)
 
 
 def broadcast_from_chief(value: float) -> float:
-    """The chief's value, returned on all workers once all have called this."""
+    """The chief's value, returned on all workers once all have called this function."""
     return gather_rows(np.array([value], float))[0]
 
 
 def average(variables: Sequence[keras.Variable]) -> None:
     """Set floating-point variables to their mean over all replicas.
 
-    The moving averages of batch statistics differ between replicas, as their examples do. Integers
-    (seeds, counters) do not differ and are unchanged.
+    Moving averages of batch statistics differ between replicas, which see different examples.
+    Integers (seeds, counters) do not differ and are unchanged.
     """
     if replica_count() == 1:
         return

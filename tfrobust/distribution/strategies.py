@@ -39,12 +39,12 @@ class _Cluster:
 def strategy(kind: Kind = "auto", *, timeout: float = 300.0) -> tf.distribute.Strategy:
     """The `tf.distribute` strategy for this machine's devices or the workers of TF_CONFIG or Slurm.
 
-    With several workers, call it before anything else in TensorFlow.
+    With several workers, call it before any other function of TensorFlow.
 
     Args:
         kind: "one" device; "mirrored" over all GPUs of this machine; "multi_worker" over the
-            workers of TF_CONFIG or of a Slurm step; "auto" is the last where there are workers, the
-            second where there are several GPUs, else the first.
+            workers of TF_CONFIG or of a Slurm step; "auto": "multi_worker" if there are workers,
+            "mirrored" if there are several GPUs, else "one".
         timeout: seconds to wait for the other workers.
 
     Returns:
@@ -80,7 +80,7 @@ def _multi_worker(cluster: _Cluster, timeout: float) -> tf.distribute.Strategy:
         task_id=cluster.index,
         rpc_layer="grpc",
     )
-    # where a worker has died since, end this process with a traceback instead of blocking
+    # if a worker has died in the meantime, end this process with a traceback instead of blocking
     watched = sys.__stderr__ is not None
     if watched:
         faulthandler.dump_traceback_later(max(60.0, timeout), exit=True, file=sys.__stderr__)
@@ -119,7 +119,7 @@ def _from_tf_config(text: str) -> _Cluster:
 
 def _from_slurm() -> _Cluster:
     tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
-    # for the addresses only: Slurm assigns the GPUs to its tasks itself (--gpus-per-task)
+    # for the addresses only: Slurm itself assigns GPUs to tasks (--gpus-per-task)
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
         jobs={"worker": tasks},
         port_base=int(os.environ.get("TFROBUST_PORT", 8888)),

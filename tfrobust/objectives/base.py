@@ -3,7 +3,7 @@
     objective = CrossEntropy() + DoubleBackprop(1e4, penalty_scale="batch_mean") + WeightDecay(1e-6)
 
 All terms of an objective read the same `ForwardPass`: logits, losses and input gradients are
-computed once per batch however many terms ask for them.
+computed once per batch for any number of terms.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["ForwardPass", "Objective", "Term"]
 
 
 class _Tensors(dict[str, tf.Tensor]):
-    """Tensors by name; a missing one is an error that says which there are."""
+    """Tensors by name; the error for a missing one lists the names."""
 
     def __missing__(self, name: str) -> tf.Tensor:
         raise InputError(
             f"a term of the objective reads the tensor {name!r}, but the data has only "
-            f"{', '.join(self)}: give it to fit by that name"
+            f"{', '.join(self)}: add it to the data of fit under that name"
         )
 
 
@@ -40,9 +40,9 @@ class ForwardPass:
         tensors: "images" (batch, *input) float32, "labels" (batch,) int32, and any others that
             the data has, one row per example.
         training: dropout and batch statistics on.
-        input_gradients: watch the images; without it no term may ask for a gradient.
-        gradient_scale: input gradients are computed this many times as large and divided again, so
-            that they do not underflow in half precision.
+        input_gradients: watch the images; False where no term reads input gradients.
+        gradient_scale: losses are multiplied by it and their input gradients divided by it, so that
+            these do not underflow in half precision.
 
     Attributes:
         model: the logits model.
@@ -80,7 +80,7 @@ class ForwardPass:
                 self._label_logits = tf.gather(self.logits, self.labels, batch_dims=1)
 
     def _logits(self, training: bool) -> tf.Tensor:
-        # losses and penalties need the input's precision, whatever the model computes in
+        # losses and penalties need the precision of the input also where layers compute in less
         return tf.cast(self.model(self.x, training=training), self.x.dtype)
 
     def _cross_entropy(self) -> tf.Tensor:
@@ -88,17 +88,17 @@ class ForwardPass:
 
     @property
     def loss_gradients(self) -> tf.Tensor:
-        """Gradient of each example's cross-entropy with respect to the example, like x."""
+        """Gradient of each example's cross-entropy with respect to the example, (batch, *input)."""
         return self._once("loss", lambda: self._gradient(self.losses))
 
     @property
     def logit_gradients(self) -> tf.Tensor:
-        """Gradient of the label's logit with respect to the example, like x."""
+        """Gradient of the label's logit with respect to the example, (batch, *input)."""
         return self._once("logit", lambda: self._gradient(self._label_logits))
 
     def _once(self, name: str, compute: Callable[[], tf.Tensor]) -> tf.Tensor:
-        # not functools.cached_property: Python 3.11's holds a lock that all replicas share, and
-        # they wait for one another inside
+        # not functools.cached_property: in Python 3.11 it holds one lock for all replicas, which
+        # have to wait for one another while the property is computed
         if name not in self._computed:
             self._computed[name] = compute()
         return self._computed[name]
@@ -113,15 +113,15 @@ class ForwardPass:
 
 
 class Term:
-    """Base of all terms of an objective; terms are added with `+`.
+    """Base class of all terms of an objective; terms are added with `+`.
 
-    A term is a frozen dataclass whose fields are its settings, plain data that is written beside
+    A term is a frozen dataclass whose fields are its settings, plain data that is stored in
     checkpoints. Called with a `ForwardPass` it returns its weighted value, a scalar: a mean over
-    the batch, which on several devices is each device's own part of it. It reads the logits,
-    losses and input gradients of the pass, and any tensor of the data by its name; one that reads
-    input gradients sets `needs_input_gradients = True`.
+    the batch, on several devices over each device's part of it. It reads the logits, losses and
+    input gradients of the pass, and any tensor of the data by its name; one that reads input
+    gradients sets `needs_input_gradients = True`.
 
-    A term of your own, which takes stored class probabilities as targets beside the labels:
+    A custom term, with stored class probabilities as targets in addition to the labels:
 
         @dataclasses.dataclass(frozen=True)
         class Distillation(Term):
@@ -142,11 +142,11 @@ class Term:
     @property
     def name(self) -> str:
         """Name of the term in records, progress bars and TensorBoard: the class in snake case."""
-        words = type(self).__name__
-        return "".join(f"_{c.lower()}" if c.isupper() else c for c in words).lstrip("_")
+        class_name = type(self).__name__
+        return "".join(f"_{c.lower()}" if c.isupper() else c for c in class_name).lstrip("_")
 
     def named(self, name: str) -> Term:
-        """The same term under another name, so that an objective can have two of a kind.
+        """The same term under another name, so that an objective can have two terms of one class.
 
         Raises:
             ValueError: the name is not a Python identifier.
@@ -198,7 +198,7 @@ class Objective:
     """A sum of terms with different names.
 
     Args:
-        terms: two of a kind need names: `CrossEntropy() + CrossEntropy().named("second")`.
+        terms: two terms of one class need names: `CrossEntropy() + CrossEntropy().named("second")`.
 
     Raises:
         TypeError: a term is not a `Term` or not a dataclass.
@@ -253,7 +253,7 @@ class Objective:
         )
 
     def parts(self, batch: ForwardPass) -> dict[str, tf.Tensor]:
-        """Weighted value of each term by name; their sum is what training minimises."""
+        """Weighted value of each term by name; training minimises their sum."""
         return {term.name: term(batch) for term in self.terms}
 
     def describe(self) -> list[dict[str, Any]]:

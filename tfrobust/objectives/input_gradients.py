@@ -22,12 +22,12 @@ class DoubleBackprop(Term):
     Args:
         weight: lambda.
         penalty_scale: "per_example" is lambda * mean_i ||grad_x L_i||^2, as Etmann 2019 prints it.
-            "batch_mean" is what the released code computes: it differentiates the batch
-            mean of the loss, which makes the penalty smaller by N^2 for a mean over N examples.
-            The lambdas that the paper quotes are the code's.
-        examples_per_mean: N. The global batch where None, so that the same settings mean the same
-            on any number of devices; the released code took the batch of one device (16 on
-            ImageNet, half the global batch).
+            "batch_mean" is what the released code computes: it differentiates the batch mean of the
+            loss, which divides the penalty by N^2 for a mean over N examples. The paper quotes the
+            lambdas of the code.
+        examples_per_mean: N; None for the global batch, so that the result does not depend on the
+            number of devices. The released code has the batch of one device (16 on ImageNet, half
+            the global batch).
 
     Source: Drucker and LeCun 1992; Etmann 2019, section 5.
     """

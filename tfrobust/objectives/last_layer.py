@@ -1,4 +1,4 @@
-"""Robustness of the last dense layer alone (Peck 2017)."""
+"""Robustness of the last dense layer (Peck 2017)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["LastLayerRobustness"]
 
 @dataclasses.dataclass(frozen=True)
 class LastLayerRobustness(Term):
-    """-weight * mean_i delta(h_i), the distance of the last hidden layer's output to a boundary.
+    """-weight * mean_i delta(h_i), delta the distance of the last layer's input to a boundary.
 
     delta = min over j of (z_y - z_j) / ||w_y - w_j||, y the label and w the last layer's columns:
-    negative where the example is misclassified. To minimise the term is to push delta up.
+    negative where the example is misclassified. Minimising the term increases delta.
 
     Raises (when called):
         ValueError: the model does not end in a dense layer.
@@ -41,10 +41,10 @@ class LastLayerRobustness(Term):
             )
         kernel = tf.transpose(tf.convert_to_tensor(last.kernel))
         squares = tf.reduce_sum(tf.square(kernel[:, None] - kernel[None]), axis=2)
-        # a class's distance to itself is not used; a root has no derivative at zero
+        # 1 on the diagonal, which is not used: a root has no derivative at zero
         distances = tf.sqrt(squares + tf.eye(kernel.shape[0], dtype=squares.dtype))
-        own = tf.gather(batch.logits, batch.labels, batch_dims=1)[:, None]
-        delta = (own - batch.logits) / tf.gather(distances, batch.labels)
+        label_logits = tf.gather(batch.logits, batch.labels, batch_dims=1)[:, None]
+        delta = (label_logits - batch.logits) / tf.gather(distances, batch.labels)
         others = tf.one_hot(batch.labels, kernel.shape[0], on_value=False, off_value=True)
         delta = tf.where(others, delta, delta.dtype.max)
         return -self.weight * tf.reduce_mean(tf.reduce_min(delta, axis=1))
