@@ -1,6 +1,6 @@
 """Adversarial robustness and interpretable gradients in TensorFlow 2 / Keras 3.
 
-What is offered at the top is listed in `__init__.pyi` and imported where it is first used.
+The public names are listed in `__init__.pyi` and imported on first use.
 """
 
 from tfrobust.lazy import __all__ as __all__

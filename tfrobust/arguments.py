@@ -23,7 +23,7 @@ def as_range(value_range: Any) -> tuple[float, float]:
     except ValueError:  # ragged
         values = np.empty(0)
     fits = values.shape == (2,) and values.dtype.kind in "fiu"
-    # as float32, as the images are: .1 in double precision is less than .1 in single
+    # float32, like the images: .1 in double precision is less than .1 in single
     low, high = (float(value) for value in values.astype(np.float32)) if fits else (0.0, 0.0)
     if not (np.isfinite([low, high]).all() and low < high):
         raise InputError(f"value_range must be (minimum, maximum), got {value_range!r}")
@@ -67,7 +67,7 @@ def as_not_negative(name: str, value: Any) -> float:
 
 
 def _as_float(value: Any) -> float:
-    """NaN where `value` is no number."""
+    """`value` as a float; NaN where it is not a number."""
     try:
         return math.nan if isinstance(value, str) else float(value)
     except (TypeError, ValueError):

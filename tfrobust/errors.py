@@ -1,7 +1,7 @@
-"""The one base of errors that a user can mend, and the classes of our warnings.
+"""The base class of user errors, and the library's warnings.
 
-Every error also derives from the built-in class that fits (`ValueError`, `OSError`, ...). An error
-that is about one concept is defined in that concept's module, on this base.
+Every error also derives from a built-in class (`ValueError`, `OSError`, ...). An error of a single
+concept is defined in that concept's module, derived from this base class.
 """
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
 
 
 class TfrobustError(Exception):
-    """Data, a model, a setting or the environment is not as needed; the message says what to do."""
+    """Data, a model, a setting or the environment is invalid; the message says what to do."""
 
 
 class InputError(TfrobustError, ValueError):
@@ -26,19 +26,19 @@ class InputError(TfrobustError, ValueError):
 
 
 class InputTypeError(TfrobustError, TypeError):
-    """An argument is of a wrong type."""
+    """An argument has a wrong type."""
 
 
 class MissingFileError(TfrobustError, FileNotFoundError):
-    """A file or folder is not there."""
+    """A file or folder does not exist."""
 
 
 class StorageError(TfrobustError, OSError):
-    """A folder or disk cannot be written; what was there before is unchanged."""
+    """A folder or disk cannot be written to; existing files are unchanged."""
 
 
 class TfrobustWarning(UserWarning):
-    """Base of our warnings."""
+    """Base class of the library's warnings."""
 
 
 class CorruptImageWarning(TfrobustWarning):

@@ -1,4 +1,4 @@
-"""One call that says how robust a classifier is: clean, attacked and certified accuracy."""
+"""Clean, attacked and certified accuracy of a classifier, in one call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tfrobust.errors import InexactDecompositionWarning, InputError
 
 __all__ = ["Benchmark", "benchmark", "search_for"]
 
-# classes up to which every class's gradient is cheaper than a sketch of 64 random directions
+# number of classes up to which all their gradients cost less than a sketch of 64 directions
 _EXACT_UP_TO = 16
 
 
@@ -33,8 +33,8 @@ class Benchmark:
         predicted: (batch,) int32.
         attack_distance: (batch, attacks) float32, lp norm of the smallest perturbation that each
             attack found; 0 for a misclassified example, infinite where it found none.
-        certified_radius: (batch,) float32, proven: no perturbation of a smaller lp norm changes the
-            predicted class. NaN for a network without certificates.
+        certified_radius: (batch,) float32; it is proven that no perturbation of a smaller lp norm
+            changes the predicted class. NaN for a network without certificates.
         alignment: (batch,) float32, Etmann 2019, eq. (7), l2.
         linearized_robustness: (batch,) float32, Etmann 2019, eq. (9), l2.
         epsilon: radius at which accuracies are given, in the network's input units.
@@ -73,9 +73,9 @@ class Benchmark:
         return float(np.mean(self.correct))
 
     def robust_accuracy(self, epsilon: float | None = None) -> float:
-        """Share of all examples that are classified correctly and withstand the attacks at epsilon.
+        """Share of all examples that are classified correctly and robust to the attacks at epsilon.
 
-        They do where every attack's perturbation is larger than epsilon. An upper bound of the true
+        Robust: the perturbation of every attack is larger than epsilon. An upper bound of the true
         robust accuracy: another attack may find a smaller perturbation.
 
         Args:
@@ -85,7 +85,7 @@ class Benchmark:
         return float(np.mean(self.correct & (self.distance > epsilon)))
 
     def certified_accuracy(self, epsilon: float | None = None) -> float:
-        """Share of all examples that are classified correctly, as proven for all of the ball.
+        """Share of all examples that are provably classified correctly in the whole ball.
 
         A lower bound of the true robust accuracy; NaN for a network without certificates.
 
@@ -99,21 +99,20 @@ class Benchmark:
 
     @property
     def violations(self) -> int:
-        """Examples for which an attack came closer than the certified radius: 0 unless a bug."""
+        """Number of examples with an attack within the certified radius: not 0 only by a bug."""
         return int(np.sum(self.correct & (self.distance < self.certified_radius)))
 
     def median(self, values: np.ndarray) -> float:
         """Median over the correctly classified examples; infinite values count, NaN do not.
 
-        Misclassified examples are left out: nothing has to be perturbed to have them misclassified.
-        NaN where nothing is left.
+        Misclassified examples, whose distance is 0, are left out. NaN where none is left.
         """
         values = np.asarray(values, np.float64)[self.correct]
         values = values[~np.isnan(values)]
         return float(np.median(values)) if len(values) else math.nan
 
     def summary(self) -> dict[str, Any]:
-        """The benchmark in plain numbers; `median` says which examples medians are over."""
+        """The benchmark as plain data; medians are those of `median`."""
         changed = np.isfinite(self.distance[self.correct])
         return {
             "examples": len(self),
@@ -174,8 +173,8 @@ def benchmark(
         x: (batch, *input), in the network's input units, inside `value_range`.
         labels: (batch,) true classes.
         epsilon: radius, in the network's input units.
-        attacks: names of minimal attacks, see `tfrobust.minimal`, or their settings by name. The
-            smallest perturbation counts.
+        attacks: names of attacks, see `tfrobust.minimal`, or their settings by name. The smallest
+            perturbation counts.
         value_range: smallest and largest valid pixel.
         norm: p of the lp norm of distances and radii, 1, 2 or infinity. Certificates are l2: a
             radius r certifies r in l1, and r / sqrt(inputs) in l-infinity.
@@ -208,10 +207,7 @@ def benchmark(
         measures = alignment.measure(
             model, x, search=search_for(classes, search), seed=seed, batch_size=batch_size
         )
-    radius, uncertified = _certified(model, x, tighten, batch_size)
-    if norm == math.inf:  # ||d||_2 <= sqrt(n) ||d||_inf; rounded down, so that it stays a bound
-        smaller = np.float32(radius / math.sqrt(x[0].size))
-        radius = np.where(np.isinf(radius), radius, np.nextafter(smaller, np.float32(0)))
+    radius, uncertified = _certified(model, x, norm, tighten, batch_size)
     distances = [
         minimal(
             model,
@@ -261,11 +257,14 @@ def _settings_of(
 
 
 def _certified(
-    model: keras.Model, x: np.ndarray, tighten: bool | None, batch_size: int
+    model: keras.Model, x: np.ndarray, norm: float, tighten: bool | None, batch_size: int
 ) -> tuple[np.ndarray, str | None]:
-    """Proven l2 radii, or NaN and why this network has none."""
+    """Proven lp radii (batch,), or NaN and the reason why this network has none."""
     try:
-        found = bounds.robustness(model, x, tighten=tighten, batch_size=batch_size)
+        radius = bounds.robustness(model, x, tighten=tighten, batch_size=batch_size).bound
     except bounds.UnsupportedLayerError as error:
         return np.full(len(x), np.nan, np.float32), str(error)
-    return found.bound, None
+    if norm == math.inf:  # ||d||_2 <= sqrt(n) ||d||_inf; rounded down, so that it stays a bound
+        smaller = np.float32(radius / math.sqrt(x[0].size))
+        radius = np.where(np.isinf(radius), radius, np.nextafter(smaller, np.float32(0)))
+    return radius, None  # ||d||_2 <= ||d||_1: an l2 radius holds in l1

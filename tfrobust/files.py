@@ -17,7 +17,7 @@ def writable_folder(path: str | Path) -> Path:
     """Create `path` where it does not exist, and test that it can be written to.
 
     Raises:
-        StorageError: the folder cannot be created or written to, with what to do about it.
+        StorageError: the folder cannot be created or written to; says what to do.
     """
     folder = Path(path)
     try:
@@ -55,5 +55,5 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             "What was there before is unchanged."
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # the first error is the one to report
+        with contextlib.suppress(OSError):  # report the first error, not this one
             temporary.unlink()

@@ -16,7 +16,7 @@ __all__ = ["FrozenBatchNormalization", "LocalResponseNormalization", "LpPooling2
 
 @keras.saving.register_keras_serializable("tfrobust")
 class FrozenBatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalisation by its moving statistics, in training too, which never updates them.
+    """Batch normalisation by its moving statistics also in training; these are never updated.
 
     gamma and beta are trained as usual: the option learning_phase=0 of Etmann 2019's released code.
     Weights, their names and settings are those of `BatchNormalization`.
@@ -28,13 +28,13 @@ class FrozenBatchNormalization(keras.layers.BatchNormalization):
 
 @keras.saving.register_keras_serializable("tfrobust")
 class LocalResponseNormalization(keras.layers.Layer):
-    """Each value divided by a power of the squares around it, across channels.
+    """Each value divided by a power of the sum of squares over neighbouring channels.
 
         y_c = x_c / (bias + alpha * sum_{|j - c| <= depth_radius} x_j^2)^beta
 
     The sum ends at the first and the last channel, and alpha is *not* divided by the number of
-    channels in it. Defaults are Krizhevsky 2012's k, n = 2 * depth_radius + 1, alpha and beta, as
-    Peck 2017 takes them. The values are those of `tf.nn.local_response_normalization`, which has
+    channels in it. The defaults are k, n = 2 * depth_radius + 1, alpha and beta of Krizhevsky 2012,
+    as in Peck 2017. The values are those of `tf.nn.local_response_normalization`, which has
     no second gradient; this layer can be differentiated any number of times.
 
     Args:
@@ -75,7 +75,7 @@ class LocalResponseNormalization(keras.layers.Layer):
         x = _wide(inputs)
         channel = np.arange(x.shape[-1])
         band = np.abs(channel[:, None] - channel) <= self.depth_radius
-        # a product with a constant band matrix: differences of cumulative sums would cancel
+        # a product with a band matrix; differences of cumulative sums would suffer cancellation
         sums = tf.tensordot(tf.square(x), tf.constant(band, x.dtype), axes=1)
         sums = tf.ensure_shape(sums, x.shape)
         return tf.cast(x * _positive_power(self.bias + self.alpha * sums, -self.beta), inputs.dtype)
@@ -135,34 +135,34 @@ class LpPooling2D(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         tiles = self._tiles(_wide(inputs))
-        tall, wide = self.pool_size
-        # lp norms scale with their vector, so that the scale needs no gradient
+        height, width = self.pool_size
+        # ||s x||_p = s ||x||_p for any s > 0, so that the scale needs no gradient
         largest = tf.nn.max_pool2d(
-            tf.abs(tf.stop_gradient(tiles)), (tall, wide), (tall, wide), "VALID"
+            tf.abs(tf.stop_gradient(tiles)), (height, width), (height, width), "VALID"
         )
         normal = largest >= tiles.dtype.as_numpy_dtype(_TINY)
         scale = tf.stop_gradient(tf.where(normal, largest, tf.ones_like(largest)))
-        powers = self._power(tiles / tf.repeat(tf.repeat(scale, tall, 1), wide, 2))
-        total = tall * wide * tf.nn.avg_pool2d(powers, (tall, wide), (tall, wide), "VALID")
+        powers = self._power(tiles / tf.repeat(tf.repeat(scale, height, 1), width, 2))
+        total = height * width * tf.nn.avg_pool2d(powers, (height, width), (height, width), "VALID")
         empty = tf.equal(total, 0)
         root = _positive_power(tf.where(empty, tf.ones_like(total), total), 1 / self.p)
         return tf.cast(tf.where(empty, tf.zeros_like(root), scale * root), inputs.dtype)
 
     def _tiles(self, x: tf.Tensor) -> tf.Tensor:
-        """Rearrange the images so that non-overlapping pooling of the result sees each window."""
+        """Images rearranged so that overlapping windows become adjacent, non-overlapping ones."""
         for axis, (pool, stride) in enumerate(zip(self.pool_size, self.strides, strict=True), 1):
             size = x.shape[axis] or tf.shape(x)[axis]
             if self.padding == "same":
                 count = -(-size // stride)
-                more = tf.maximum((count - 1) * stride + pool - size, 0)
-                ends = [(0, 0)] * 4
-                ends[axis] = (more // 2, more - more // 2)
-                x = tf.pad(x, ends)
+                missing = tf.maximum((count - 1) * stride + pool - size, 0)
+                padding = [(0, 0)] * 4
+                padding[axis] = (missing // 2, missing - missing // 2)
+                x = tf.pad(x, padding)
             else:
                 count = (size - pool) // stride + 1
             if pool == stride:
-                keep = [slice(None)] * axis + [slice(count * pool)]
-                x = x[tuple(keep)]
+                kept = [slice(None)] * axis + [slice(count * pool)]
+                x = x[tuple(kept)]
             else:
                 indices = tf.range(count)[:, None] * stride + tf.range(pool)
                 x = tf.gather(x, tf.reshape(indices, [-1]), axis=axis)
@@ -171,7 +171,7 @@ class LpPooling2D(keras.layers.Layer):
     def _power(self, x: tf.Tensor) -> tf.Tensor:
         if self.p == 2:
             return tf.square(x)
-        # neither |x| nor its power may be differentiated at zero
+        # neither |x| nor its power is differentiable at zero
         zero = tf.equal(x, 0)
         power = _positive_power(tf.abs(tf.where(zero, tf.ones_like(x), x)), self.p)
         return tf.where(zero, tf.zeros_like(x), power)
@@ -202,7 +202,7 @@ class LpPooling2D(keras.layers.Layer):
         }
 
 
-# a largest value below this is too small to divide a window by in single precision
+# below this a largest value is too small a divisor in single precision
 _TINY = 1e-37
 
 
@@ -224,7 +224,7 @@ def _positive_power(base: tf.Tensor, exponent: float) -> tf.Tensor:
 
 
 def _pair(value: Any, name: str) -> tuple[int, int]:
-    both = (value, value) if np.ndim(value) == 0 else tuple(value)
-    if len(both) != 2:
+    pair = (value, value) if np.ndim(value) == 0 else tuple(value)
+    if len(pair) != 2:
         raise InputError(f"{name} must be one whole number or two, got {value}")
-    return as_count(name, both[0], 1), as_count(name, both[1], 1)
+    return as_count(name, pair[0], 1), as_count(name, pair[1], 1)

@@ -1,7 +1,7 @@
-"""What `tfrobust` offers at the top, imported where it is first used.
+"""The public names of `tfrobust`, imported on first use.
 
-TensorFlow takes seconds to import and writes to stderr: the command line answers without it, and
-silences it first where it is needed. The names and where they come from stand in `__init__.pyi`.
+TensorFlow takes seconds to import and writes to stderr: the command line does without it where it
+can, and silences it first where it cannot. The names and their modules are in `__init__.pyi`.
 """
 
 from pathlib import Path
