@@ -23,7 +23,7 @@ from tfrobust.errors import InputError
 
 __all__ = ["certified"]
 
-# networks of at most so many classes and nonlinear steps are tightened by default
+# numbers of classes and of nonlinear steps up to which networks are tightened by default
 FEW_CLASSES, FEW_NONLINEAR = 20, 16
 # numbers that tightening may hold in memory at a time
 WORKING_SET = 2e8
@@ -38,8 +38,8 @@ def certified(
     evaluate = evaluator(model, network, constants, x, batch_size)
     logits, errors = evaluate(x, np.zeros(len(x)))
     if not np.isfinite(logits).all():
-        bad = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
-        raise InputError(f"the logits of example {bad} are not finite: no bound can be given")
+        example = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
+        raise InputError(f"the logits of example {example} are not finite: no bound can be given")
     predicted = logits.argmax(axis=1).astype(np.int32)
     margins = margins_of(logits, predicted)
     radius, rounding, errors, proved = global_radius(

@@ -1,7 +1,7 @@
 """Certified radii by global Lipschitz constants, with rounding errors of the margins.
 
 Let m_j = z_c - z_j be the margin over class j, L_j an upper bound of its Lipschitz constant and E_j
-an upper bound of its rounding error in single precision. No perturbation of an l2 norm below
+an upper bound of its rounding error in single precision. No perturbation of l2 norm below
 min_j (m_j - E_j) / L_j changes the class.
 """
 
@@ -82,9 +82,9 @@ def global_radius(
 
         E_j = E_c(x) + E_j(x) + E_c(r) + E_j(r).
 
-    E(r) is evaluated for the radius `outer` = min_j (m_j - E_c(x) - E_j(x)) / L_j, which is at
-    least as large as the result. Where E_j takes more than TOLERATED of the margin, or an operation
-    has no proven rounding error, E(x) = E(r) = an estimate.
+    E(r) is evaluated for the radius `outer` = min_j (m_j - E_c(x) - E_j(x)) / L_j, which limits the
+    result. Where E_j takes more than TOLERATED of the margin, or an operation has no proven
+    rounding error, an estimate replaces both E(x) and E(r).
 
     Args:
         margins, errors: (batch, classes), the latter of logits at x.
@@ -182,8 +182,9 @@ def _radius_of_constant_margins(
 def _estimated_error(evaluate: Evaluate, x: np.ndarray, radius: np.ndarray) -> np.ndarray:
     """Estimated rounding errors of the logits (batch,): their response to rounding the input.
 
-    4 max |z(y + 2^-23 |y| s) - z(y)| for random signs s, at y = x and at y = x + radius * u for a
-    random unit vector u; at least 4 * 2^-24 max |z|.
+    4 max |z(y + 2^-23 t s) - z(y)| for random signs s and t_i = max(|y_i|, max |y| / 8), the inner
+    maximum over all examples, at y = x and at y = x + radius * u for a random unit vector u; at
+    least 4 * 2^-24 max |z|.
     """
     rng = np.random.default_rng(0)
     largest, zero = np.zeros(len(x)), np.zeros(len(x))

@@ -125,8 +125,8 @@ class Network:
     def constants(self) -> LipschitzConstants:
         """Lipschitz constants for the current values of the weights, cached by these values.
 
-        With L_f of an operation and sources i: L_s = L_f L_i for one input, sum_i |w_i| L_i for a
-        weighted sum, sqrt(sum_i L_i^2) for a concatenation; at most L_fused L_source.
+        From the input to step s, with L_f of its operation f and L_i of its inputs: L_s =
+        sum_i |w_i| L_i for a weighted sum, else L_f sqrt(sum_i L_i^2); at most L_fused L_source.
 
         Raises:
             UnsupportedLayerError, ValueError: see `operator_norm_upper_bound`.

@@ -176,7 +176,7 @@ def _largest_decrease(problem: Problem, bounds: _BallBounds) -> tuple[tf.Tensor,
     """Backwards: ||a_input||, and the smallest bound of each margin's decrease; (batch, M) twice.
 
     decrease = min over cuts v of (losses of the steps after v) + ||a_v||_2 l_v. A step's cotangent
-    is the sum of those that its consumers give it; one cotangent alone is a cut.
+    is the sum of those from its consumers; where a single cotangent remains, its step is a cut.
     """
     network = problem.network
     cotangents = {len(network.steps) - 1: problem.cotangent}

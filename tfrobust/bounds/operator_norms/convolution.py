@@ -1,13 +1,15 @@
 """Proven upper bounds of a convolution's operator norm for its input size, stride and padding.
 
-Small convolutions are written out as a matrix A: Lanczos estimates ||A||^2, and a Cholesky
-factorization of b I - A A^T proves ||A||^2 <= b for a b slightly above the estimate. Large ones are
-submatrices of circulant operators of a period N, or twisted circulant ones (x[n + N] =
-exp(i theta) x[n]), whose norm is the largest over frequencies (Sedghi et al. 2019),
+Small convolutions are written out as a matrix A, and ||A||^2 is the largest eigenvalue of A A^T.
+Above 256 rows Lanczos estimates it, and a Cholesky factorization of b I - A A^T proves
+||A||^2 <= b for a b slightly above the estimate. Large convolutions are submatrices of circulant
+operators of a period N, or of twisted ones (x[n + N] = exp(i theta) x[n]), whose norm is the
+largest over frequencies (Sedghi et al. 2019):
 
-    ||A|| <= max over k of ||K((2 pi k + theta) / N)||,    K(w) = sum_t W[t] exp(-i w t).
+    ||A|| <= max_k ||K((2 pi k + theta) / N)||,    K(w) = sum_t W[t] exp(-i w t).
 
-Everything is computed in double precision; `SLACK` covers its rounding.
+Computed in double precision, whose rounding `SLACK` covers, except for the powers of large matrices
+in `_largest_norm`.
 """
 
 from __future__ import annotations
@@ -159,8 +161,9 @@ def _with_stride_one(
     Stride s: the phases x_f[n] = x[s n + f] of the input become channels. With padding p and
     t - p = s m + f, y[i] = sum_t W[t] x[s i + t - p] = sum_(m, f) W[s m + f + p] x_f[i + m].
 
-    Dilation d: d independent convolutions with the same kernel, one per remainder r of the
-    positions modulo d; N is the largest of their periods.
+    Dilation d (then s = 1): d independent convolutions with the same kernel, one per remainder r of
+    the output positions modulo d, with (p + (r - p) mod d - r) / d zeros in front; N is the largest
+    of their periods.
 
     A period is long enough if positions that wrap around miss every input: with `before` zeros in
     front, N >= inputs + before and N >= outputs + taps - 1 - before.

@@ -39,7 +39,7 @@ def hidden_layers(steps: Sequence[Step], last: int) -> int:
 
 
 def activation_name(step: Step) -> str | None:
-    """The activation's name in Table 4.1, or None where the step is none of them."""
+    """The activation's name in Table 4.1, or None where the step has none."""
     layer = step.layer
     if is_plain(layer, layers.Activation):
         layer = layer.activation
