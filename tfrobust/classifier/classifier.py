@@ -24,22 +24,22 @@ _LOCK = threading.RLock()
 
 
 class Classifier:
-    """A Keras model as logits with compiled functions, by `Classifier.of(model)`.
+    """A Keras model as logits with compiled functions; obtained by `Classifier.of(model)`.
 
     Attributes:
         logits: a Keras model of the logits, sharing the model's weights.
         outputs: a Keras model of the model's own output, (batch, classes): with its softmax.
         classes: number of classes.
-        input_shape: of one example; None for sizes that are open.
+        input_shape: of one example; None for sizes that are not fixed.
     """
 
     @classmethod
     def of(cls, model: keras.Model, x: Any = None) -> Classifier:
-        """The object that belongs to a model.
+        """The classifier of a model, cached.
 
-        It is the same one as long as the model computes the same function of its variables;
+        It is the same object as long as the model computes the same function of its variables;
         their values may change. A change of anything else (an activation, a layer's settings,
-        adapters, quantization) makes a new one. It does not keep the model alive.
+        adapters, quantization) creates a new one. It does not keep the model alive.
 
         Args:
             model: any Keras classifier.
@@ -52,10 +52,10 @@ class Classifier:
         if not isinstance(model, keras.Model):
             raise InputTypeError(f"expected a keras.Model, got {type(model).__name__}")
         with _LOCK:
-            known = _CLASSIFIERS.get(model)
-            if known is None or known.state != ModelState(model):
-                known = _CLASSIFIERS[model] = cls(model, x)
-            return known
+            classifier = _CLASSIFIERS.get(model)
+            if classifier is None or classifier.state != ModelState(model):
+                classifier = _CLASSIFIERS[model] = cls(model, x)
+            return classifier
 
     def __init__(self, model: keras.Model, x: Any = None):
         self.logits, self.outputs, self.classes = views(model, x)
@@ -74,18 +74,18 @@ class Classifier:
     ) -> Callable[..., Any]:
         """The graph function `build(logits, *options)`, traced once for all batch sizes.
 
-        The same `build` and options give the same function again. Under a `tf.distribute` strategy
-        the rows are sharded over all devices of this worker.
+        The function is cached by `build` and the options. Under a `tf.distribute` strategy the rows
+        are sharded over all devices of this worker.
 
         Args:
-            build: a function of a module that takes the logits view and the options and returns a
+            build: a module-level function that takes the logits view and the options and returns a
                 function of tensors (batch, ...).
-            options: hashable; with `build` they name the function.
+            options: hashable; together with `build` the key of the function.
             batched_args: how many leading arguments have one row per example, as every result does;
-                all arguments but scalars where None; 0 keeps it on one device.
+                all arguments but scalars where None; 0 runs the function on one device.
 
         Raises:
-            TypeError: `build` is a local function, another one at every call.
+            TypeError: `build` is a local function, a new object at every call.
         """
         return self._compiled(self.logits, build, options, batched_args)
 
@@ -110,7 +110,7 @@ class Classifier:
             return self._functions[key]
 
     def _traced(self) -> None:
-        """Tracing may set attributes of users' layers; that must not compile all again."""
+        """Record what tracing changed in users' layers, which must not compile everything again."""
         model = self._model()
         if model is not None:
             self.state = self.state.after_tracing(ModelState(model))
@@ -122,9 +122,9 @@ def values_of(view: keras.Model, *_: Hashable) -> Callable[[tf.Tensor], tf.Tenso
 
 
 class _Compiled:
-    """A graph function traced once for all batch sizes; other shapes get a trace of their own.
+    """A graph function traced once for all batch sizes, and again for every other input shape.
 
-    Inside the scope of a strategy with several devices the rows are divided among them.
+    Inside the scope of a strategy with several devices the rows are sharded over them.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class _Compiled:
         traced: Callable[[], None],
     ):
         self._plain = function
-        # no Python control flow on tensors to convert, and tracing is a quarter faster
+        # there is no control flow to convert, and tracing is a quarter faster without AutoGraph
         self._function = tf.function(function, autograph=False)
         self._batched_args = batched_args
         self._lock = lock
@@ -160,12 +160,12 @@ class _Compiled:
         return trace(*tensors)
 
     def _on_all_devices(self, tensors: tuple[tf.Tensor, ...]) -> Any:
-        strategy = tf.distribute.get_strategy()  # kept as a key, so that its id stays its own
+        strategy = tf.distribute.get_strategy()  # a key, so that its id is not reused
         with self._lock:
-            new = strategy not in self._traces
-            if new:
+            is_new = strategy not in self._traces
+            if is_new:
                 self._traces[strategy] = run_sharded(self._plain, self._batched_args)
         result = self._traces[strategy](*tensors)
-        if new:
+        if is_new:
             self._traced()
         return result

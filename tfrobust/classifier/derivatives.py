@@ -1,7 +1,7 @@
 """Jacobians, Jacobian-vector and vector-Jacobian products of any classifier's logits.
 
-All of them differentiate logits in inference mode, run compiled in batches, and are built once
-per model: later calls neither retrace nor rebuild.
+All differentiate logits in inference mode, run compiled in batches, and are compiled once per
+model: later calls do not retrace.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ def gradients_at(
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     """In a graph: the logits at x, and a function from cotangents to input gradients.
 
-    The forward pass is shared by as many cotangents (batch, classes) as are asked for. Logits come
-    in the precision of x, whatever the model computes in.
+    All cotangents (batch, classes) share the forward pass. Logits are cast to the precision of x.
     """
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
@@ -154,12 +153,12 @@ def jvp(model: keras.Model, x: Any, v: Any, *, batch_size: int = 100) -> np.ndar
 
 
 def _jacobian_rows(logits: keras.Model, size: int) -> Callable[..., Any]:
-    """Gradients of `size` classes from `first` on, (batch, size, *input)."""
+    """Build: gradients of `size` classes from `first` on, (batch, size, *input)."""
 
     def run(x: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
         values, pull_back = gradients_at(logits, x)
-        each = [class_gradients(pull_back, values, first + k) for k in range(size)]
-        return tf.stack(each, axis=1)
+        gradients = [class_gradients(pull_back, values, first + k) for k in range(size)]
+        return tf.stack(gradients, axis=1)
 
     return run
 

@@ -55,10 +55,10 @@ def as_images(model: Any, x: Any, name: str = "x") -> np.ndarray:
         raise InputError(f"{name} is an empty batch: give at least one example")
     finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
     if not finite.all():
-        bad = np.flatnonzero(~finite)
+        not_finite = np.flatnonzero(~finite)
         raise InputError(
-            f"{name} holds NaN or infinite values in {len(bad)} of {len(x)} examples, "
-            f"first in example {bad[0]}"
+            f"{name} holds NaN or infinite values in {len(not_finite)} of {len(x)} examples, "
+            f"first in example {not_finite[0]}"
         )
     return x
 
@@ -93,8 +93,8 @@ def in_batches(
 ) -> Any:
     """Apply `function` to slices of `arrays` and join the results along the first axis.
 
-    Under a `tf.distribute` strategy of several workers each takes an equal part of the rows, and
-    all get all results.
+    Under a `tf.distribute` strategy of several workers each processes an equal part of the rows;
+    all workers get all results.
 
     Args:
         function: takes one tensor per array, returns a tensor or a nested structure of tensors.
@@ -111,12 +111,15 @@ def in_batches(
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     count = len(arrays[0])
-    if worker_count() > 1:  # equal parts: the first rows again where they do not divide
-        part = -(-count // worker_count())
-        mine = np.arange(worker_index() * part, (worker_index() + 1) * part) % count
-        arrays = tuple(array[mine] for array in arrays)
+    if worker_count() > 1:  # equal parts, padded with the first rows
+        rows_per_worker = -(-count // worker_count())
+        indices = (
+            np.arange(worker_index() * rows_per_worker, (worker_index() + 1) * rows_per_worker)
+            % count
+        )
+        arrays = tuple(array[indices] for array in arrays)
     total = len(arrays[0])
-    pieces = []
+    results = []
     with tqdm(
         total=total,
         desc=description,
@@ -128,9 +131,9 @@ def in_batches(
         for start in range(0, total, batch_size):
             rows = [tf.constant(array[start : start + batch_size]) for array in arrays]
             result = tf.nest.map_structure(np.asarray, function(*rows))
-            pieces.append(result)
+            results.append(result)
             bar.update(len(rows[0]))
-    whole = tf.nest.map_structure(lambda *parts: np.concatenate(parts), *pieces)
+    joined = tf.nest.map_structure(lambda *parts: np.concatenate(parts), *results)
     if worker_count() == 1:
-        return whole
-    return tf.nest.map_structure(lambda rows: gather_rows(rows)[:count], whole)
+        return joined
+    return tf.nest.map_structure(lambda rows: gather_rows(rows)[:count], joined)

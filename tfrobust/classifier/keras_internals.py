@@ -1,7 +1,7 @@
-"""Every use of names that Keras keeps private: what a new version of Keras may change is here.
+"""All uses of private names of Keras, which a new version of it may change.
 
-Layers of users' models are never modified. Where one of Keras's own methods has to compute
-something else it is replaced on Keras's class, for the calling thread and the duration of a block.
+Layers of users' models are never modified. Where a method of Keras has to compute something else,
+it is replaced on Keras's class, for the calling thread and the duration of a block.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ __all__ = [
 
 
 class Producer(NamedTuple):
-    """The call that a symbolic tensor of a Functional model comes from."""
+    """The call that produced a symbolic tensor of a Functional model."""
 
     operation: keras.Operation
     """A layer, a nested model, or an operation of `keras.ops`."""
     inputs: list[Any]
-    """Symbolic tensors that it was called on."""
+    """Symbolic tensors, its arguments."""
     arguments: Any
     """`args` and `kwargs` of the call."""
     index: int
@@ -47,7 +47,7 @@ def all_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 
 def producer(tensor: Any) -> Producer:
-    """Where a symbolic tensor (`keras.KerasTensor`) comes from."""
+    """The call that produced a symbolic tensor (`keras.KerasTensor`)."""
     operation, node_index, tensor_index = tensor._keras_history
     node = operation._inbound_nodes[node_index]
     return Producer(operation, node.input_tensors, node.arguments, tensor_index)
@@ -59,23 +59,28 @@ def takes_training(layer: keras.layers.Layer) -> bool:
 
 
 def with_attributes(layer: keras.layers.Layer, **attributes: Any) -> keras.layers.Layer:
-    """The same layer seen with other attributes: `with_attributes(dense, activation=None)`.
+    """An alias of a layer with other attributes: `with_attributes(dense, activation=None)`.
 
-    An object of a subclass that shares the layer's `__dict__`, so that weights, settings and
-    `super()` are the layer's own, which itself is not modified. Meant for calling `call` on it.
+    The alias is of a subclass and shares the layer's `__dict__`: it has the layer's weights,
+    settings and `super()`. The layer is not modified. Meant for calling the alias's `call`.
     """
-    fixed = {name: property(lambda _, value=value: value) for name, value in attributes.items()}
-    kind = type(layer)
-    # object's own methods: Keras's would build, track or serialize a new layer
-    alias = object.__new__(type(kind)(kind.__name__, (kind,), {"__module__": __name__, **fixed}))
+    overridden = {
+        name: property(lambda _, value=value: value) for name, value in attributes.items()
+    }
+    layer_type = type(layer)
+    # methods of `object`: those of Keras would build, track or serialize a new layer
+    alias = object.__new__(
+        type(layer_type)(layer_type.__name__, (layer_type,), {"__module__": __name__, **overridden})
+    )
     object.__setattr__(alias, "__dict__", vars(layer))
     return alias
 
 
 def local_variable(error: BaseException, name: str) -> Any:
-    """A local variable of the innermost function that has it where `error` was raised; else None.
+    """A local variable of the innermost function on the traceback of `error` that has it, or None.
 
-    Keras's `get_file` tells neither address nor path of a download that failed, but holds both.
+    Errors of Keras's `get_file` name neither address nor path of a failed download; its local
+    variables hold both.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     values = [frame.f_locals[name] for frame in frames if name in frame.f_locals]
@@ -83,9 +88,9 @@ def local_variable(error: BaseException, name: str) -> Any:
 
 
 _PATCH_LOCK = threading.Lock()
-# blocks that use a replaced method, over all threads: (class, name) to (original, count)
+# (class, name) to (original, number of blocks in which it is replaced, over all threads)
 _USERS: dict[tuple[type, str], tuple[Callable[..., Any], int]] = {}
-# of this thread: (class, name) to the replacements in force, the innermost last
+# per thread, (class, name) to the active replacements, the innermost last
 _REPLACED = threading.local()
 
 
@@ -93,8 +98,8 @@ _REPLACED = threading.local()
 def replaced_method(cls: type, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
     """While in the block, and in this thread only, `cls.name` is `replacement`.
 
-    The class holds a dispatcher as long as some thread is in such a block; blocks are counted, and
-    the last one to be left puts the original back. Other threads get the original all the time.
+    The class holds a dispatcher while any thread is in such a block. Blocks are counted: the last
+    one restores the original. Other threads always call the original.
 
     Args:
         cls: a class of Keras that defines the method itself.
@@ -122,7 +127,7 @@ def replaced_method(cls: type, name: str, replacement: Callable[..., Any]) -> It
 
 
 def _dispatcher(key: tuple[type, str], original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)  # Keras reads the signature of `call` when a layer is made
+    @functools.wraps(original)  # Keras reads the signature of `call` when a layer is created
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         active = vars(_REPLACED).get(key)
         if not active:
@@ -133,12 +138,12 @@ def _dispatcher(key: tuple[type, str], original: Callable[..., Any]) -> Callable
 
 
 def exact_batch_statistics() -> contextlib.AbstractContextManager[None]:
-    """While in the block, batch normalisation in training mode has a right second derivative.
+    """While in the block, batch normalisation in training mode has a correct second derivative.
 
-    `tf.nn.moments` takes the variance as mean((x - stop_gradient(mean))^2). The derivative that it
-    stops, -2 mean(x - mean), is zero, so that the first derivative is right all the same. The
-    second, which every penalty on input gradients needs, is not: it lacks the derivative of that
-    zero, -2 d mean(x - mean). With few values per channel it was seen to be some percent off.
+    `tf.nn.moments` computes the variance as mean((x - stop_gradient(mean))^2). The derivative that
+    it stops, -2 mean(x - mean), is zero, so that the first derivative is correct. The second, which
+    every penalty on input gradients needs, lacks the derivative of that zero, -2 d mean(x - mean).
+    With few values per channel its error was a few percent.
 
     Holds for models called, or traced, in the block by the thread that entered it.
     """
@@ -148,7 +153,7 @@ def exact_batch_statistics() -> contextlib.AbstractContextManager[None]:
 def _exact_moments(
     original: Callable[..., Any], layer: keras.layers.BatchNormalization, inputs: Any, mask: Any
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    if mask is not None:  # Keras's own formula there stops no gradient
+    if mask is not None:  # Keras's formula for this case stops no gradient
         return original(layer, inputs, mask)
     compute_dtype = inputs.dtype if inputs.dtype.size > 2 else tf.float32
     values = tf.cast(inputs, compute_dtype)
@@ -163,6 +168,6 @@ def _exact_moments(
 
 
 def _over_replicas(value: tf.Tensor) -> tf.Tensor:
-    """In a graph: the mean over all devices, each of which has as many examples."""
+    """In a graph: the mean over all devices, which have equally many examples."""
     context = tf.distribute.get_replica_context()
     return context.all_reduce("MEAN", value) if context is not None else value

@@ -1,9 +1,9 @@
 """The logits view of any Keras classifier: the same weights without the final softmax.
 
 Margins, gradients and bounds are statements about logits. A view shares the classifier's
-variables, so that training either trains both. No layer of the classifier is modified: a graph of
-layers is followed back to its softmax and joined again without it, any other model is traced and
-its output followed back to TensorFlow's softmax operation.
+variables, so that training one trains both. No layer of the classifier is modified: a graph of
+layers is traversed back to its softmax and rebuilt without it; any other model is traced, and the
+traced graph is traversed back to TensorFlow's softmax operation.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from tfrobust.errors import InputTypeError
 
 __all__ = ["NotLogitsError", "WithoutActivation", "is_graph", "logits_model", "views"]
 
-# reshaping only: a softmax before them can be dropped and they can be applied again
+# these only reshape: a softmax before them can be dropped, and they are applied to its input
 _RESHAPING = ("Flatten", "Reshape", "Dropout", "Identity", "Squeeze")
 _NOT_LOGITS = ("ReLU", "LeakyReLU", "PReLU", "ELU", "Sigmoid", "Tanh", "Softplus")
-# of the convolution before global average pooling: its averages have no upper bound, so that
-# they are logits even where those of an untrained model all happen to lie between 0 and 1
+# activations of a convolution before global average pooling whose averages have no upper bound:
+# these are logits even where those of an untrained model all lie between 0 and 1 by chance
 _UNBOUNDED = (None, keras.activations.linear, keras.activations.relu)
 _SOFTMAXES = (keras.activations.softmax, keras.ops.softmax, tf.nn.softmax)
-# made by `views`: known to be logits
+# created by `views`, so known to be logits
 _VIEWS: weakref.WeakSet[keras.Model] = weakref.WeakSet()
 _ANY = keras.Input((1,))
-# Sequential, and Functional, which has no public name
+# Sequential and Functional; the latter has no public name
 _GRAPHS = (keras.Sequential, type(keras.Model(_ANY, _ANY)))
 
 
@@ -55,10 +55,10 @@ class WithoutActivation(keras.layers.Layer):
         self.layer = layer
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        given = {"training": training} if takes_training(self.layer) else {}
+        keywords = {"training": training} if takes_training(self.layer) else {}
         linear = with_attributes(self.layer, activation=keras.activations.linear)
         quantized = getattr(self.layer, "quantization_mode", None) is not None
-        return (linear.quantized_call if quantized else linear.call)(inputs, **given)
+        return (linear.quantized_call if quantized else linear.call)(inputs, **keywords)
 
     def quantized_call(self, inputs: Any, training: bool | None = None) -> Any:
         return self.call(inputs, training=training)
@@ -74,9 +74,9 @@ class WithoutActivation(keras.layers.Layer):
 
 
 def is_graph(model: keras.Model) -> bool:
-    """Whether a model computes what its graph of layers says: Sequential and Functional models.
+    """Whether a model computes its graph of layers: Sequential and Functional models.
 
-    Not so where a subclass, or the object, has a `call` of its own, or a subclass a `__call__`.
+    False where a subclass, or the object, overrides `call`, or a subclass `__call__`.
     """
     if "call" in vars(model) or not getattr(model, "outputs", None):
         return False
@@ -87,8 +87,8 @@ def is_graph(model: keras.Model) -> bool:
 def logits_model(model: keras.Model, x: Any = None) -> keras.Model:
     """A Keras model of `model`'s logits, sharing its weights.
 
-    A softmax at the end, fused into a layer or standing alone, also inside a nested model, is
-    left out; a model that already returns logits comes back as it is. Where a softmax was left out,
+    A softmax at the end, as a layer or fused into one, also inside a nested model, is left out; a
+    model that already returns logits is returned unchanged. Where a softmax was left out,
     softmax(logits) is compared with the model's output, at `x` or at random inputs.
 
     Args:
@@ -125,7 +125,7 @@ def views(model: keras.Model, x: Any = None) -> tuple[keras.Model, keras.Model, 
             classes = logits(probe_batch(model, x)[:1], training=False).shape[-1]
         return logits, outputs, int(classes)
     strip, classes = ends_in_softmax(model, x)
-    logits, outputs = (TracedModel(model, strip=each, weakly=True) for each in (strip, False))
+    logits, outputs = (TracedModel(model, strip=cut, weakly=True) for cut in (strip, False))
     return logits, outputs, classes
 
 
@@ -142,12 +142,12 @@ def _buildable(model: Any, x: Any) -> bool:
 
 def _submodel(model: keras.Model, output: Any, suffix: str) -> keras.Model:
     view = keras.Model(model.inputs[0], output, name=f"{model.name}{suffix}")
-    view.dtype_policy = model.dtype_policy  # else that of Keras's global setting
+    view.dtype_policy = model.dtype_policy  # else the one set globally
     return view
 
 
 def _graph_logits(model: keras.Model, x: Any) -> Any:
-    """The symbolic tensor of a graph's logits; its own output where that holds them."""
+    """The symbolic tensor of a graph's logits; the graph's output if it holds them."""
     if len(model.outputs) != 1 or len(model.inputs) != 1:
         raise NotLogitsError(
             f"{model.name} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; "
@@ -163,7 +163,7 @@ def _graph_logits(model: keras.Model, x: Any) -> Any:
 
 
 def _without_softmax(output: Any, model: keras.Model, x: Any) -> Any:
-    """The symbolic tensor of the logits behind `output`; `output` itself if it holds them."""
+    """The symbolic tensor of the logits below `output`; `output` itself if it holds them."""
     layer, inputs, arguments, _ = producer(output)
     kind = _keras_kind(layer)
     activation = getattr(layer, "activation", None)
@@ -178,13 +178,13 @@ def _without_softmax(output: Any, model: keras.Model, x: Any) -> Any:
         view = logits_model(layer, nested_x)
         return output if view is layer else view(inputs[0])
     if kind in _RESHAPING:
-        before = _without_softmax(inputs[0], model, x)
-        return output if before is inputs[0] else layer(before)
+        source = _without_softmax(inputs[0], model, x)
+        return output if source is inputs[0] else layer(source)
     if isinstance(layer, WithoutActivation):
         return output
     if _is_softmax(activation):
         _check_normalised_axis(model, layer, output)
-        if not kind:  # a class of the user's own: only values tell
+        if not kind:  # a user's class: `_graph_logits` compares values, so inputs are needed
             probe_batch(model, x)
         return WithoutActivation(layer, name=f"{layer.name}_logits")(inputs[0])
     if kind in _NOT_LOGITS or activation not in (None, keras.activations.linear):
@@ -202,7 +202,7 @@ def _without_softmax(output: Any, model: keras.Model, x: Any) -> Any:
 
 
 def _keras_kind(layer: Any) -> str:
-    """Name of a class of Keras's own; empty for others, whatever they are called."""
+    """Name of a class of Keras; empty for all others."""
     cls = type(layer)
     return cls.__name__ if cls.__module__.split(".")[0] == "keras" else ""
 
@@ -234,12 +234,12 @@ def _check_softmax_layer(model: keras.Model, layer: Any, logits: Any, arguments:
 
 
 def _check_normalised_axis(model: keras.Model, layer: Any, tensor: Any) -> None:
-    """A softmax is dropped only if the one axis that it normalises holds all outputs."""
+    """Refuse a softmax unless the one axis that it normalises holds all outputs."""
     sizes = tuple(tensor.shape)[1:]
     if any(size != 1 for size in sizes[:-1]):
         raise NotLogitsError(
             f"{model.name} ends in a softmax of shape {tuple(tensor.shape)} (layer "
-            f"{layer.name!r}): several groups of outputs are normalised, each for itself. " + ADVICE
+            f"{layer.name!r}): several groups of outputs are normalised separately. " + ADVICE
         )
 
 

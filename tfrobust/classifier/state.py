@@ -1,4 +1,4 @@
-"""What compiled functions of a model take in as constants, and so must be compiled again for."""
+"""The state of a model that compiled functions hold as constants: a change needs a new one."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tfrobust.classifier.keras_internals import all_layers
 __all__ = ["ModelState"]
 
 _PLAIN = (bool, int, str, type(None), bytes, complex)
-# longer lists and dictionaries are told apart by identity and length alone
+# longer lists and dictionaries are compared by identity and length only
 _LONGEST = 1000
-# attributes of Keras's that change while a model is built, called or compiled, computing the same
+# attributes of Keras that change when a model is built, called or compiled, not what it computes
 _BOOKKEEPING = frozenset(
     {
         *vars(keras.layers.Layer(name="bookkeeping")),
@@ -30,22 +30,24 @@ _BOOKKEEPING_PREFIXES = ("_self_", "_compile", "_eval", "_loss_tracker", "_track
 
 
 class _Identity:
-    """Equal to another only if both are of one object that still exists."""
+    """Equal to another only if both refer to the same object, which still exists."""
 
     __slots__ = ("refer",)
 
     def __init__(self, value: Any):
         try:
             self.refer = weakref.ref(value)
-        except TypeError:  # of a built-in type: its number has to do
+        except TypeError:  # built-in types have no weak references
             number = id(value)
             self.refer = lambda: number
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Identity):
             return False
-        value, same = self.refer(), other.refer()
-        return value is not None and (value is same or (type(value) is int and value == same))
+        value, other_value = self.refer(), other.refer()
+        return value is not None and (
+            value is other_value or (type(value) is int and value == other_value)
+        )
 
     __hash__ = None
 
@@ -53,10 +55,10 @@ class _Identity:
 class ModelState:
     """The settings of every layer and the identity of every variable at one moment.
 
-    Values of variables are no part of it: compiled functions read them when they run. Of every
-    layer all attributes count, so that no list of settings has to be kept: numbers, texts and
-    arrays by value, all else (activations, tensors, layers) by identity. The model is not kept
-    alive.
+    Values of variables are not part of it: compiled functions read them when they run. All
+    attributes of every layer count, so that no list of settings has to be maintained: numbers,
+    strings and arrays by value, everything else (activations, tensors, layers) by identity. The
+    model is not kept alive.
     """
 
     def __init__(self, model: keras.Model):
@@ -74,19 +76,19 @@ class ModelState:
 
     __hash__ = None
 
-    def after_tracing(self, now: ModelState) -> ModelState:
-        """This state with what tracing itself changed: attributes that users' layers set in `call`.
+    def after_tracing(self, current: ModelState) -> ModelState:
+        """This state with the changes of tracing: attributes that users' layers set in `call`.
 
-        Keras's own layers set none, so that a change of theirs was made by somebody else.
+        Keras's layers set none in `call`: their changes have another cause and are not taken over.
         """
-        if len(self.layers) != len(now.layers):
+        if len(self.layers) != len(current.layers):
             return self
         kept = []
-        for before, after in zip(self.layers, now.layers, strict=True):
+        for before, after in zip(self.layers, current.layers, strict=True):
             from_keras = after[1].__module__.split(".")[0] == "keras"
             kept.append(before if from_keras or before[0] != after[0] else after)
-        now.layers = kept
-        return now
+        current.layers = kept
+        return current
 
 
 def _settings(layer: keras.layers.Layer) -> list[tuple[str, Any]]:
@@ -102,7 +104,7 @@ def _settings(layer: keras.layers.Layer) -> list[tuple[str, Any]]:
 
 
 def _token(value: Any) -> Any:
-    """Something that equals the token of the same value only, and does not keep objects alive."""
+    """Equal for equal values only; keeps no objects alive."""
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, float):
@@ -113,9 +115,9 @@ def _token(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.dtype.str, value.tobytes()
     if isinstance(value, (list, tuple)) and len(value) <= _LONGEST:
-        return tuple(_token(each) for each in value)
+        return tuple(_token(item) for item in value)
     if isinstance(value, dict) and len(value) <= _LONGEST:
-        return tuple((_token(key), _token(each)) for key, each in value.items())
+        return tuple((_token(key), _token(item)) for key, item in value.items())
     if isinstance(value, (list, dict, tuple)):
         return _Identity(value), len(value)
     return _Identity(value)

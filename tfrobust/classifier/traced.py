@@ -1,4 +1,4 @@
-"""Logits of models that are no graph of layers: traced, and cut off before TensorFlow's softmax."""
+"""Logits of models that are not a graph of layers: traced, then cut before TensorFlow's softmax."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RESHAPING_OPERATIONS = ("Identity", "IdentityN", "Cast", "Reshape", "Squeeze")
 
 
 class TracedModel(keras.Model):
-    """A subclassed classifier; with `strip`, cut off before the softmax that it ends in.
+    """A subclassed classifier; with `strip`, without the softmax at its end.
 
     Args:
         classifier: the model.
@@ -61,35 +61,35 @@ class TracedModel(keras.Model):
 
 
 def ends_in_softmax(model: keras.Model, x: Any) -> tuple[bool, int]:
-    """Whether a subclassed model ends in a softmax to be left out, and the number of classes."""
+    """Whether a subclassed model ends in a softmax, and its number of classes."""
     batch = probe_batch(model, x)
     values = np.asarray(model(batch, training=False))
     check_output_shape(model.name, values.shape)
     if not are_probabilities(values):
         check_logits(model, values)
         return False, values.shape[1]
-    found = []
+    is_softmax = []
 
     @tf.function(autograph=False)
     def trace(inputs: tf.Tensor) -> tf.Tensor:
         outputs = model(inputs, training=False)
         logits = softmax_input(outputs)
-        found.append(logits is not None)
-        return logits if found[-1] else outputs
+        is_softmax.append(logits is not None)
+        return logits if is_softmax[-1] else outputs
 
     logits = trace.get_concrete_function(batch)(batch)  # calling it would warn of retracing
-    if not found[-1]:
+    if not is_softmax[-1]:
         raise hidden_softmax(model)
     check_softmax(model, logits, values)
     return True, values.shape[1]
 
 
 def softmax_input(output: tf.Tensor) -> tf.Tensor | None:
-    """In a graph: the logits whose softmax `output` (batch, classes) is; None if it is none."""
+    """In a graph: the logits whose softmax is `output` (batch, classes), or None."""
     tensor = output
     while tensor.op.type in _RESHAPING_OPERATIONS:
         tensor = tensor.op.inputs[tensor.value_index]
-    if tensor.op.type != "Softmax":  # over the last axis, whatever the rank
+    if tensor.op.type != "Softmax":  # TensorFlow's is over the last axis
         return None
     logits = tensor.op.inputs[0]
     sizes = logits.shape[1:].as_list() if logits.shape.rank else []
