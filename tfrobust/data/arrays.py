@@ -14,7 +14,7 @@ __all__ = ["Dataset", "Provenance", "dataset"]
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Where a split comes from, so that a result can name its data."""
+    """Origin of a split, recorded with the results."""
 
     name: str
     split: str
@@ -23,7 +23,7 @@ class Provenance:
     processing: str
     examples: int
     sha256: str
-    """Of the images' (or features') and labels' bytes."""
+    """Of the bytes of images (or features) and labels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Dataset:
     """One split in memory."""
 
     images: np.ndarray
-    """(count, height, width, channels) float32 in `value_range`; of a table the features,
+    """(count, height, width, channels) float32 in `value_range`; for a table its features,
     (count, features)."""
     labels: np.ndarray
     """(count,) int32."""

@@ -1,11 +1,11 @@
 """Crops of images: Etmann 2019's on ImageNet, random for training and centred for validation.
 
 An image is resized so that its shorter side has a given length, bilinearly without antialiasing,
-and a window is cut out. Only the window is computed, so that a long thin image costs no more than
-another.
+and a window is cut out. Only the pixels of the window are computed, so that an elongated image
+costs no more than others.
 
-The released code ran TensorFlow 1, whose `resize_images` put output pixel i at i * old / new of the
-source; here, as in TensorFlow 2, pixel centres correspond: (i + 1/2) * old / new - 1/2. The
+The released code ran in TensorFlow 1, whose `resize_images` maps output pixel i to i * old / new in
+the source; here, as in TensorFlow 2, pixel centres correspond: (i + 1/2) * old / new - 1/2. The
 difference is a shift of (old / new - 1) / 2 source pixels.
 """
 
@@ -46,9 +46,9 @@ def random_crop(
     """The training crop: random resize, crop, hue jitter and horizontal flip.
 
     The shorter side is resized to an integer drawn uniformly from `shorter_side`, ends included;
-    the position of the window is uniform over all that fit; the hue is rotated by up to .06 of a
-    circle; half of the images are flipped. The released code draws from the same ranges without
-    their upper ends.
+    the position of the window is uniform over all valid ones; the hue is rotated by up to .06 of a
+    circle; each image is flipped with probability 1/2. The released code draws from the same ranges
+    without their upper ends.
 
     Args:
         image: (height, width, 3), RGB in 0..255.
@@ -101,7 +101,7 @@ def check_scales(size: tuple[int, int], shorter_side: tuple[int, int]) -> None:
     """Refuse a range of lengths that is empty, or in which a window does not always fit.
 
     Raises:
-        InputError: it is, or the window does not fit into the smallest.
+        InputError: the range is empty, or the window does not fit at its lower end.
     """
     low, high = shorter_side
     check_crop(size, low)
@@ -115,7 +115,7 @@ def _random_integer(seed: tf.Tensor, low: Any, high: Any) -> tf.Tensor:
 
 
 def _resized_shape(image: Any, side: Any) -> tf.Tensor:
-    """Height and width with the shorter side `side`; the longer one as in the released code."""
+    """Height and width with the shorter side `side`, rounded as in the released code."""
     height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.int64))
     side = tf.cast(side, tf.int64)
     # int(side / shorter * longer + 1), which makes a square image one pixel taller than wide

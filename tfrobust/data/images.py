@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class CorruptImageError(TfrobustError, ValueError):
-    """An encoded image is truncated, or of no known format."""
+    """An encoded image is truncated, or its format is not supported."""
 
 
 class TooManyCorruptImagesError(TfrobustError, RuntimeError):
@@ -51,19 +51,20 @@ class TooManyCorruptImagesError(TfrobustError, RuntimeError):
 def decode(encoded: bytes) -> np.ndarray:
     """The pixels of an encoded image.
 
-    The format is told from the bytes, not from a file's name: JPEG (greyscale and CMYK too), PNG
-    (16 bits are cut to 8, transparency is dropped), the first frame of a GIF, BMP or WebP. An
-    orientation in the metadata is not applied. TensorFlow's default, fast inverse DCT is used, as
-    in Etmann's released code: about one grey level from the exact one of Pillow and Keras.
+    The format is detected from the bytes, not from the file name: JPEG (also greyscale and CMYK),
+    PNG (16 bits are reduced to 8, transparency is dropped), the first frame of a GIF, BMP or WebP.
+    An orientation in the metadata is not applied. The inverse DCT is TensorFlow's default, fast
+    one, as in Etmann's released code; it differs from the exact one of Pillow and Keras by about
+    one grey level.
 
     Args:
-        encoded: what the file holds.
+        encoded: content of the file.
 
     Returns:
         (height, width, 3) uint8, RGB.
 
     Raises:
-        CorruptImageError: truncated, or of no known format.
+        CorruptImageError: truncated, or the format is not supported.
     """
     try:
         with tf.device("/CPU:0"):
@@ -75,7 +76,7 @@ def decode(encoded: bytes) -> np.ndarray:
 
 
 class CorruptImageLog:
-    """The corrupt images met so far; one more than allowed is an error.
+    """The corrupt images skipped so far; more than allowed are an error.
 
     Args:
         max_corrupt: distinct images that may be skipped.
@@ -102,7 +103,7 @@ class CorruptImageLog:
         """What `read` returns, or None where image `index` is corrupt.
 
         Raises:
-            TooManyCorruptImagesError: it is one too many.
+            TooManyCorruptImagesError: more images are corrupt than may be skipped.
         """
         if index in self._corrupt:
             return None
@@ -121,13 +122,13 @@ class CorruptImageLog:
         if count > self.max_corrupt:
             raise TooManyCorruptImagesError(
                 f"too many corrupt images, {count} with max_corrupt={self.max_corrupt}: "
-                f"{_some(self.names)}. The last one: {reason}. "
-                "Replace or remove them, or allow for more."
+                f"{_first_names(self.names)}. The last one: {reason}. "
+                "Replace or remove them, or raise max_corrupt."
             )
         warnings.warn(CorruptImageWarning(name, reason, count, self.max_corrupt), stacklevel=2)
 
     def recording(self, function: Callable[..., T]) -> Callable[..., T]:
-        """`function` with its exceptions kept for `errors`, as TensorFlow replaces them."""
+        """`function` with its exceptions recorded for `errors`: TensorFlow replaces them."""
 
         def recorded(*arguments):
             try:
@@ -140,11 +141,11 @@ class CorruptImageLog:
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """In the block, raise a recorded exception itself instead of TensorFlow's for it."""
+        """In the block, replace TensorFlow's exception by the recorded one that caused it."""
         try:
             yield
         except tf.errors.OpError as error:
-            # it may have been recorded before the block: batches are read ahead
+            # it may have been recorded before the block, as batches are read ahead
             failure = self._failure
             if failure is None or type(failure).__name__ not in error.message:
                 raise
@@ -160,13 +161,13 @@ def read_images(
     limit: int | None = None,
     max_corrupt: int = 10,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Centre crops of image files, for measuring any model on any images.
+    """Centre crops of image files, to measure any model on any images.
 
     Args:
-        images: a folder, searched with all folders in it in sorted order, or files.
+        images: a folder, searched recursively in sorted order, or files.
         size: height and width of the crops.
         validation_side: length that the shorter side is scaled to; default: the crop's longer
-            side, which leaves out least.
+            side, which keeps most of the image.
         limit: stop after this many images.
         max_corrupt: corrupt files that may be skipped, each with a warning.
 
@@ -175,7 +176,7 @@ def read_images(
 
     Raises:
         FileNotFoundError: no such folder or file, or no image in the folder.
-        TooManyCorruptImagesError: too many corrupt files, or no other.
+        TooManyCorruptImagesError: too many corrupt files, or no intact one.
         ValueError: the crop does not fit, or `limit` or `max_corrupt` is out of range.
     """
     side = max(size) if validation_side is None else validation_side
@@ -184,7 +185,7 @@ def read_images(
         raise InputError(f"limit must be at least 1, got {limit}")
     log = CorruptImageLog(max_corrupt)
     files = image_files(images)
-    wanted = len(files) if limit is None else min(limit, len(files))
+    count = len(files) if limit is None else min(limit, len(files))
 
     def crop(index: int) -> np.ndarray | None:
         path, name = files[index]
@@ -195,11 +196,11 @@ def read_images(
             return centre_crop(pixels, size, side).numpy()
 
     crops, names = [], []
-    bar = tqdm(total=wanted, desc="images", unit="image", delay=2, leave=False, disable=None)
+    bar = tqdm(total=count, desc="images", unit="image", delay=2, leave=False, disable=None)
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
         start = 0
-        while len(crops) < wanted and start < len(files):
-            chunk = range(start, min(start + min(_CHUNK, wanted - len(crops)), len(files)))
+        while len(crops) < count and start < len(files):
+            chunk = range(start, min(start + min(_CHUNK, count - len(crops)), len(files)))
             start = chunk.stop
             for index, pixels in zip(chunk, pool.map(crop, chunk), strict=True):
                 if pixels is not None:
@@ -207,7 +208,7 @@ def read_images(
                     names.append(files[index][1])
             bar.update(len(crops) - bar.n)
     if not crops:
-        raise TooManyCorruptImagesError(f"every image is corrupt: {_some(log.names)}")
+        raise TooManyCorruptImagesError(f"every image is corrupt: {_first_names(log.names)}")
     return np.stack(crops), tuple(names)
 
 
@@ -221,7 +222,7 @@ def image_files(images: str | Path | Sequence[str | Path]) -> list[tuple[Path, s
         files = [(Path(path), str(path)) for path in images]
         missing = [name for path, name in files if not path.is_file()]
         if missing:
-            raise MissingFileError(f"no such image file: {_some(missing)}")
+            raise MissingFileError(f"no such image file: {_first_names(missing)}")
         if not files:
             raise MissingFileError("an empty list of image files: give at least one")
         return files
@@ -230,14 +231,16 @@ def image_files(images: str | Path | Sequence[str | Path]) -> list[tuple[Path, s
         return [(folder, folder.name)]
     if not folder.is_dir():
         raise MissingFileError(f"there is no folder {folder}")
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    files = sorted((path.relative_to(folder).as_posix(), path) for path in found if path.is_file())
+    candidates = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = sorted(
+        (path.relative_to(folder).as_posix(), path) for path in candidates if path.is_file()
+    )
     if not files:
         kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
         raise MissingFileError(f"no image ({kinds}) in {folder} or the folders in it")
     return [(path, name) for name, path in files]
 
 
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+def _first_names(names: Sequence[str]) -> str:
+    remaining = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {remaining} more" if remaining > 0 else "")

@@ -1,8 +1,8 @@
 """`load`: every data set by its name.
 
-"digits", "iris" and "wine" come with scikit-learn; images from tensorflow-datasets, in its usual
-folder or below `TFROBUST_DATA_DIR`; Spambase from a file there, or from OpenML; ImageNet is
-streamed from disk.
+"digits", "iris" and "wine" are part of scikit-learn; images come from tensorflow-datasets, in its
+default folder or below `TFROBUST_DATA_DIR`; Spambase from a file there, or from OpenML; ImageNet
+is streamed from disk.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def load(
 
     Tables are split 70 / 20 / 10 % into train / validation / test in a fixed order, not stratified,
     and standardised by the training split; their `value_range` (-m, m) is twice as wide as the
-    whole table, so that it does not bind.
+    whole table, so that it does not constrain attacks.
 
     Args:
         name: the data set.
@@ -93,8 +93,8 @@ def load(
         raise InputError(f"unknown data set {name!r}; there are {known}")
     if settings:
         raise InputError(
-            f"{name} takes no {', '.join(settings)}: these are options of imagenet alone. "
-            f"{name} is loaded as it is; apply a function to its images where need be"
+            f"{name} takes no {', '.join(settings)}: these are options of imagenet only. "
+            "Apply a function to the loaded images instead"
         )
     if split not in _SPLITS:
         raise InputError(f"unknown split {split!r}; there are {', '.join(_SPLITS)}")
@@ -123,29 +123,29 @@ def _digits(split: str, data_dir: _DataDir, download: bool) -> Dataset:
 
 
 def _mnist(split: str, data_dir: _DataDir, download: bool) -> Dataset:
-    which = {"train": "train[:50000]", "validation": "train[50000:]", "test": "test"}[split]
-    images, labels, version = _from_tfds("mnist", which, data_dir, download)
+    tfds_split = {"train": "train[:50000]", "validation": "train[50000:]", "test": "test"}[split]
+    images, labels, version = _from_tfds("mnist", tfds_split, data_dir, download)
     return dataset(
         images.astype(np.float32) / 255,
         labels,
         name="mnist",
         split=split,
-        source=f"tensorflow-datasets mnist, {which}",
+        source=f"tensorflow-datasets mnist, {tfds_split}",
         version=version,
         processing="divided by 255",
     )
 
 
 def _cifar10(split: str, data_dir: _DataDir, download: bool) -> Dataset:
-    which = {"train": "train[:45000]", "validation": "train[45000:]", "test": "test"}[split]
-    images, labels, version = _from_tfds("cifar10", which, data_dir, download)
+    tfds_split = {"train": "train[:45000]", "validation": "train[45000:]", "test": "test"}[split]
+    images, labels, version = _from_tfds("cifar10", tfds_split, data_dir, download)
     return dataset(
         # one float32 copy, not two: the training images take half a gigabyte
         np.divide(images, 255, dtype=np.float32),
         labels,
         name="cifar10",
         split=split,
-        source=f"tensorflow-datasets cifar10, {which}",
+        source=f"tensorflow-datasets cifar10, {tfds_split}",
         version=version,
         processing="divided by 255",
     )
@@ -181,7 +181,7 @@ _LOADERS: dict[str, Callable[[str, _DataDir, bool], Dataset]] = {
 def _from_tfds(
     name: str, split: str, data_dir: _DataDir, download: bool
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Images uint8, labels and version of a prepared data set."""
+    """Images (uint8), labels and version of a prepared data set."""
     import tensorflow_datasets as tfds
 
     folder = _tfds_folder(data_dir)
@@ -193,9 +193,9 @@ def _from_tfds(
             raise MissingFileError(builder.data_dir)
         rows = builder.as_dataset(split=split, batch_size=-1)
     except Exception as error:
-        where = folder or "tensorflow-datasets' default folder"
+        location = folder or "tensorflow-datasets' default folder"
         raise DataNotFoundError(
-            f"{name} is not prepared in {where} ({type(error).__name__}: {error}). Either let "
+            f"{name} is not prepared in {location} ({type(error).__name__}: {error}). Either let "
             f'tensorflow-datasets fetch it, tfrobust.data.load("{name}", download=True), on a '
             "machine with internet access; or set TFROBUST_DATA_DIR (or data_dir) to a folder "
             f"that holds tensorflow_datasets/{name}, copied from such a machine."
@@ -211,5 +211,5 @@ def _tfds_folder(data_dir: _DataDir) -> str | None:
     folder = _folder(data_dir)
     if folder is None:
         return None
-    inside = Path(folder) / "tensorflow_datasets"
-    return str(inside if inside.is_dir() else folder)
+    subfolder = Path(folder) / "tensorflow_datasets"
+    return str(subfolder if subfolder.is_dir() else folder)

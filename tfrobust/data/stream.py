@@ -1,7 +1,7 @@
-"""What training reads: batches of named tensors whose content depends on seed and epoch only.
+"""The data of training: batches of named tensors that depend on seed and epoch only.
 
-A global batch is cut into equal parts, one per replica, so that every number of devices and
-workers sees the same examples in the same steps.
+A global batch is cut into equal parts, one per replica, so that the examples of each step do not
+depend on the number of devices and workers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _REQUIRED = ("images", "labels")
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Rows of every global batch that one input pipeline (one worker) feeds."""
+    """Rows of every global batch that the input pipeline of one worker reads."""
 
     start: int
     """First row."""
@@ -39,8 +39,8 @@ class Share:
 
         Args:
             batch_size: rows of a global batch.
-            replicas: over all workers; the same number on each.
-            workers: that train together.
+            replicas: number over all workers, equally many on each.
+            workers: number of workers.
             worker: index of this one.
 
         Raises:
@@ -68,26 +68,26 @@ class Stream(Protocol):
     input_shape: tuple[int, ...]
 
     def fingerprint(self) -> Any:
-        """Plain data that changes when the examples, or what is done to them, change."""
+        """Plain data that changes with the examples and their preprocessing."""
 
     def training_batches(
         self, batch_size: int, share: Share, *, seed: int, epoch: int, first_step: int = 0
     ) -> tf.data.Dataset:
         """examples // batch_size steps in the order of (seed, epoch), from `first_step` on.
 
-        Each step is (share.stop - share.start) / share.rows elements of `share.rows` rows. An
-        epoch that is resumed at `first_step` gives the same batches as one that is not.
+        Each step has (share.stop - share.start) / share.rows elements of `share.rows` rows. Resumed
+        at `first_step`, an epoch yields the same batches as an uninterrupted one.
         """
 
     def evaluation_batches(self, batch_size: int, *, workers: int, worker: int) -> tf.data.Dataset:
-        """Every example of `worker` of `workers`, once, in batches of up to `batch_size`."""
+        """The examples of `worker` of `workers`, each once, in batches of up to `batch_size`."""
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
-        """Inside the block, errors of reading come out as errors that say what to do."""
+        """In the block, errors of reading are raised with a message that says what to do."""
 
 
 class Arrays:
-    """Examples in memory: named arrays that are cut, sharded and shuffled together.
+    """Examples in memory: named arrays, sharded and shuffled consistently.
 
     Args:
         tensors: "images" (count, *input), "labels" (count,) and any others (count, ...): numbers,
@@ -107,7 +107,7 @@ class Arrays:
         self.tensors = {name: self._checked(name, array) for name, array in tensors.items()}
         self.input_shape = self.tensors["images"].shape[1:]
         self._constants: dict[str, tf.Tensor] = {}
-        # traced once, not in every epoch, which costs as much as a training step
+        # traced once, not once per epoch, at the cost of a training step each
         self._batches = tf.function(self._pipeline, autograph=False)
 
     def _checked(self, name: str, array: Any) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Tables of numbers: Iris, Wine and Spambase, split and standardised (Peck 2017, section 4.4).
 
-The loaders behind `tfrobust.data.load`.
+Used by `tfrobust.data.load`.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def read(name: str, folder: str | Path | None, *, download: bool = False) -> Tab
 
     Args:
         name: "iris" or "wine", bundled with scikit-learn, or "spambase".
-        folder: that may hold `spambase.data`.
+        folder: where `spambase.data` may be.
         download: let scikit-learn fetch Spambase from OpenML where the file is missing.
 
     Raises:
-        DataNotFoundError: no Spambase; says how to get it.
+        DataNotFoundError: Spambase is missing; says how to get it.
         CorruptDataError: Spambase of another size, or with impossible values.
     """
     if name == "spambase":
@@ -88,7 +88,7 @@ def standardised(table: Table, split: str) -> tuple[np.ndarray, np.ndarray, tupl
     Returns:
         features (rows, features) float32, labels (rows,) int32, and a range (-m, m) that is the
         same for every split: m is twice the largest absolute value of the standardised table, so
-        large that it does not constrain an attack near the data.
+        that it does not constrain attacks near the data.
 
     Raises:
         CorruptDataError: a feature is constant over the training split.
@@ -99,7 +99,7 @@ def standardised(table: Table, split: str) -> tuple[np.ndarray, np.ndarray, tupl
     rows = {"train": order[:first], "validation": order[first:second], "test": order[second:]}
     mean = table.features[rows["train"]].mean(axis=0)
     deviation = table.features[rows["train"]].std(axis=0)
-    # the computed deviation of a constant is not always zero, because of rounding
+    # the standard deviation of a constant may be computed as a rounding error instead of 0
     constant = np.flatnonzero(np.ptp(table.features[rows["train"]], axis=0) == 0)
     if len(constant):
         raise CorruptDataError(
@@ -112,7 +112,7 @@ def standardised(table: Table, split: str) -> tuple[np.ndarray, np.ndarray, tupl
 
 
 def _spambase_file(path: Path) -> Table:
-    """UCI's file: rows of 57 features and the label, separated by commas, without a header."""
+    """UCI's file: rows of 57 features and a label, separated by commas, without a header."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of an empty file: an error below
@@ -123,7 +123,7 @@ def _spambase_file(path: Path) -> Table:
     return _spambase(
         rows[:, :-1],
         rows[:, -1],
-        where=str(path),
+        location=str(path),
         advice=_advice_on_file(path),
         source=f"UCI Spambase, file {_SPAMBASE}",
         version=f"sha256 of the file {digest}",
@@ -137,8 +137,8 @@ def _spambase_openml(path: Path | None, download: bool) -> Table:
         "a folder and name that folder by TFROBUST_DATA_DIR or data_dir."
     )
     if not download:
-        where = "no folder of data sets is named" if path is None else f"there is no file {path}"
-        raise DataNotFoundError(f"spambase is missing: {where}. {ways}")
+        location = "no folder of data sets is named" if path is None else f"there is no file {path}"
+        raise DataNotFoundError(f"spambase is missing: {location}. {ways}")
     from sklearn import datasets
 
     try:
@@ -148,31 +148,31 @@ def _spambase_openml(path: Path | None, download: bool) -> Table:
         raise DataNotFoundError(
             f"spambase could not be fetched from OpenML ({type(error).__name__}: {error}). {ways}"
         ) from error
-    where = "spambase from OpenML"
+    location = "spambase from OpenML"
     advice = f"Clear scikit-learn's cache ({datasets.get_data_home()}/openml) and try again."
     try:  # classes are stored as text
         features = np.asarray(bunch.data, np.float64)
         labels = np.asarray(bunch.target).astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise CorruptDataError(f"{where} holds no numbers: {error}. {advice}") from error
+        raise CorruptDataError(f"{location} holds no numbers: {error}. {advice}") from error
     return _spambase(
-        features, labels, where=where, advice=advice, source="OpenML spambase", version="1"
+        features, labels, location=location, advice=advice, source="OpenML spambase", version="1"
     )
 
 
 def _spambase(
-    features: np.ndarray, labels: np.ndarray, *, where: str, advice: str, **origin: Any
+    features: np.ndarray, labels: np.ndarray, *, location: str, advice: str, **origin: Any
 ) -> Table:
     if features.shape != _SPAMBASE_SHAPE:
         raise CorruptDataError(
-            f"{where}: (rows, features) are {features.shape}; Spambase has {_SPAMBASE_SHAPE}. "
+            f"{location}: (rows, features) are {features.shape}; Spambase has {_SPAMBASE_SHAPE}. "
             + advice
         )
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1) | ~np.isin(labels, (0, 1)))
-    if len(bad):
+    invalid = np.flatnonzero(~np.isfinite(features).all(axis=1) | ~np.isin(labels, (0, 1)))
+    if len(invalid):
         raise CorruptDataError(
-            f"{where}: row {bad[0]} (of {len(bad)} such rows) holds a value that is not finite, or "
-            f"a label other than 0 and 1. {advice}"
+            f"{location}: row {invalid[0]} (of {len(invalid)} such rows) holds a value that is not "
+            f"finite, or a label other than 0 and 1. {advice}"
         )
     return Table(features=features, labels=labels.astype(np.int32), classes=2, **origin)
 

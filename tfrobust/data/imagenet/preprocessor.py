@@ -1,4 +1,4 @@
-"""What ImageNet's images go through: a crop, for training an augmentation, and preprocessing."""
+"""The input pipeline per image of ImageNet: crop, augmentation (in training) and preprocessing."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from tfrobust.errors import InputError
 
 __all__ = ["Augment", "Preprocess", "Preprocessor"]
 
-_COLOURS = ((0, 0, 0), (255, 255, 255), (200, 100, 50))  # their images distinguish preprocessings
+_COLOURS = ((0, 0, 0), (255, 255, 255), (200, 100, 50))  # their values tell preprocessings apart
 
 Augment = Callable[[Any, Any], tf.Tensor]
 Preprocess = Callable[[tf.Tensor], tf.Tensor]
 
 
 class Preprocessor:
-    """From decoded images to the network's input: the crops of training and evaluation, then more.
+    """From decoded images to the network's input: crops of training and evaluation, preprocessing.
 
     Args:
         size: height and width of the crops.
-        shorter_side: training resizes the shorter side to a length drawn from these.
+        shorter_side: training resizes the shorter side to a length drawn from this range.
         validation_side: evaluation resizes it to this length.
         augment: (image, seed) -> (*size, 3), instead of `random_crop`.
         preprocess: maps (count, *size, 3) RGB in 0..255 to the network's input.
-        value_range: least and largest value after it; default: its attribute `value_range`.
+        value_range: least and largest value of the network's input; default: the attribute
+            `value_range` of `preprocess`.
 
     Raises:
         InputError: a crop does not fit, or the value range is not known.
@@ -67,21 +68,21 @@ class Preprocessor:
         return self._probe.shape[1:]
 
     def training_crop(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """(height, width, 3) -> (*size, 3) float32, not preprocessed yet."""
+        """(height, width, 3) -> (*size, 3) float32, before preprocessing."""
         if self._augment is None:
             return random_crop(image, seed, self.size, self._shorter_side)
         return tf.ensure_shape(self._augment(image, seed), (*self.size, 3))
 
     def evaluation_crop(self, image: tf.Tensor) -> tf.Tensor:
-        """(height, width, 3) -> (*size, 3) float32, not preprocessed yet."""
+        """(height, width, 3) -> (*size, 3) float32, before preprocessing."""
         return centre_crop(image, self.size, self._validation_side)
 
     def network_input(self, images: tf.Tensor) -> tf.Tensor:
-        """(count, *size, 3) -> (count, *input_shape) float32, as the network takes it."""
+        """Preprocess: (count, *size, 3) -> (count, *input_shape) float32."""
         return tf.cast(self._preprocess(images), tf.float32)
 
     def settings(self) -> dict[str, Any]:
-        """Plain data that differs where the network's input would."""
+        """Plain data that differs whenever the network's input does."""
         return {
             "size": list(self.size),
             "shorter_side": list(self._shorter_side),

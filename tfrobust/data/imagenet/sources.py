@@ -1,7 +1,7 @@
 """ImageNet on disk: class folders, or TFRecord shards in one of two layouts.
 
-Every source reads single examples by index, so that an epoch's order is a permutation and a worker
-reads no rows but its share.
+Every source reads single examples by index, so that the order of an epoch is a permutation and a
+worker reads only its share of the rows.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Source(Protocol):
     """Kind and folder, for messages and provenance."""
     version: str
     sha256: str
-    """Of the sorted names and sizes of the files."""
+    """Of the sorted file names and sizes."""
     shards: np.ndarray
-    """(shards,) index of the first example per shard; (1,) for files of one image each."""
+    """(shards,) index of the first example of each shard; (1,) for one file per image."""
 
     def __len__(self) -> int: ...
 
@@ -50,7 +50,7 @@ class Source(Protocol):
         """One example.
 
         Raises:
-            CorruptImageError: there is no image to decode.
+            CorruptImageError: the record holds no image.
             InputError: the label is out of range.
             OSError: the file cannot be read.
         """
@@ -98,31 +98,34 @@ def find_source(split: str, folder: Path, classes: int, kind: str | None = None)
         kind: "tree", "tfrecord" or "tfds"; default: the first of these that has the split.
 
     Raises:
-        DataNotFoundError: none has the split, or shards are missing; lists the splits found.
-        InputError: the split has another number of classes or an empty one, or is ambiguous.
+        DataNotFoundError: none has the split, or shards are missing; lists the available splits.
+        InputError: the split has another number of classes or an empty class, or is ambiguous.
     """
     if kind is not None and kind not in _KINDS:
         raise InputError(f"unknown source {kind!r}; there are {', '.join(_KINDS)}")
-    seen = []
-    for one in _KINDS if kind is None else [kind]:
-        splits_in, inside = _KINDS[one]
-        for root in (folder, folder / inside):
+    available = []
+    for layout in _KINDS if kind is None else [kind]:
+        splits_in, subfolder = _KINDS[layout]
+        for root in (folder, folder / subfolder):
             splits = splits_in(root, classes) if root.is_dir() else {}
             if split in splits:
                 return splits[split]()
-            seen += [f"{root} holds {name} ({one})" for name in splits]
-    raise DataNotFoundError(_not_found(split, folder, seen))
+            available += [f"{root} holds {name} ({layout})" for name in splits]
+    raise DataNotFoundError(_not_found(split, folder, available))
 
 
-def _not_found(split: str, folder: Path, seen: Sequence[str]) -> str:
+def _not_found(split: str, folder: Path, available: Sequence[str]) -> str:
     if not folder.is_dir():
         contents = f"there is no folder {folder}"
     else:
-        for inside in sorted(path for path in folder.iterdir() if path.is_dir()):
-            seen = [*seen, *(f"{inside} holds {name} (tree)" for name in _tree_folders(inside))]
-        contents = "; ".join(seen) or f"{folder} holds none of them"
+        for subfolder in sorted(path for path in folder.iterdir() if path.is_dir()):
+            available = [
+                *available,
+                *(f"{subfolder} holds {name} (tree)" for name in _tree_folders(subfolder)),
+            ]
+        contents = "; ".join(available) or f"{folder} holds none of them"
     return (
-        f"no {split} split of ImageNet: {contents}. Let data_dir or TFROBUST_DATA_DIR name a "
+        f"no {split} split of ImageNet: {contents}. Set data_dir or TFROBUST_DATA_DIR to a "
         "folder with one of (1) class folders: train/<wnid>/*.JPEG, val/<wnid>/*.JPEG; (2) the "
         "shards of TensorFlow's build_imagenet_data.py: train-00000-of-01024, "
         "validation-00000-of-00128; (3) what tensorflow-datasets prepared: "
@@ -171,7 +174,7 @@ def _tree(folder: Path, classes: int) -> Tree:
             f"{classes} classes are expected: complete it, or give classes={len(wnids)}"
         )
 
-    def images(wnid: str) -> list[tuple[str, int]]:
+    def list_images(wnid: str) -> list[tuple[str, int]]:
         return sorted(
             (f"{wnid}/{entry.name}", entry.stat().st_size)
             for entry in os.scandir(folder / wnid)
@@ -179,7 +182,7 @@ def _tree(folder: Path, classes: int) -> Tree:
         )
 
     with ThreadPoolExecutor(THREADS) as pool:
-        listed = list(pool.map(images, wnids))
+        listed = list(pool.map(list_images, wnids))
     empty = [wnid for wnid, files in zip(wnids, listed, strict=True) if not files]
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""

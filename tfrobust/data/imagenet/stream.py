@@ -3,8 +3,8 @@
     stream = load("train", data_dir="/data/imagenet", preprocess=...)
     fit(model, stream, ...)
 
-The order of an epoch and every random draw follow from (seed, epoch), not from the number of
-readers: each worker decodes its own rows of the same global batches.
+The order of an epoch and all random draws are determined by (seed, epoch) and do not depend on the
+number of readers: each worker decodes its own rows of the same global batches.
 """
 
 from __future__ import annotations
@@ -70,37 +70,39 @@ def load(
 ) -> ImageStream:
     """One split of ImageNet; crops and augmentation of Etmann 2019 by default.
 
-    Looks for, in this order,
+    Searches, in this order, for
 
     1. "tree": `<data_dir>/train/<wnid>/*.JPEG` and `val` (or `validation`);
     2. "tfrecord": the shards of TensorFlow's build_imagenet_data.py,
        `<data_dir>/train-00000-of-01024` and `validation-00000-of-00128`, labels 1..1000;
     3. "tfds": what tensorflow-datasets prepared, `<data_dir>/imagenet2012/<version>`.
 
-    The class of an image is the position of its wnid among the sorted wnids, in all three, as in
-    Keras Applications. Shards are indexed once, by their records' headers. Nothing is downloaded.
+    In all three the class of an image is the position of its wnid among the sorted wnids, as in
+    Keras Applications. Shards are indexed once, by the headers of their records. Nothing is
+    downloaded.
 
     Args:
         split: "train" or "validation".
         data_dir: the folder, or one that holds it as `imagenet` (1, 2) or `tensorflow_datasets`
             (3). Default: the environment's TFROBUST_DATA_DIR, then tensorflow-datasets' own folder.
-        source: "tree", "tfrecord" or "tfds", to take no other.
-        classes: number of classes that must be there.
+        source: "tree", "tfrecord" or "tfds", to search for this one only.
+        classes: expected number of classes.
         size: height and width of the images.
-        shorter_side: training scales the shorter side to a length drawn from these.
+        shorter_side: training scales the shorter side to a length drawn from this range.
         validation_side: evaluation scales it to this length.
         augment: takes an RGB image (height, width, 3) uint8 and two integers as seed, and returns
-            (*size, 3) float32; default: `augmentation.random_crop`.
-        preprocess: takes RGB images (count, *size, 3) float32 in 0..255 to the network's input.
-        value_range: least and largest value after it; default: its attribute `value_range`.
+            (*size, 3) float32; default: `random_crop` in `tfrobust/data/crops.py`.
+        preprocess: maps RGB images (count, *size, 3) float32 in 0..255 to the network's input.
+        value_range: least and largest value of the network's input; default: the attribute
+            `value_range` of `preprocess`.
         limit: use this many examples only, a fixed random choice.
         max_corrupt: distinct corrupt images that one process may skip, each with a warning.
 
     Raises:
-        ValueError: a setting is out of range, or what was found has another number of classes, an
-            empty class folder, or a broken shard.
-        DataNotFoundError: none of the three has the split, or shards are missing; says what there
-            is and what to do.
+        ValueError: a setting is out of range, or the split has another number of classes, an empty
+            class folder, or a damaged shard.
+        DataNotFoundError: none of the three has the split, or shards are missing; says what is
+            available and what to do.
     """
     if split not in _SPLITS:
         raise InputError(f"unknown split {split!r}; there are {', '.join(_SPLITS)}")
@@ -117,16 +119,16 @@ def load(
 
 
 def _folder(data_dir: str | Path | None) -> Path:
-    named = data_dir or os.environ.get("TFROBUST_DATA_DIR") or os.environ.get("TFDS_DATA_DIR")
-    return Path(named or "~/tensorflow_datasets").expanduser()
+    folder = data_dir or os.environ.get("TFROBUST_DATA_DIR") or os.environ.get("TFDS_DATA_DIR")
+    return Path(folder or "~/tensorflow_datasets").expanduser()
 
 
 class ImageStream:
     """A split of ImageNet on disk, as `fit` and `evaluate` read it; `load` returns one.
 
-    Images are decoded in parallel, a few batches ahead. A corrupt one is named, counted and
-    skipped; in training the next intact one in the epoch's order replaces it, so that every worker
-    takes the same number of steps on the same batches.
+    Images are decoded in parallel, a few batches ahead. Corrupt ones are named, counted and
+    skipped; in training each is replaced by the next intact one in the epoch's order, so that every
+    worker takes the same number of steps on the same batches.
     """
 
     def __init__(
@@ -164,7 +166,7 @@ class ImageStream:
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """Names of the corrupt images that this process has met."""
+        """Names of the corrupt images that this process has skipped."""
         return self._log.names
 
     def fingerprint(self) -> dict[str, Any]:
@@ -175,12 +177,12 @@ class ImageStream:
     def training_batches(
         self, batch_size: int, share: Share, *, seed: int, epoch: int, first_step: int = 0
     ) -> tf.data.Dataset:
-        """Steps from `first_step` on of augmented images and labels, ordered by (seed, epoch).
+        """Steps of augmented images and labels from `first_step` on, in the order of (seed, epoch).
 
-        Element e of the order is row e % batch_size of step e // batch_size, whatever the share.
-        Records are visited 16 shards at a time, shuffled among them, which spares slow disks;
-        files of their own in any order. At any time some four batches of the share are in memory,
-        and as many images in the making as there are cores, or 16.
+        Element e of the order is row e % batch_size of step e // batch_size, for every share.
+        Records are shuffled within groups of 16 shards, which spares slow disks; files of one image
+        are shuffled over the whole split. About four batches of the share are in memory at a time,
+        and as many images being decoded as there are cores, or 16.
         """
         steps = self.examples // batch_size
         positions = np.arange(steps * batch_size).reshape(steps, batch_size)
@@ -189,8 +191,8 @@ class ImageStream:
         pair = np.random.SeedSequence([seed, epoch]).generate_state(2).view(np.int32)
 
         def element(position: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            place = [row, position, np.int64(seed), np.int64(epoch)]
-            pixels, label = tf.numpy_function(self._read_training, place, (tf.uint8, tf.int32))
+            arguments = [row, position, np.int64(seed), np.int64(epoch)]
+            pixels, label = tf.numpy_function(self._read_training, arguments, (tf.uint8, tf.int32))
             pixels, label = tf.ensure_shape(pixels, (None, None, 3)), tf.ensure_shape(label, ())
             return self._preprocessor.training_crop(
                 pixels, tf.random.fold_in(pair, position)
@@ -208,15 +210,15 @@ class ImageStream:
     def evaluation_batches(
         self, batch_size: int, *, workers: int = 1, worker: int = 0
     ) -> tf.data.Dataset:
-        """Centre crops and labels of every intact example of `worker`, once."""
+        """Centre crops and labels of all intact examples of `worker`, each once."""
         crops = self._crops(self._rows[worker::workers], batch_size)
         return crops.map(lambda images, labels, _: {"images": images, "labels": labels}).prefetch(2)
 
     def take(self, count: int, *, seed: int | None = None) -> Examples:
         """The first `count` intact examples, centre-cropped; with a seed, a random choice of them.
 
-        A tree is sorted by class: give a seed to have a few images of many classes. There are fewer
-        than `count` where too many are corrupt.
+        A tree is sorted by class: give a seed for a few images of many classes. Fewer than `count`
+        are returned where too many are corrupt.
 
         Raises:
             InputError: `count` is not between 1 and the number of examples.
@@ -240,7 +242,7 @@ class ImageStream:
         return Examples(images[: len(names)], labels[: len(names)], tuple(names))
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
-        """Inside the block, what went wrong in reading comes out as itself, not as TensorFlow's."""
+        """In the block, errors of reading are raised as such, not as TensorFlow's errors."""
         return self._log.errors()
 
     def _order(self, seed: int, epoch: int) -> np.ndarray:
@@ -259,26 +261,26 @@ class ImageStream:
     def _training_example(
         self, row: np.ndarray, position: np.ndarray, seed: np.ndarray, epoch: np.ndarray
     ) -> tuple[np.ndarray, np.int32]:
-        """Pixels and label of a row, or of the next good one in the order of (seed, epoch)."""
-        found = self._example(int(row))
-        if found is None:
+        """Pixels and label of a row, or of the next intact one in the order of (seed, epoch)."""
+        decoded = self._example(int(row))
+        if decoded is None:
             following = np.roll(self._order(int(seed), int(epoch)), -int(position))
-            found = next(filter(None, map(self._example, map(int, following))), None)
-        if found is None:
+            decoded = next(filter(None, map(self._example, map(int, following))), None)
+        if decoded is None:
             raise TooManyCorruptImagesError(f"all {self.examples} images are corrupt")
-        pixels, example = found
+        pixels, example = decoded
         return pixels, np.int32(example.label)
 
     def _evaluation_example(self, row: np.ndarray) -> tuple[np.ndarray, np.int32, bytes]:
         """Pixels, label and name of a row; no pixels where it is corrupt."""
-        found = self._example(int(row))
-        if found is None:
+        decoded = self._example(int(row))
+        if decoded is None:
             return np.empty((0, 0, 3), np.uint8), np.int32(0), b""
-        pixels, example = found
+        pixels, example = decoded
         return pixels, np.int32(example.label), example.name.encode()
 
     def _crops(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
-        """Batches of images, labels and names of the good ones among `rows`."""
+        """Batches of images, labels and names of the intact examples among `rows`."""
 
         def element(row: tf.Tensor) -> tuple[tf.Tensor, ...]:
             types = (tf.uint8, tf.int32, tf.string)

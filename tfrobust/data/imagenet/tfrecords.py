@@ -38,7 +38,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The names of a record's features."""
+    """Names of a record's features, and the label of the first class."""
 
     encoded: str
     label: str
@@ -128,12 +128,12 @@ def open_records(
     Args:
         files: the shards, in order.
         layout: of each record.
-        classes: labels must lie in these.
+        classes: number of classes, for the range of labels.
         location, version: for provenance.
 
     Raises:
         DataNotFoundError: shards are missing, or hold no example.
-        InputError: a shard is truncated or no TFRecord file, or the first record has another
+        InputError: a shard is truncated or not a TFRecord file, or the first record has another
             layout.
     """
     missing = [file.name for file in files if not file.is_file()]
@@ -160,7 +160,7 @@ def open_records(
         sha256=digest((file.name, file.stat().st_size) for file in files),
     )
     try:
-        records.read(0)  # report another layout now, not in the middle of an epoch
+        records.read(0)  # fail now for another layout, not in the middle of an epoch
     except CorruptImageError as error:
         raise InputError(
             f"{records.name(0)} in {files[0].parent} has another layout than {location}: {error}"
