@@ -77,7 +77,7 @@ def test_a_dict_of_images_and_labels_is_the_pair():
 
 def test_the_example_of_a_users_own_term():
     """The code of Term's docstring as it stands; probabilities that are one-hot are labels."""
-    code = textwrap.dedent(inspect.getdoc(Term).split("beside the labels:\n")[1])
+    code = textwrap.dedent(inspect.getdoc(Term).split("in addition to the labels:\n")[1])
     images, labels = small_data()
     histories, models = [], []
     for targets in (np.eye(3)[labels], np.full((90, 3), 1 / 3)):

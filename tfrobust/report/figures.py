@@ -156,7 +156,7 @@ def image_grid(
     size: float = 0.9,
     figure: Figure | SubFigure | None = None,
 ) -> Figure | SubFigure:
-    """Rows of images with a name on the left; a row with negative values holds saliency maps.
+    """Rows of images, each named on its left; rows with negative values are saliency maps.
 
     Saliency maps are summed over channels and shown on a diverging scale, symmetric about zero and
     fitted to each map; images are shown on [0, 1], in colour where they have three channels.
@@ -165,7 +165,7 @@ def image_grid(
         rows: pairs of a name and images (count, height, width, channels); shorter rows end in empty
             axes.
         size: per image, in inches.
-        figure: to draw into, at its size; None for a new one.
+        figure: to draw into, without changing its size; None for a new one.
     """
     count = max(len(images) for _, images in rows)
     with style():
@@ -196,7 +196,7 @@ def iterated_perturbation(
 
     The last column is the total perturbation, the last image minus the first, summed over channels,
     on its own diverging scale. Where the attack failed at a step, "none found" replaces the
-    distance, which does not change.
+    distance, which is unchanged.
 
     Args:
         result: of `tfrobust.attacks.iterate`, of images (height, width, channels).

@@ -20,15 +20,15 @@ Verdict = Literal["held", "not held", "not decided", "not tested"]
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """One claim of a paper and what a run's results say about it."""
+    """One claim of a paper and the verdict of a run's results."""
 
     statement: str
     verdict: Verdict
-    """Not decided: there are results, but they allow either answer; not tested: there are none."""
+    """Not decided: the results are compatible with either answer; not tested: no results."""
     figure: str
     """The numbers that the verdict rests on."""
     source: str
-    """Where the paper makes it."""
+    """Its place in the paper."""
 
     def __post_init__(self) -> None:
         if self.verdict not in get_args(Verdict):

@@ -4,7 +4,7 @@
     state, values = read(newest(folder))
     assign(values, {"model": model.variables, "optimizer": optimizer.variables})
 
-A checkpoint is a NumPy archive without pickles, written whole or not at all. The two newest stay.
+A checkpoint is a NumPy archive without pickles, written atomically. The two newest are kept.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _STATE = "state"
 
 
 class DamagedCheckpointError(TfrobustError, RuntimeError):
-    """A checkpoint cannot be read, or does not belong to these variables."""
+    """A checkpoint cannot be read, or is of other variables."""
 
 
 def newest(folder: Path) -> Path | None:
@@ -55,12 +55,12 @@ def save(
     Args:
         folder: exists and is writable.
         step: steps taken since training began.
-        sets: variables or arrays by the name of their set. A model's variables hold its seeds and
-            moving statistics, an optimizer's its slots, step count and learning rate.
-        state: anything JSON can hold.
+        sets: variables or arrays by the name of their set. A model's variables include its seeds
+            and moving statistics, an optimizer's its slots, step count and learning rate.
+        state: plain data, stored as JSON.
 
     Raises:
-        OSError: the file could not be written; the checkpoints before it are untouched.
+        OSError: the file could not be written; earlier checkpoints are unchanged.
     """
     arrays = {key: keras.ops.convert_to_numpy(variable) for key, variable in _by_key(sets).items()}
     path = folder / f"step-{step:09d}.npz"
@@ -90,7 +90,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def assign(values: Mapping[str, np.ndarray], sets: Mapping[str, Sequence[keras.Variable]]) -> None:
-    """Give every variable its value from `read`, or none if they do not all fit.
+    """Assign the values from `read` to all variables, or to none if one does not fit.
 
     Raises:
         DamagedCheckpointError: the values are of other variables.
@@ -116,7 +116,7 @@ def _all(folder: Path) -> list[Path]:
 
 
 def _by_key(sets: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """Variables by set, position and name; the numbers in automatic names differ by process."""
+    """Variables by set, position and name, without the numbers of automatic names."""
     keys = {}
     for name, variables in sets.items():
         for position, variable in enumerate(variables):

@@ -27,7 +27,7 @@ def evaluate(
         model: any Keras classifier.
         x: images (count, *input), or images and labels as `fit` takes them: a dict of named
             tensors or a `Stream`.
-        labels: (count,); left out where x has them.
+        labels: (count,); None where x includes them.
         batch_size: examples per call.
 
     Raises:
@@ -48,7 +48,7 @@ def evaluate(
 
 
 def _losses_and_hits(logits: keras.Model) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
-    """Build: each example's cross-entropy, and whether it is classified right."""
+    """Build: each example's cross-entropy, and whether it is classified correctly."""
 
     def run(rows: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         values = tf.cast(logits(rows, training=False), tf.float32)

@@ -1,7 +1,7 @@
 """fit(): the one training loop.
 
-Not `keras.Model.fit`: objectives need second derivatives, a killed run is resumed to the same
-weights, and `model.fit` fails under MultiWorkerMirroredStrategy in Keras 3
+Not `keras.Model.fit`: objectives need second derivatives, a killed run is resumed and ends with
+the same weights, and `model.fit` fails under MultiWorkerMirroredStrategy in Keras 3
 (keras-team/keras#20585).
 """
 
@@ -30,7 +30,7 @@ from tfrobust.training.schedules import Schedule
 
 __all__ = ["History", "fit"]
 
-# of a record, beside the objective's terms
+# columns of a record besides the terms of the objective
 _COLUMNS = {"epoch", "learning_rate", "accuracy", "loss_scale", "skipped_steps", "seconds"}
 _VALIDATION = ("validation_loss", "validation_accuracy")
 
@@ -39,7 +39,7 @@ Callback = Callable[[dict[str, float], keras.Model], None]
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What was seen in training: one record per epoch."""
+    """The records of training, one per epoch."""
 
     records: tuple[dict[str, float], ...]
 
@@ -67,20 +67,19 @@ def fit(
 ) -> History:
     """Minimise `objective` over the model's trainable weights.
 
-    Runs under the `tf.distribute` strategy in whose scope it is called, on one device, several, or
-    several workers; model and optimizer are made in that scope too. `batch_size` is the global
-    batch: each device takes an equal part of it, gradients are those of the mean over the whole
-    batch, and any number of devices sees the same batches. Only batch normalisation in training
-    mode and dropout depend on the number of devices: statistics are each device's own unless the
-    layers are `synchronized`, and every device draws the same dropout mask. Moving averages are
-    averaged over devices after each epoch. Only the first worker writes; every worker must see its
-    folder.
+    Runs under the `tf.distribute` strategy in scope, on one device, several devices or several
+    workers; the model and the optimizer must be created in the same scope. `batch_size` is the
+    global batch: each device takes an equal part of it, gradients are those of the mean over the
+    whole batch, and the batches do not depend on the number of devices. Only batch normalisation in
+    training mode and dropout depend on it: statistics are per device unless the layers are
+    `synchronized`, and all devices draw the same dropout mask. Moving averages are averaged over
+    devices after each epoch. Only the chief worker writes; all workers must see its folder.
 
     Each epoch visits the examples in an order drawn from (seed, epoch) and leaves out the last
     incomplete batch. With a `folder`, every epoch ends with a checkpoint, `last.keras`,
     `best.keras` (lowest validation loss) and TensorBoard scalars in it; `checkpoint_every` adds
-    checkpoints inside the epochs. The same call with the same folder is resumed at the newest
-    checkpoint and ends with the weights and records of a run that was never interrupted.
+    checkpoints within epochs. The same call with the same folder resumes from the newest checkpoint
+    and ends with the weights and records of an uninterrupted run.
 
     A model whose layers compute in float16 (`tfrobust.training.computing_in`) is trained with a
     dynamic loss scale; steps whose gradients overflow are skipped and counted.
@@ -88,35 +87,35 @@ def fit(
     Args:
         model: any Keras classifier; a final softmax is left out of the objective.
         data: images (count, *input) in the model's input space and labels (count,), as a pair or as
-            "images" and "labels" of a dict, whose other arrays (count, ...) the objective's terms
-            find in `ForwardPass.tensors`; or a `Stream` of such dicts.
+            "images" and "labels" of a dict, whose other arrays (count, ...) are in
+            `ForwardPass.tensors` for the objective's terms; or a `Stream` of such dicts.
         objective: a term or a sum of terms of `tfrobust.objectives`.
-        optimizer: a fresh Keras optimizer; its own learning rate holds unless `schedule` is given.
-        epochs: passes over the data in all, finished ones included.
+        optimizer: a new Keras optimizer; its learning rate is used unless `schedule` is given.
+        epochs: total passes over the data, including finished ones.
         batch_size: examples per step, over all devices and workers.
         schedule: learning rate of each epoch.
-        validation: data whose loss (mean cross-entropy) and accuracy end each epoch.
-        folder: where checkpoints go; nothing is written where None.
+        validation: data whose loss (mean cross-entropy) and accuracy are recorded after each epoch.
+        folder: for checkpoints; nothing is written where None.
         checkpoint_every: steps between checkpoints, counted over all epochs; None for one per
-            epoch. Choose it so that writing model and optimizer is short beside these steps.
-        seed: of the order of examples. Weights and dropout have the seeds they were built with.
-        jit: compile gradients with XLA; pays on GPUs, not on CPUs.
+            epoch. Choose it so that these steps take much longer than writing a checkpoint.
+        seed: of the order of examples. Weights and dropout have their own seeds.
+        jit: compile gradients with XLA; faster on GPUs, not on CPUs.
         callbacks: called after each epoch, on every worker, with its record and the model.
         progress: show a bar with the parts of the objective.
 
     Returns:
-        `History`, of finished epochs of earlier calls too.
+        `History`, including the epochs of earlier calls.
 
     Raises:
         ValueError: malformed data, fewer examples than a batch, a batch that the devices cannot
-            share equally, a schedule without what it monitors, or `checkpoint_every` without a
-            folder.
+            share equally, a schedule that monitors an unknown column, or `checkpoint_every` without
+            a folder.
         SettingsChangedError: the folder holds training with other settings or data, or workers do
             not see the same folder.
         DamagedCheckpointError: the newest checkpoint cannot be read.
         NonFiniteLossError: the objective is infinite or NaN; names epoch, step and setting. The
-            model goes back to the newest checkpoint if there is one.
-        WorkerLostError: another worker is gone.
+            model is restored from the newest checkpoint, if there is one.
+        WorkerLostError: another worker has terminated.
         OSError: the folder is not writable, or the disk is full.
     """
     objective = objective if isinstance(objective, Objective) else Objective((objective,))
@@ -126,10 +125,7 @@ def fit(
     if validation is not None:
         validation = as_stream(model, validation, "validation")
     _check_columns(objective, schedule, validated=validation is not None)
-    if checkpoint_every is not None:
-        checkpoint_every = as_count("checkpoint_every", checkpoint_every, 1)
-        if folder is None:
-            raise InputError("checkpoint_every needs a folder to write checkpoints to")
+    checkpoint_every = _as_interval(checkpoint_every, folder)
 
     logits = logits_model(model, np.zeros((1, *data.input_shape), np.float32))
     loop = Loop(model, logits, objective, optimizer, data, batch_size, seed, jit)
@@ -160,7 +156,7 @@ def fit(
             run_folder.end_epoch((epoch + 1) * loop.steps, records)
             for callback in callbacks:
                 callback(record, model)
-    with worker_losses():  # so that what the first worker wrote last is there for all
+    with worker_losses():  # all workers wait until the chief has written its last files
         gather_rows(np.zeros(1))
     return History(tuple(records))
 
@@ -174,15 +170,15 @@ def _take_steps(
     bar: tqdm,
     checkpoint_every: int | None,
 ) -> None:
-    """The remaining steps of an epoch, with checkpoints on the way."""
-    before = state.epoch * loop.steps
+    """Take the remaining steps of an epoch, with checkpoints in between."""
+    steps_before = state.epoch * loop.steps
     bar.update(state.steps)
     batches = loop.batches(state)
     while state.steps < loop.steps:
         stop = loop.steps
         if checkpoint_every is not None:
-            due = (before + state.steps) // checkpoint_every + 1
-            stop = min(stop, due * checkpoint_every - before)
+            due = (steps_before + state.steps) // checkpoint_every + 1
+            stop = min(stop, due * checkpoint_every - steps_before)
         try:
             loop.advance(batches, state, stop, bar)
         except NonFiniteLossError:
@@ -191,11 +187,21 @@ def _take_steps(
         if stop < loop.steps:
             state.seconds = time.perf_counter() - start
             with worker_losses():
-                run_folder.checkpoint(before + stop, records, state)
+                run_folder.checkpoint(steps_before + stop, records, state)
+
+
+def _as_interval(checkpoint_every: int | None, folder: str | Path | None) -> int | None:
+    """`checkpoint_every` as an integer of at least 1, or None."""
+    if checkpoint_every is None:
+        return None
+    interval = as_count("checkpoint_every", checkpoint_every, 1)
+    if folder is None:
+        raise InputError("checkpoint_every needs a folder to write checkpoints to")
+    return interval
 
 
 def _check_columns(objective: Objective, schedule: Schedule | None, *, validated: bool) -> None:
-    """Names of terms and of what a schedule monitors, against the columns of records."""
+    """Refuse terms named like another column of records, and a schedule of an unknown column."""
     names = [term.name for term in objective.terms]
     taken = [name for name in names if name in _COLUMNS or name.startswith("validation_")]
     if taken:

@@ -1,4 +1,4 @@
-"""What `fit` and `evaluate` take as data, as a stream whose examples the model can take."""
+"""The data of `fit` and `evaluate` as a stream, checked against the model."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _check_stream(model: keras.Model, stream: Stream, name: str) -> None:
     pairs = zip(expected or (), stream.input_shape, strict=False)
     if expected is not None and (
         len(expected) != len(stream.input_shape)
-        or any(want is not None and want != have for want, have in pairs)
+        or any(size is not None and size != actual for size, actual in pairs)
     ):
         raise InputError(f"{name} has images {stream.input_shape}, but the model takes {expected}")
     classes = classes_of(model, np.zeros((1, *stream.input_shape), np.float32))

@@ -1,4 +1,4 @@
-"""The steps of an epoch: batches in, running sums of the epoch's record out."""
+"""The steps of an epoch: from batches to running sums of the epoch's record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tfrobust.training.steps import compile_steps
 
 __all__ = ["Loop", "NonFiniteLossError", "Progress", "WorkerLostError", "worker_losses"]
 
-# in one graph, between looks at the loss
+# steps per call of the graph, after each of which the loss is checked
 STEPS_PER_CALL = 20
 
 
@@ -31,44 +31,44 @@ class NonFiniteLossError(TfrobustError, ArithmeticError):
 
 
 class WorkerLostError(TfrobustError, RuntimeError):
-    """Another worker of a multi-worker run is gone."""
+    """Another worker of a multi-worker run has terminated."""
 
 
 @contextlib.contextmanager
 def worker_losses() -> Iterator[None]:
-    """Say what to do when a worker is lost, instead of what a collective operation says."""
+    """In the block, replace errors of collective operations by one that says what to do."""
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
         if worker_count() == 1:
             raise
-        first = str(error).strip().splitlines()[-1][:300]
+        reason = str(error).strip().splitlines()[-1][:300]
         raise WorkerLostError(
             f"a worker of {worker_count()} was lost while worker {worker_index()} was training "
-            f"({first}). Start all workers again with the same command: training is resumed from "
+            f"({reason}). Start all workers again with the same command: training resumes from "
             "the last checkpoint."
         ) from error
 
 
 @dataclasses.dataclass
 class Progress:
-    """How far an epoch has come, with the running sums of its record: plain numbers."""
+    """Progress within an epoch, with the running sums of its record: plain numbers."""
 
     epoch: int
     """Counted from 0."""
     steps: int = 0
     """Steps taken."""
     updates: int = 0
-    """Of these, the steps that updated the weights."""
+    """Number of these steps that updated the weights."""
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Of each part of the objective and the accuracy, over whole groups of `STEPS_PER_CALL`."""
+    """Of each part of the objective and the accuracy, over complete groups of `STEPS_PER_CALL`."""
     group: dict[str, float] = dataclasses.field(default_factory=dict)
-    """The same over the steps of the group that is not whole; single precision, as in the graph."""
+    """The same over the steps of the incomplete group; single precision, as in the graph."""
     seconds: float = 0.0
-    """Spent on the epoch before it was resumed."""
+    """Time spent on the epoch before it was resumed."""
 
     def means(self) -> dict[str, float]:
-        """Over the updates."""
+        """Means over the steps that updated the weights."""
         return {
             name: (self.sums.get(name, 0.0) + value) / max(self.updates, 1)
             for name, value in self.group.items()
@@ -80,10 +80,10 @@ class Loop:
 
     Args:
         model: its trainable weights are updated.
-        logits: view of it that returns logits.
-        objective: what is minimised.
+        logits: its view that returns logits.
+        objective: to be minimised.
         optimizer: built here, for the model's weights.
-        data: what is read.
+        data: the training data.
         batch_size: examples per step, over all replicas.
         seed: of the order of examples.
         jit: compile gradients with XLA.
@@ -110,7 +110,7 @@ class Loop:
         self._run = compile_steps(logits, objective, optimizer, self.loss_scale, jit=jit)
 
     def batches(self, progress: Progress) -> Iterator[Any]:
-        """The batches of an epoch that are still to come."""
+        """The remaining batches of an epoch."""
 
         def dataset() -> tf.data.Dataset:
             return self._data.training_batches(
@@ -132,13 +132,13 @@ class Loop:
 
         Raises:
             NonFiniteLossError: the objective or a weight is infinite or NaN.
-            WorkerLostError: another worker is gone.
+            WorkerLostError: another worker has terminated.
         """
         while progress.steps < stop:
-            before = progress.steps
-            group_end = (before // STEPS_PER_CALL + 1) * STEPS_PER_CALL
-            self._call(batches, progress, min(stop, group_end) - before)
-            bar.update(progress.steps - before)
+            first_step = progress.steps
+            group_end = (first_step // STEPS_PER_CALL + 1) * STEPS_PER_CALL
+            self._call(batches, progress, min(stop, group_end) - first_step)
+            bar.update(progress.steps - first_step)
             bar.set_postfix({name: f"{mean:.3g}" for name, mean in progress.means().items()})
         for variable in self._model.trainable_variables:
             if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
@@ -149,26 +149,26 @@ class Loop:
         scale_state = (scale.value, scale.good_steps) if scale else (1.0, 0)
         totals = {name: tf.constant(progress.group.get(name, 0.0)) for name in self._parts}
         with self._data.errors(), worker_losses():
-            totals, done, updates, *after = self._run(
+            totals, steps_taken, updates, *new_scale_state = self._run(
                 batches, tf.constant(count), totals, *map(tf.constant, scale_state)
             )
         progress.group = {name: float(totals[name]) for name in self._parts}
-        progress.steps += int(done)
+        progress.steps += int(steps_taken)
         progress.updates += int(updates)
         if scale:
-            scale.value, scale.good_steps = float(after[0]), int(after[1])
+            scale.value, scale.good_steps = float(new_scale_state[0]), int(new_scale_state[1])
             if scale.value < SMALLEST:
                 raise NonFiniteLossError(self._message(progress, ["loss"]))
-        bad = [name for name, value in progress.group.items() if not math.isfinite(value)]
-        if bad:
-            raise NonFiniteLossError(self._message(progress, bad))
+        not_finite = [name for name, value in progress.group.items() if not math.isfinite(value)]
+        if not_finite:
+            raise NonFiniteLossError(self._message(progress, not_finite))
         if progress.steps % STEPS_PER_CALL == 0 or progress.steps == self.steps:
             for name, value in progress.group.items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + value
                 progress.group[name] = 0.0
 
     def record(self, progress: Progress) -> dict[str, float]:
-        """Means over a finished epoch, and what became of the loss scale."""
+        """Means over a finished epoch, with the loss scale and the number of skipped steps."""
         record = progress.means()
         if self.loss_scale:
             skipped = progress.steps - progress.updates

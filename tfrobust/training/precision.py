@@ -1,4 +1,4 @@
-"""Computing in half precision: layers' policy, and the loss scale that float16 needs."""
+"""Half precision: the dtype policy of layers, and the loss scale that float16 needs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tfrobust.errors import InputError
 __all__ = ["LossScale", "Precision", "computing_in", "needs_loss_scale"]
 
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
-# a loss scale below this means that gradients are not finite at any scale
+# the smallest loss scale: below it gradients are not finite at any scale
 SMALLEST = 2.0**-10
 
 
 @contextlib.contextmanager
 def computing_in(precision: Precision) -> Iterator[None]:
-    """Layers made in the block compute in this precision; weights stay float32.
+    """Layers created in the block compute in this precision; weights are float32.
 
     Args:
         precision: "float32", "mixed_bfloat16" or "mixed_float16".
@@ -32,12 +32,12 @@ def computing_in(precision: Precision) -> Iterator[None]:
     if precision not in get_args(Precision):
         known = ", ".join(get_args(Precision))
         raise InputError(f"unknown precision {precision!r}; there are {known}")
-    before = keras.config.dtype_policy()
+    previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
         yield
     finally:
-        keras.config.set_dtype_policy(before)
+        keras.config.set_dtype_policy(previous)
 
 
 def needs_loss_scale(model: keras.Model) -> bool:
@@ -48,12 +48,13 @@ def needs_loss_scale(model: keras.Model) -> bool:
 class LossScale:
     """A dynamic loss scale: halved when a gradient overflows, doubled after `patience` good steps.
 
-    Source: Micikevicius et al., Mixed Precision Training, 2018. Keras's LossScaleOptimizer looks
-    for overflow before gradients are summed, on each device for itself; here all decide together.
+    Source: Micikevicius et al., Mixed Precision Training, 2018. Keras's LossScaleOptimizer checks
+    for overflow on each device separately, before gradients are summed; here all devices skip a
+    step if one overflows.
 
     Args:
         initial: the first scale.
-        patience: finite steps before it doubles.
+        patience: finite steps after which it doubles.
     """
 
     def __init__(self, initial: float = 2.0**15, patience: int = 2000):
@@ -68,10 +69,10 @@ class LossScale:
         self.value, self.good_steps = float(state["value"]), int(state["good_steps"])
 
     def after(
-        self, scale: tf.Tensor, good: tf.Tensor, finite: tf.Tensor
+        self, scale: tf.Tensor, good_steps: tf.Tensor, finite: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """In a graph: scale () float32 and finite steps () int32 after one more step."""
-        good = tf.where(finite, good + 1, 0)
-        grown = good >= self.patience
-        scale = tf.where(finite, tf.where(grown, scale * 2, scale), scale / 2)
-        return scale, tf.where(grown, 0, good)
+        good_steps = tf.where(finite, good_steps + 1, 0)
+        is_doubled = good_steps >= self.patience
+        scale = tf.where(finite, tf.where(is_doubled, scale * 2, scale), scale / 2)
+        return scale, tf.where(is_doubled, 0, good_steps)

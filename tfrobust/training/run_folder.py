@@ -1,4 +1,4 @@
-"""What a call of `fit` keeps in its folder: checkpoints, the last and best model, TensorBoard."""
+"""The folder of a call of `fit`: checkpoints, the last and best model, TensorBoard."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tfrobust.training.schedules import Schedule
 __all__ = ["RunFolder", "SettingsChangedError", "run_settings"]
 
 Records = list[dict[str, float]]
-# of a checkpoint inside an epoch: what each replica holds of the moving statistics
+# key of the moving statistics per replica, in checkpoints within an epoch
 _PER_REPLICA = "replicas"
 
 
@@ -48,12 +48,12 @@ def run_settings(
     seed: int,
     data: Stream,
 ) -> dict[str, Any]:
-    """What must stay the same for a run to be resumed; `epochs` only where rates depend on it."""
+    """Settings that a resumed run must share; `epochs` only where the schedule depends on it."""
     rate = None
     configuration = {k: v for k, v in optimizer.get_config().items() if k != "name"}
     if schedule is not None:
         rate = {"schedule": type(schedule).__name__, **dataclasses.asdict(schedule)}
-        configuration.pop("learning_rate", None)  # the schedule's, and different in every epoch
+        configuration.pop("learning_rate", None)  # set by the schedule in every epoch
     settings = {
         "objective": objective.describe(),
         "optimizer": {"class": type(optimizer).__name__, **configuration},
@@ -65,20 +65,20 @@ def run_settings(
         "examples": data.examples,
         "data": data.fingerprint(),
     }
-    return json.loads(json.dumps(settings))  # as it comes back from a checkpoint
+    return json.loads(json.dumps(settings))  # as read from a checkpoint
 
 
 class RunFolder:
-    """The folder of a run; every method but `resume` does nothing where there is none.
+    """The folder of a run; without one, all methods but `resume` do nothing.
 
-    All workers call all methods, the first one writes.
+    All workers call all methods; the chief writes.
 
     Args:
-        path: None where nothing is kept.
+        path: None to keep nothing.
         settings: of `run_settings`.
         model: saved with its optimizer.
         optimizer: built.
-        loss_scale: None where there is none.
+        loss_scale: None without one.
 
     Raises:
         OSError: the folder is not writable.
@@ -99,7 +99,7 @@ class RunFolder:
             writable_folder(self._path)
 
     def resume(self) -> tuple[Records, Progress | None]:
-        """Records of the finished epochs and how far the next one is; variables are restored.
+        """Records of the finished epochs and progress of the next one; restores the variables.
 
         Raises:
             SettingsChangedError: settings or data have changed, or workers see different folders.
@@ -115,12 +115,12 @@ class RunFolder:
         if path is None:
             return [], None
         state, values = checkpoints.read(path)
-        for key, now in self._settings.items():
-            before = state["settings"].get(key)
-            if before != now:
+        for key, current in self._settings.items():
+            previous = state["settings"].get(key)
+            if previous != current:
                 raise SettingsChangedError(
-                    f"{self._path} holds training with another {key}: {before}, now {now}. Give "
-                    "another folder, or delete this one to start again."
+                    f"{self._path} holds training with another {key}: {previous}, now {current}. "
+                    "Give another folder, or delete this one to start again."
                 )
         self._restore(values)
         if self._loss_scale is not None:
@@ -129,17 +129,17 @@ class RunFolder:
         return state["records"], None if progress is None else Progress(**progress)
 
     def restore_weights(self) -> None:
-        """Give all variables their values in the newest checkpoint, if there is one."""
+        """Restore all variables from the newest checkpoint, if there is one."""
         path = checkpoints.newest(self._path) if self._path else None
         if path is not None:
             self._restore(checkpoints.read(path)[1])
 
     def checkpoint(self, step: int, records: Records, progress: Progress | None = None) -> None:
-        """Save after `step` steps in all: inside an epoch with its progress, or between epochs."""
+        """Save after a total of `step` steps; within an epoch with its progress."""
         if self._path is None:
             return
         sets = dict(self._sets)
-        # inside an epoch each replica has moving statistics of its own
+        # within an epoch moving statistics differ between replicas
         if progress is not None and replica_count() > 1:
             sets[_PER_REPLICA] = [replica_values(self._model.non_trainable_variables)]
         if not is_chief():
@@ -153,7 +153,7 @@ class RunFolder:
         checkpoints.save(self._path, step, sets, state)
 
     def end_epoch(self, step: int, records: Records) -> None:
-        """Save the model and the newest record; the checkpoint last, which ends the epoch."""
+        """Save the model and the newest record, then the checkpoint, which ends the epoch."""
         if self._path is None:
             return
         if is_chief():

@@ -12,15 +12,15 @@ __all__ = ["Cosine", "Plateau", "Schedule", "StepDecay"]
 
 
 class Schedule:
-    """A learning rate that depends on the epoch and on what was monitored in earlier ones.
+    """A learning rate that depends on the epoch and on monitored values of earlier epochs.
 
-    A schedule is a frozen dataclass: its fields are written beside checkpoints.
+    A schedule is a frozen dataclass; its fields are stored in checkpoints.
     """
 
     monitor: str | None = None
     """Column of the records that the rate depends on."""
     needs_epochs = False
-    """Whether the rate depends on the number of epochs in all."""
+    """Whether the rate depends on the total number of epochs."""
 
     def __call__(self, epoch: int, epochs: int, monitored: Sequence[float]) -> float:
         """Rate of `epoch`, counted from 0, of `epochs`, given one monitored value per epoch."""
@@ -58,7 +58,7 @@ class Cosine(Schedule):
 class Plateau(Schedule):
     """Multiplied by `factor` whenever the monitored loss has not improved for `patience` epochs.
 
-    The rate is a function of the whole history, so that a resumed run finds the same rate.
+    The rate is computed from the whole history, so that a resumed run has the same rate.
     """
 
     rate: float

@@ -1,4 +1,4 @@
-"""The compiled steps of training, on whatever `tf.distribute` strategy is in scope."""
+"""The compiled steps of training, under the `tf.distribute` strategy in scope."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def compile_steps(
     *,
     jit: bool,
 ) -> Callable[..., Any]:
-    """A graph function that takes several steps: `run(iterator, count, totals, scale, good)`.
+    """A graph function of several steps: `run(iterator, count, totals, scale, good_steps)`.
 
     Args of `run`:
-        iterator: gives batches of named tensors.
+        iterator: of batches of named tensors.
         count: steps to take, () int32; fewer are taken where the objective is not finite, or
             where the loss scale falls below `SMALLEST`.
-        totals: of each part of the objective and the accuracy so far, () float32.
-        scale: the loss scale, () float32; 1 where there is none.
-        good: finite steps since it changed, () int32.
+        totals: running sums of each part of the objective and of the accuracy, () float32.
+        scale: the loss scale, () float32; 1 without one.
+        good_steps: finite steps since it last changed, () int32.
 
     Returns of `run`:
         totals, steps taken, steps that updated the weights, scale and good steps afterwards.
@@ -47,7 +47,7 @@ def compile_steps(
     def update(values: list[tf.Tensor]) -> None:
         optimizer.apply_gradients(zip(values, variables, strict=True))
 
-    # not AutoGraph, which gives the errors of a user's own term another type
+    # without AutoGraph, which changes the type of errors that a user's term raises
     if loss_scale is None:
         return tf.function(_plain(gradients, update), autograph=False)
     return tf.function(_scaled(gradients, update, loss_scale), autograph=False)
@@ -87,19 +87,21 @@ def _plain(gradients: Gradients, update: Callable[..., None]) -> Callable[..., A
         return parts
 
     def run(
-        iterator: Any, count: tf.Tensor, totals: Tensors, scale: tf.Tensor, good: tf.Tensor
+        iterator: Any, count: tf.Tensor, totals: Tensors, scale: tf.Tensor, good_steps: tf.Tensor
     ) -> Any:
-        def unfinished(done: tf.Tensor, totals: Tensors, finite: tf.Tensor) -> tf.Tensor:
-            return tf.logical_and(done < count, finite)
+        def unfinished(steps_taken: tf.Tensor, totals: Tensors, finite: tf.Tensor) -> tf.Tensor:
+            return tf.logical_and(steps_taken < count, finite)
 
-        def one(done: tf.Tensor, totals: Tensors, finite: tf.Tensor) -> tuple[Any, ...]:
+        def take_step(
+            steps_taken: tf.Tensor, totals: Tensors, finite: tf.Tensor
+        ) -> tuple[Any, ...]:
             parts = _mean(strategy.run(step, args=(next(iterator),)))
             finite = tf.math.is_finite(tf.add_n(list(parts.values())))
-            return done + 1, {name: totals[name] + parts[name] for name in totals}, finite
+            return steps_taken + 1, {name: totals[name] + parts[name] for name in totals}, finite
 
         start = tf.constant(0), totals, tf.constant(True)
-        done, totals, _ = tf.while_loop(unfinished, one, start)
-        return totals, done, done, scale, good
+        steps_taken, totals, _ = tf.while_loop(unfinished, take_step, start)
+        return totals, steps_taken, steps_taken, scale, good_steps
 
     return run
 
@@ -116,37 +118,47 @@ def _scaled(
         return tf.cast(finite, tf.float32)
 
     def run(
-        iterator: Any, count: tf.Tensor, totals: Tensors, scale: tf.Tensor, good: tf.Tensor
+        iterator: Any, count: tf.Tensor, totals: Tensors, scale: tf.Tensor, good_steps: tf.Tensor
     ) -> Any:
         def unfinished(
-            done: tf.Tensor, used: tf.Tensor, totals: Tensors, scale: tf.Tensor, good: tf.Tensor
+            steps_taken: tf.Tensor,
+            used: tf.Tensor,
+            totals: Tensors,
+            scale: tf.Tensor,
+            good_steps: tf.Tensor,
         ) -> tf.Tensor:
-            return tf.logical_and(done < count, scale >= SMALLEST)
+            return tf.logical_and(steps_taken < count, scale >= SMALLEST)
 
-        def one(
-            done: tf.Tensor, used: tf.Tensor, totals: Tensors, scale: tf.Tensor, good: tf.Tensor
+        def take_step(
+            steps_taken: tf.Tensor,
+            used: tf.Tensor,
+            totals: Tensors,
+            scale: tf.Tensor,
+            good_steps: tf.Tensor,
         ) -> tuple[Any, ...]:
-            values, each = strategy.run(gradients, args=(next(iterator), scale))
-            flags = strategy.run(all_finite, args=(values, each))
+            values, replica_parts = strategy.run(gradients, args=(next(iterator), scale))
+            flags = strategy.run(all_finite, args=(values, replica_parts))
             # all devices update, or none
             finite = strategy.reduce("MEAN", flags, axis=None) == 1.0
-            parts = _mean(each)
+            parts = _mean(replica_parts)
 
             def updated() -> tuple[Tensors, tf.Tensor]:
                 strategy.run(update, args=(values,))
                 return {name: totals[name] + parts[name] for name in totals}, used + 1
 
             sums, updates = tf.cond(finite, updated, lambda: (totals, used))
-            return done + 1, updates, sums, *loss_scale.after(scale, good, finite)
+            return steps_taken + 1, updates, sums, *loss_scale.after(scale, good_steps, finite)
 
-        start = tf.constant(0), tf.constant(0), totals, scale, good
-        done, used, totals, scale, good = tf.while_loop(unfinished, one, start)
-        return totals, done, used, scale, good
+        start = tf.constant(0), tf.constant(0), totals, scale, good_steps
+        steps_taken, used, totals, scale, good_steps = tf.while_loop(unfinished, take_step, start)
+        return totals, steps_taken, used, scale, good_steps
 
     return run
 
 
-def _mean(each: Tensors) -> Tensors:
-    """Means over all replicas of what each of them computed."""
+def _mean(replica_tensors: Tensors) -> Tensors:
+    """Means of per-replica tensors over all replicas."""
     strategy = tf.distribute.get_strategy()
-    return {name: strategy.reduce("MEAN", value, axis=None) for name, value in each.items()}
+    return {
+        name: strategy.reduce("MEAN", value, axis=None) for name, value in replica_tensors.items()
+    }
