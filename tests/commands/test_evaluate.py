@@ -82,7 +82,7 @@ def test_the_accuracies_of_a_linear_model(run, exact):
 
 
 def test_the_keys_of_the_json_are_those_that_are_documented(run):
-    documented = re.search(r"tells: (.*)\. A number", settings.__doc__, re.DOTALL)
+    documented = re.search(r"Benchmark`: (.*)\. An infinite", settings.__doc__, re.DOTALL)
     keys = list(json.loads((run / "summary.json").read_text()))
     assert keys == re.split(r",\s+", documented[1])
 

@@ -471,7 +471,7 @@ def refused(match, model, images, tmp_path, *more):
     ("model", "more", "match"),
     [
         ("keras_applications:MobilNet", (), "unknown model 'keras_applications:MobilNet'.*mean"),
-        ("mnist_cnn", (), "mnist_cnn has no weights of its own: train it"),
+        ("mnist_cnn", (), "mnist_cnn has no pretrained weights: train it"),
         ("small.weights.h5", (), "is no .keras file. A file of weights alone goes with"),
         ("none.keras", ("--preprocessing", "unit"), "there is no model file none.keras"),
         ("mobilenet", ("--weights", "none.h5", "--size", 32), "there is no weight file none.h5"),
@@ -578,7 +578,7 @@ def test_every_setting_has_a_help_text(capsys):
     for name in Settings.__dataclass_fields__:
         assert f"--{name.replace('_', '-')} " in words
     assert "Random directions of the sketch." in words
-    assert "spread evenly from the least to the most robust" in words
+    assert "evenly spaced from the least to the most robust" in words
 
 
 def test_unknown_values_stop_before_anything_is_read(tmp_path, capsys):

@@ -88,14 +88,14 @@ def test_a_second_call_computes_nothing(files, tmp_path, monkeypatch):
     parts = ("bounds.robustness", "alignment.measure", "attacks.minimal")
     again = forbidden(monkeypatch, *parts)
     # the checks before the run bound one example
-    monkeypatch.setattr(steps, "_check", lambda *_: None)
+    monkeypatch.setattr(steps, "_check_model", lambda *_: None)
     with pytest.raises(pytest.fail.Exception):
         rank(*arguments(files, tmp_path, "m0", "m1", images=5))
     assert again == ["attacks.minimal"]  # what was bounded before a failing attack is kept
     monkeypatch.undo()
     rank(*arguments(files, tmp_path, "m0", "m1", images=5))
     again = forbidden(monkeypatch, *parts)
-    monkeypatch.setattr(steps, "_check", lambda *_: None)
+    monkeypatch.setattr(steps, "_check_model", lambda *_: None)
     rank(*arguments(files, tmp_path, "m0", "m1", images=5))
     assert not again
 
@@ -260,7 +260,7 @@ def test_files_of_one_name(files, tmp_path):
         digits_model(0.1).save(tmp_path / folder / "m0.keras")
     names, _ = steps._models((str(tmp_path / "c" / "m0.keras"), str(tmp_path / "a/x/m0.keras")))
     assert names == ["c-m0", "x-m0"]
-    with pytest.raises(SystemExit, match="x-m0, which tell models apart: rename one of the files"):
+    with pytest.raises(SystemExit, match="x-m0, which distinguish models: rename one of the files"):
         rank(*[tmp_path / f"{each}/x/m0.keras" for each in "ab"], "--data", "digits")
 
 
@@ -273,7 +273,7 @@ def test_other_settings_in_the_folder(files, tmp_path):
 def test_what_does_not_go_together_is_an_error(files, tmp_path):
     with pytest.raises(SystemExit, match="two or more"):
         rank(*arguments(files, tmp_path, "m0"))
-    with pytest.raises(SystemExit, match="one name"):
+    with pytest.raises(SystemExit, match="same name"):
         rank(*arguments(files, tmp_path, "m0", "m0"))
     wrong = randomise(keras.Sequential([keras.Input((5,)), layers.Dense(3)]), 0)
     wrong.save(tmp_path / "wrong.keras")

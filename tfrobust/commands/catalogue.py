@@ -24,7 +24,7 @@ class Command:
     """List every experiment with the needs and costs of its presets."""
 
     experiments: Path | None = None
-    """The folder `experiments` of a checkout; default: the package's checkout, or the one here."""
+    """Folder `experiments` of a checkout; default: of the package's checkout, or in this folder."""
     json: bool = False
     """Print JSON: a list of experiments, each with a list of presets, all values text."""
 
@@ -33,8 +33,8 @@ def execute(command: Command) -> None:
     """Print the catalogue.
 
     Raises:
-        MissingFileError: no catalogue in any of the folders.
-        InputError: it is malformed.
+        MissingFileError: no folder has a catalogue.
+        InputError: the catalogue is malformed.
     """
     experiments = read(_find(command.experiments))
     print(json.dumps(experiments, indent=2) if command.json else _text(experiments))
@@ -48,11 +48,11 @@ def read(path: Path) -> list[dict[str, Any]]:
             name, needs and cost.
 
     Raises:
-        InputError: no TOML, or a key is missing or no text.
+        InputError: not TOML, or a key is missing or not a string.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8")).get("experiment", [])
-    except ValueError as error:  # also of bytes that are no UTF-8
+    except ValueError as error:  # also for bytes that are not UTF-8
         raise InputError(f"{path} is no TOML file: {error}") from error
     return [
         {
@@ -74,9 +74,9 @@ def _find(folder: Path | None) -> Path:
     if folder is not None:
         return existing_file(folder / _FILE, "catalogue")
     checkout = Path(__file__).parents[2]
-    for each in (checkout / "experiments", Path.cwd() / "experiments"):
-        if (each / _FILE).is_file():
-            return each / _FILE
+    for candidate in (checkout / "experiments", Path.cwd() / "experiments"):
+        if (candidate / _FILE).is_file():
+            return candidate / _FILE
     raise MissingFileError(
         "no experiments here: they come with the repository, not with the installed package. "
         "Clone it and run the command inside, or name its folder: --experiments FOLDER"
@@ -84,16 +84,19 @@ def _find(folder: Path | None) -> Path:
 
 
 def _text(experiments: list[dict[str, Any]]) -> str:
-    """A paragraph per experiment, a line per preset."""
+    """One paragraph per experiment, one item per preset."""
     paragraphs = []
-    for each in experiments:
-        lines = [f"{each['name']} ({each['study']})", *_wrapped(each["what"], "  ")]
-        lines.append(f"  {each['command']}")
-        width = max((len(preset["name"]) for preset in each["presets"]), default=0)
-        for preset in each["presets"]:
+    for experiment in experiments:
+        lines = [
+            f"{experiment['name']} ({experiment['study']})",
+            *_wrapped(experiment["what"], "  "),
+        ]
+        lines.append(f"  {experiment['command']}")
+        width = max((len(preset["name"]) for preset in experiment["presets"]), default=0)
+        for preset in experiment["presets"]:
             start = f"    {preset['name']:{width}}  "
-            about = f"{preset['cost']}; needs {preset['needs']}"
-            lines += _wrapped(about, start, " " * len(start))
+            summary = f"{preset['cost']}; needs {preset['needs']}"
+            lines += _wrapped(summary, start, " " * len(start))
         paragraphs.append("\n".join(lines))
     return "\n\n".join(paragraphs)
 

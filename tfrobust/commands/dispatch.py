@@ -12,8 +12,8 @@ from tfrobust.commands.terminal import run
 
 __all__ = ["COMMANDS", "main"]
 
-# name: module with its `Command` (settings, for tyro) and `execute`, and summary. A module is
-# imported when its command is asked for, TensorFlow after the settings have been checked.
+# name: module with its `Command` (settings, for tyro) and `execute`, and a summary. A module is
+# imported only for its command, TensorFlow only after the settings have been checked.
 COMMANDS = {
     "measure": ("measure", "alignment, linearized robustness and saliency maps of one model"),
     "rank": ("rank", "saved models by certified bound, linearized robustness, attack distance"),
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the command line; sys.argv where None.
 
     Raises:
-        SystemExit: status 2 for a wrong command line, 1 for any other error of the user's.
+        SystemExit: status 2 for a wrong command line, 1 for any other user error.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     run(lambda: _dispatch(arguments))

@@ -1,4 +1,4 @@
-"""TensorFlow imported without the lines about its build and devices that it writes to stderr."""
+"""Import TensorFlow without the lines about its build and devices that it writes to stderr."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Iterator
 
 __all__ = ["import_tensorflow"]
 
-# What says nothing to a user: levels I and W of absl, which TensorFlow 2.21 writes whatever
-# TF_CPP_MIN_LOG_LEVEL is, as it has not initialised its logging yet; the second line of one of
-# them; and that there is no GPU, an error to TensorFlow's builds for GPUs.
+# Lines without information for a user: levels I and W of absl, which TensorFlow 2.21 writes for any
+# TF_CPP_MIN_LOG_LEVEL, before its logging is initialised; the second line of one of them; and the
+# errors of GPU builds where there is no GPU.
 _NOISE = (
     r"[IW]\d{4} \d\d:|WARNING: All log messages before absl::|To enable the following instructions"
     r"|E\d{4} .*(failed call to cuInit|Unable to register cu\w+ factory)"
 )
-# The rest is handed on by a process of its own: also when this one is aborted, as it is where the
-# processor lacks instructions that TensorFlow was built for.
+# A separate process forwards all other lines, also if this process is aborted, for instance where
+# the processor lacks instructions that TensorFlow was built for.
 _FILTER = """
 import os, re, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -30,9 +30,9 @@ for line in sys.stdin.buffer:
 
 
 def import_tensorflow() -> None:
-    """Import TensorFlow and let it look for devices, with what is noise left out of stderr.
+    """Import TensorFlow and let it look for devices, without noise on stderr.
 
-    Python's exceptions and other messages come through; later errors do as well.
+    Exceptions, all other messages and later errors are unaffected.
     """
     if "tensorflow" in sys.modules:
         return
@@ -45,20 +45,20 @@ def import_tensorflow() -> None:
 
 @contextlib.contextmanager
 def _filtered_stderr() -> Iterator[None]:
-    """File descriptor 2 less noise, which C++ writes to past `sys.stderr`."""
+    """Filter noise from file descriptor 2, to which C++ writes without `sys.stderr`."""
     if sys.stderr is None:  # closed
         yield
         return
     sys.stderr.flush()
-    before = os.dup(2)
+    original = os.dup(2)
     command = [sys.executable, "-I", "-S", "-c", _FILTER, _NOISE]
-    filtering = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=before)
-    os.dup2(filtering.stdin.fileno(), 2)
-    filtering.stdin.close()
+    filter_process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=original)
+    os.dup2(filter_process.stdin.fileno(), 2)
+    filter_process.stdin.close()
     try:
         yield
     finally:
         sys.stderr.flush()
-        os.dup2(before, 2)
-        os.close(before)
-        filtering.wait()
+        os.dup2(original, 2)
+        os.close(original)
+        filter_process.wait()

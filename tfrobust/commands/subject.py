@@ -1,4 +1,4 @@
-"""What commands examine: a model of any origin, with images preprocessed for it."""
+"""The subject of a command: a model of any origin, with images preprocessed for it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Subject:
     classes: int
     preprocessing: reference_models.Preprocessing
     x: np.ndarray
-    """(images, height, width, channels) float32, what the model is given."""
+    """(images, height, width, channels) float32, the model's input."""
     pictures: np.ndarray
     """The same before preprocessing, in [0, 1]."""
     files: tuple[str, ...]
@@ -54,7 +54,7 @@ class Subject:
 
 
 class ModelSettings(Protocol):
-    """What names a model and its input, of any settings."""
+    """The settings of a command that determine a model and its input."""
 
     model: str
     weights: str | None
@@ -70,17 +70,17 @@ def load_subject(settings: ModelSettings, images: str | Path | Sequence[Path]) -
     """The model, built or loaded, and its input.
 
     Args:
-        settings: of a settings.
+        settings: of the command.
         images: a folder, of which the first `limit` images are taken, or files.
 
     Raises:
-        InputError: unknown model or preprocessing, or settings that do not go together.
+        InputError: unknown model or preprocessing, or incompatible settings.
         NotLogitsError: the model has no logits to give.
         ModelFileError: a missing or damaged model or weight file, or one of another architecture.
         MissingFileError: no such folder, or no image in it.
         TooManyCorruptImagesError: too many corrupt images.
     """
-    # whatever needs no model comes first: weights may have to be downloaded
+    # all checks without the model come first: its weights may have to be downloaded
     _check_model(settings)
     preprocessing = _preprocessing(settings)
     image_files(images)
@@ -107,7 +107,7 @@ def load_subject(settings: ModelSettings, images: str | Path | Sequence[Path]) -
 
 
 def _check_model(settings: ModelSettings) -> None:
-    """Raises: InputError for a name or settings with which no model can be built or loaded."""
+    """Raises: InputError if the settings do not determine a model."""
     path = Path(settings.model)
     if path.suffix == ".keras":
         if settings.weights is not None or settings.classes is not None:
@@ -120,13 +120,13 @@ def _check_model(settings: ModelSettings) -> None:
             )
         reference_models.build(settings.model)  # raises for an unknown name
         raise InputError(
-            f"{settings.model} has no weights of its own: train it, save it by "
+            f"{settings.model} has no pretrained weights: train it, save it by "
             "reference_models.save and give the .keras file"
         )
 
 
 def _model(settings: ModelSettings) -> tuple[keras.Model, str | None, Path | None]:
-    """The model, the `weights` setting filled in, and the file that the weights are in."""
+    """The model, the resolved setting `weights`, and the file of the weights, if there is one."""
     path = Path(settings.model)
     if path.suffix == ".keras":
         return reference_models.load(path), None, path
@@ -153,7 +153,7 @@ def _preprocessing(settings: ModelSettings) -> reference_models.Preprocessing:
 
 
 def _input_of(model: keras.Model, settings: ModelSettings) -> tuple[tuple[int, int], int]:
-    """Height and width, and channels, that the model is given."""
+    """(height, width) and channels of the model's input."""
     shape = model.input_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] not in (1, 3):
         raise InputError(
@@ -162,19 +162,19 @@ def _input_of(model: keras.Model, settings: ModelSettings) -> tuple[tuple[int, i
         )
     if shape[-1] == 1 and settings.preprocessing not in ("unit", "tf", "none"):
         raise InputError(f"{settings.model} takes greyscale images: choose unit, tf or none")
-    asked = (settings.size, settings.size)
+    requested = (settings.size, settings.size)
     if None in shape[1:3] and settings.size is None:
         application = find(settings.model) and reference_models.preprocessing(settings.model)
         if application is None:
             raise InputError(f"{settings.model} takes images of any size: give one by --size")
-        asked = application.size
-    for fixed, given in zip(shape[1:3], asked, strict=True):
+        requested = application.size
+    for fixed, given in zip(shape[1:3], requested, strict=True):
         if None not in (fixed, given) and fixed != given:
             raise InputError(
                 f"{settings.model} takes images of {shape[1]}x{shape[2]} pixels, not {given}: "
                 "leave --size out"
             )
-    height, width = (fixed or given for fixed, given in zip(shape[1:3], asked, strict=True))
+    height, width = (fixed or given for fixed, given in zip(shape[1:3], requested, strict=True))
     return (height, width), shape[-1]
 
 
@@ -188,7 +188,7 @@ def _images(
             images, size=size, limit=settings.limit, max_corrupt=settings.max_corrupt
         )
     corrupt = [w.message for w in caught if isinstance(w.message, CorruptImageWarning)]
-    skipped = sorted(f"{each.file} is corrupt and skipped ({each.reason})" for each in corrupt)
+    skipped = sorted(f"{image.file} is corrupt and skipped ({image.reason})" for image in corrupt)
     for text in skipped:
         print(f"warning: {text}", file=sys.stderr)
     return pixels, names, tuple(skipped)
@@ -202,7 +202,7 @@ def _digest_of_weights(model: keras.Model, file: Path | None) -> str:
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256 of bytes and of arrays' values, one after another."""
+    """SHA-256 of the concatenation of bytes and of arrays' values."""
     sha = hashlib.sha256()
     for part in parts:
         sha.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)

@@ -1,4 +1,4 @@
-"""What every command does at its start and end: user errors in one line, the page that was made."""
+"""Shared by all commands: user errors as one line, checks of paths, the address of the page."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tfrobust.errors import InputError, MissingFileError, TfrobustError, Tfrobus
 
 __all__ = ["concerning", "existing_file", "existing_folder", "run", "show"]
 
-# 128 and the number of the signal, as in shells
+# 128 + the number of the signal, as in shells
 _INTERRUPTED, _CLOSED_PIPE = 130, 141
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command; an error that the user can mend is one line and status 1.
+    """Run a command; a user error becomes one line and status 1.
 
-    The only place where such errors are caught.
+    The only place where user errors are caught.
 
     Raises:
-        SystemExit: after such an error, or Ctrl-C.
+        SystemExit: after a user error, or Ctrl-C.
     """
     try:
         with _short_warnings():
             main()
-    except BrokenPipeError:  # of `tfrobust list | head`, which has seen enough
+    except BrokenPipeError:  # `tfrobust list | head` has closed its input
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(_CLOSED_PIPE)
     except (TfrobustError, OSError) as error:
@@ -42,24 +42,24 @@ def run(main: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def _short_warnings() -> Iterator[None]:
-    """Our own warnings are one line too, without the place in the code."""
-    before = warnings.formatwarning
+    """The library's warnings are one line too, without the position in the code."""
+    previous = warnings.formatwarning
 
-    def formatted(message: Warning, category: type[Warning], *place: Any, **more: Any) -> str:
+    def formatted(message: Warning, category: type[Warning], *position: Any, **options: Any) -> str:
         if issubclass(category, TfrobustWarning):
             return f"warning: {message}\n"
-        return before(message, category, *place, **more)
+        return previous(message, category, *position, **options)
 
     warnings.formatwarning = formatted
     try:
         yield
     finally:
-        warnings.formatwarning = before
+        warnings.formatwarning = previous
 
 
 @contextlib.contextmanager
 def concerning(subject: str) -> Iterator[None]:
-    """User errors in the block say which subject they are about, one of several models say."""
+    """User errors in the block name their subject, for instance one of several models."""
     try:
         yield
     except TfrobustError as error:
@@ -67,7 +67,7 @@ def concerning(subject: str) -> Iterator[None]:
 
 
 def existing_folder(path: str | Path) -> Path:
-    """Raises: MissingFileError where there is no such folder."""
+    """`path`. Raises: MissingFileError unless it is a folder."""
     path = Path(path)
     if not path.is_dir():
         raise MissingFileError(f"there is no folder {path}")
@@ -75,7 +75,7 @@ def existing_folder(path: str | Path) -> Path:
 
 
 def existing_file(path: str | Path, kind: str) -> Path:
-    """Raises: MissingFileError where there is no such file; `kind` says of what."""
+    """`path`. Raises: MissingFileError unless it is a file; `kind` describes it in the message."""
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"there is no {kind} file {path}")
@@ -83,7 +83,7 @@ def existing_file(path: str | Path, kind: str) -> Path:
 
 
 def show(page: Path, *, open_it: bool) -> None:
-    """Print the page's address; open it where there is a screen and the user asked for it."""
+    """Print the page's address; with `open_it`, open the page where there is a screen."""
     print(f"\nreport: {page.resolve().as_uri()}")
     has_screen = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY")
     if open_it and has_screen:

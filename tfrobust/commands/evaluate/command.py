@@ -1,4 +1,4 @@
-"""`tfrobust evaluate`: check cheaply, then import TensorFlow and compute."""
+"""`tfrobust evaluate`: check the settings, then import TensorFlow and compute."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def execute(command: Command) -> None:
     """Evaluate and print the summary; write the page if asked.
 
     Raises:
-        TfrobustError: settings that make no sense or do not go together.
+        TfrobustError: settings are invalid or incompatible.
     """
     check_without_model(command)
     import_tensorflow()

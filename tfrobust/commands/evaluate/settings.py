@@ -3,11 +3,11 @@
     tfrobust evaluate mine.keras --data digits --epsilon 0.5
     tfrobust evaluate resnet50 --images val --epsilon 128 --limit 500
 
-The JSON of `--json` and of `summary.json` in the run folder has these keys, whose meaning
-`tfrobust.Benchmark` tells: examples, epsilon, norm, attacks, accuracy, robust_accuracy,
+The JSON of `--json` and of `summary.json` in the run folder has these keys, explained in
+`tfrobust.Benchmark`: examples, epsilon, norm, attacks, accuracy, robust_accuracy,
 certified_accuracy, attack_success_rate, median_distance, median_certified_radius,
-median_alignment, median_linearized_robustness, violations, uncertified. A number that is infinite
-is the text "inf"; one that is undefined, or a certificate that cannot be given, is null.
+median_alignment, median_linearized_robustness, violations, uncertified. An infinite number is
+the string "inf"; an undefined one, or a certificate that does not exist, is null.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tfrobust.errors import InputError
 
 __all__ = ["Command", "Identified", "Settings", "check_without_model"]
 
-# that say how images become the model's input, and which model that is
+# settings of the model and of the preprocessing of images
 _OF_IMAGES = ("weights", "classes", "size", "preprocessing")
 
 
@@ -85,10 +85,10 @@ class Command(Settings):
 
 
 def check_without_model(command: Command) -> None:
-    """What can be wrong without a model: numbers, and paths at which there is nothing.
+    """Check all that needs no model: ranges of numbers, and that files and folders exist.
 
     Raises:
-        InputError: a number out of range, or settings that do not go together.
+        InputError: a number out of range, or incompatible settings.
         MissingFileError: no such folder or file.
     """
     for name in ("limit", "batch_size"):

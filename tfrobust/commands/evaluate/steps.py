@@ -43,7 +43,7 @@ def evaluate(command: Command) -> tuple[dict[str, Any], Path | None]:
     """The summary as plain data, and the page's path where a folder was given."""
     examples = _of_data(command) if command.data is not None else _of_images(command)
 
-    @functools.cache  # for both files
+    @functools.cache  # used for both files
     def result() -> Benchmark:
         return benchmark(
             examples.model,
@@ -96,11 +96,11 @@ def _of_images(command: Command) -> _Examples:
     folder = Path(command.images)
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
     paths = [path for path, _ in image_files(folder)]
-    loose = [path.name for path in paths if path.parent == folder]
-    if loose:
+    unlabelled = [path.name for path in paths if path.parent == folder]
+    if unlabelled:
         raise InputError(
-            f"{loose[0]} lies in {folder} itself: images are labelled by the folder that they are "
-            "in, one per class, in the order of the model's classes"
+            f"{unlabelled[0]} lies in {folder} itself: images are labelled by the folder that they "
+            "are in, one per class, in the order of the model's classes"
         )
     chosen = np.linspace(0, len(paths) - 1, min(command.limit, len(paths))).round().astype(int)
     subject = load_subject(command, [paths[index] for index in chosen])
@@ -127,7 +127,7 @@ def _check_classes(model: keras.Model, x: np.ndarray, classes: int, source: str)
 
 
 def _plain(summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary as JSON can hold it: "inf" for infinite, None for undefined."""
+    """The summary as valid JSON: "inf" for infinite, None for undefined."""
 
     def plain(value: Any) -> Any:
         if not isinstance(value, float) or math.isfinite(value):

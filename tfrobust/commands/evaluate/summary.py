@@ -1,4 +1,4 @@
-"""A benchmark's summary in words, for the terminal and for the page."""
+"""A benchmark's summary as text, for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["conditions", "rows", "text"]
 
 
 def text(summary: dict[str, Any]) -> str:
-    """For a terminal, one line per quantity."""
+    """One line per quantity, for a terminal."""
     lines = [f"{summary['examples']} examples; {conditions(summary)}", ""]
     table = rows(summary)
     widths = [max(len(row[column]) for row in table) for column in (0, 1)]
@@ -20,7 +20,7 @@ def text(summary: dict[str, Any]) -> str:
 
 
 def conditions(summary: dict[str, Any]) -> str:
-    """Norm, epsilon and attacks."""
+    """Epsilon, norm and attacks in one line."""
     norm = summary["norm"]
     norm = "l-infinity" if norm == "inf" else f"l{norm:g}"
     attacks = ", ".join(summary["attacks"])

@@ -1,4 +1,4 @@
-"""`tfrobust measure`: check cheaply, then import TensorFlow and compute."""
+"""`tfrobust measure`: check the settings, then import TensorFlow and compute."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["execute"]
 def execute(command: Command) -> None:
     """Measure, write the page, print its address.
 
-    Every step is kept in the run folder and computed once.
+    Every step is computed once and stored in the run folder.
 
     Raises:
-        TfrobustError: settings that make no sense or do not go together.
+        TfrobustError: settings are invalid or incompatible.
     """
     check_without_model(command)
     import_tensorflow()

@@ -45,7 +45,7 @@ def draw(
             axis.yaxis.get_major_locator().set_params(integer=True)
     yield Section(
         "Alignment and linearized robustness",
-        "One point an image, and how both are distributed. Network units.",
+        "One point per image, and the distributions of both. Network units.",
         figure=figures.save(figure, folder, "alignment"),
     )
     if measured.attack is not None:
@@ -55,13 +55,13 @@ def draw(
 
 
 def _larger(axes: Axes) -> None:
-    """Points for a few images: `pointwise` expects hundreds."""
+    """Larger points, for a few images; those of `pointwise` suit hundreds."""
     axes.collections[0].set(sizes=[20], alpha=0.7)
 
 
 def _attack(folder: Path, settings: Resolved, subject: Subject, measured: Measured) -> Section:
     distance = measured.attack["distance"].to_numpy(float)
-    found = np.isfinite(distance) & (distance > 0)
+    successful = np.isfinite(distance) & (distance > 0)
     robustness = measured.table["linearized_robustness"].to_numpy()[: len(distance)]
     title = f"Attack: {settings.attack}"
     low, high = subject.preprocessing.value_range
@@ -69,19 +69,19 @@ def _attack(folder: Path, settings: Resolved, subject: Subject, measured: Measur
         f"Smallest l2 distance found on the first {len(distance)} images, where every channel may "
         f"take {low:.4g}..{high:.4g}, the range of the network's input over all channels. "
     )
-    if not found.any():
+    if not successful.any():
         return Section(title, f"{text}The attack changed no image's class (distance inf).")
     with figures.style():
         figure, axes = figures.new()
-        figures.pointwise(axes[0, 0], robustness[found], distance[found], diagonal=True)
+        figures.pointwise(axes[0, 0], robustness[successful], distance[successful], diagonal=True)
         _larger(axes[0, 0])
         axes[0, 0].set(xlabel="linearized robustness ρ~", ylabel=f"distance, {settings.attack}")
-    medians = [np.median(values[found]) for values in (distance, robustness)]
+    medians = [np.median(values[successful]) for values in (distance, robustness)]
     return Section(
         title,
-        f"{text}The attack changed the class of {found.sum()} (others: distance inf), at a median "
-        f"of {medians[0]:.4g} in network units, where the median of ρ~ is {medians[1]:.4g}. The "
-        "dashed line is equality.",
+        f"{text}The attack changed the class of {successful.sum()} (others: distance inf), at a "
+        f"median of {medians[0]:.4g} in network units, where the median of ρ~ is {medians[1]:.4g}. "
+        "The dashed line is equality.",
         figure=figures.save(figure, folder, "attack"),
     )
 
@@ -98,9 +98,9 @@ def _saliency(
                 [("image", subject.pictures[rows[part]]), ("gradient", gradients[part])], size=1.3
             )
             for axis, row in zip(figure.axes, rows[part], strict=False):
-                found = measured.table.iloc[row]
-                title = names[found["predicted"]] if names else f"class {found['predicted']}"
-                axis.set_title(f"{title}\nρ~ {found['linearized_robustness']:.3g}", fontsize=8)
+                measures = measured.table.iloc[row]
+                title = names[measures["predicted"]] if names else f"class {measures['predicted']}"
+                axis.set_title(f"{title}\nρ~ {measures['linearized_robustness']:.3g}", fontsize=8)
         yield Section(
             "Saliency" if start == 0 else "Saliency, continued",
             f"{len(rows)} of {len(subject.x):,} images, spread evenly by rank from the least (left)"
@@ -111,7 +111,7 @@ def _saliency(
 
 
 def class_names(settings: Resolved, subject: Subject) -> list[str] | None:
-    """ImageNet's class names, where the classes are ImageNet's and Keras has the names on disk.
+    """ImageNet's class names, if the classes are ImageNet's and Keras has the names on disk.
 
     Raises:
         OSError: the file cannot be read.

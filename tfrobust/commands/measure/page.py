@@ -17,7 +17,7 @@ from tfrobust.report import Run, Section
 __all__ = ["medians", "write_page"]
 
 _LENGTH = "length"
-# field of `Alignment` or a property of it, words, unit
+# field or property of `Alignment`, title, unit
 _MEASURES = (
     ("linearized_robustness", "linearized robustness ρ~, eq. (9)", _LENGTH),
     ("alignment", "alignment α, eq. (7)", _LENGTH),
@@ -53,9 +53,9 @@ def write_page(run: Run, settings: Resolved, subject: Subject, measured: Measure
             frame.to_csv(path, index=False)
     record = run.record
     untrained = settings.weights == "none"
-    what = f"{subject.name} on {len(subject.x):,} images"
+    title = f"{subject.name} on {len(subject.x):,} images"
     page = report.Page(
-        title=what + (" (random weights)" if untrained else ""),
+        title=title + (" (random weights)" if untrained else ""),
         lead=(
             f"{_RANDOM if untrained else ''}Alignment, linearized robustness and saliency of "
             f"Etmann 2019 for the predicted classes; no true labels are used. All measures are l2, "
@@ -80,12 +80,12 @@ def medians(subject: Subject, measured: Measured) -> pd.DataFrame:
     """Median and quartiles of every measure, over the images where it is finite."""
     measures, scale = measured.measures, _scale(subject)
     rows = []
-    for name, words, unit in _MEASURES:
+    for name, title, unit in _MEASURES:
         values = np.asarray(getattr(measures, name), float)
         values = values[np.isfinite(values)]
         quartiles = np.quantile(values, (0.25, 0.75)) if len(values) else (np.nan, np.nan)
         row = {
-            "measure": words,
+            "measure": title,
             "unit": unit,
             "lower quartile": quartiles[0],
             "median": measures.median(name),
@@ -99,7 +99,7 @@ def medians(subject: Subject, measured: Measured) -> pd.DataFrame:
 
 
 def _scale(subject: Subject) -> float | None:
-    """Network units a pixel unit, if all channels have the same; 1 but for rounding is 1."""
+    """Network units per pixel unit, rounded to 9 digits; None if it differs between channels."""
     scale = np.round(np.abs(subject.preprocessing.scale), 9)
     return float(scale[0]) if np.ptp(scale) == 0 else None
 
@@ -111,19 +111,25 @@ def _about_model(settings: Resolved, subject: Subject) -> str:
         "none": f"Weights: RANDOM, drawn with seed {settings.seed}",
     }.get(settings.weights, f"Weights: the file {settings.weights}")
     height, width, channels = subject.x.shape[1:]
-    ours = subject.preprocessing
-    if ours.low == (ours.low[0],) * 3 and ours.high == (ours.high[0],) * 3:
-        becomes = f"0..255 becomes {ours.low[0]:.4g}..{ours.high[0]:.4g}"
+    preprocessing = subject.preprocessing
+    if (
+        preprocessing.low == (preprocessing.low[0],) * 3
+        and preprocessing.high == (preprocessing.high[0],) * 3
+    ):
+        mapping = f"0..255 becomes {preprocessing.low[0]:.4g}..{preprocessing.high[0]:.4g}"
     else:
-        ranges = zip(ours.low, ours.high, strict=True)
-        each = ", ".join(f"{low:.4g}..{high:.4g}" for low, high in ranges)
-        becomes = f"0..255 becomes {each} by channel"
-    order = " (channels in the order blue, green, red)" if ours.channels == (2, 1, 0) else ""
+        ranges = zip(preprocessing.low, preprocessing.high, strict=True)
+        channel_ranges = ", ".join(f"{low:.4g}..{high:.4g}" for low, high in ranges)
+        mapping = f"0..255 becomes {channel_ranges} by channel"
+    order = (
+        " (channels in the order blue, green, red)" if preprocessing.channels == (2, 1, 0) else ""
+    )
     grey = " The model takes greyscale: Y = .299 R + .587 G + .114 B." if channels == 1 else ""
     return (
         f"{settings.model}: {subject.model.count_params():,} parameters, {subject.classes:,} "
         f"classes, input {height} x {width} x {channels}. {weights}; sha256 "
-        f"{settings.weights_sha256[:12]}… . Preprocessing {ours.name}: {becomes}{order}.{grey}"
+        f"{settings.weights_sha256[:12]}… . Preprocessing {preprocessing.name}: "
+        f"{mapping}{order}.{grey}"
     )
 
 
@@ -143,10 +149,10 @@ def _about_images(settings: Resolved, subject: Subject) -> str:
 def _about_medians(subject: Subject, measured: Measured) -> str:
     scale = _scale(subject)
     if scale is None:
-        each = ", ".join(f"{value:.4g}" for value in subject.preprocessing.scale)
+        scales = ", ".join(f"{value:.4g}" for value in subject.preprocessing.scale)
         units = (
-            "Lengths are in network units. They are not given in pixel units: a pixel unit is "
-            f"another length in each channel ({each})."
+            "Lengths are in network units. They are not given in pixel units: a pixel unit has "
+            f"a different length in each channel ({scales})."
         )
     elif scale == 1:
         units = "A network unit is a pixel unit of 0..255."
@@ -156,11 +162,11 @@ def _about_medians(subject: Subject, measured: Measured) -> str:
             f"are {scale:.4g} network units."
         )
     measures = measured.measures
-    same = np.mean(measures.same_class_at_shift)
+    same_class = np.mean(measures.same_class_at_shift)
     text = (
         f"{units} α and ‖x‖ are counted from the network's zero, whichever colour that is. g is "
         "the gradient of the predicted class's logit, † marks the margin to the runner-up, x̂ the "
-        f"input shifted by the bias part; the class at x̂ is that at x for {same:.1%} of "
+        f"input shifted by the bias part; the class at x̂ is that at x for {same_class:.1%} of "
         f"{len(measures):,} images."
     )
     if measures.undefined:
@@ -184,14 +190,14 @@ def _about_search(settings: Resolved, subject: Subject, measured: Measured) -> s
 
 
 def _about_decomposition(measured: Measured) -> str:
-    found = measured.decomposition
+    errors = measured.decomposition
     text = (
-        f"On the first {found['images']} images the homogeneous part and the biases' part miss the "
-        f"logits by {found['median']:.2g} of the largest part at the median, {found['largest']:.2g}"
-        " at worst (tfrobust.decompose). "
+        f"On the first {errors['images']} images the homogeneous part and the biases' part miss "
+        f"the logits by {errors['median']:.2g} of the largest part at the median, "
+        f"{errors['largest']:.2g} at worst (tfrobust.decompose). "
     )
-    if found["warning"]:
-        return f"{text}Warning: {found['warning']}"
+    if errors["warning"]:
+        return f"{text}Warning: {errors['warning']}"
     return f"{text}That is rounding: on these images the network is inside Theorem 1's class."
 
 

@@ -28,7 +28,7 @@ class Measured:
     saliency: dict[str, np.ndarray] | None
     """`rows` of the pictured images in `table`, and their `gradients`."""
     decomposition: dict[str, Any]
-    """How far the decomposition misses the logits, and the warning of it."""
+    """The error of the decomposition, and the warning about it."""
 
     @property
     def measures(self) -> alignment.Alignment:
@@ -37,7 +37,7 @@ class Measured:
 
 
 def prepare(command: Settings) -> tuple[Resolved, Subject]:
-    """The settings with every default filled in, and the model with its input.
+    """The settings with all defaults resolved, and the model with its input.
 
     Raises:
         TfrobustError: see `load_subject`.
@@ -45,13 +45,13 @@ def prepare(command: Settings) -> tuple[Resolved, Subject]:
     check_sketch(command.directions, command.failure_probability, "failure_probability")
     subject = load_subject(command, command.images)
     given = {field.name: getattr(command, field.name) for field in dataclasses.fields(Settings)}
-    filled_in = {
+    resolved = {
         "weights": subject.weights,
         "preprocessing": subject.preprocessing.name,
         "search": search_for(subject.classes, command.search),
     }
     settings = Resolved(
-        **given | filled_in,
+        **given | resolved,
         weights_sha256=subject.weights_sha256,
         images_sha256=subject.images_sha256,
     )

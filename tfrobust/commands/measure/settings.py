@@ -24,33 +24,33 @@ class Settings:
     model: str
     """A .keras file, or a model of Keras Applications such as resnet50."""
     images: str
-    """A folder of images, searched with all folders in it, in sorted order."""
+    """A folder of images, searched recursively in sorted order."""
     weights: str | None = None
     """Of a model of Keras Applications: imagenet (default), a file, or none (random)."""
     classes: int | None = None
     """Number of classes of a weight file other than ImageNet's 1,000."""
     limit: int = 100
-    """Measure the first so many images."""
+    """Number of images to measure, the first ones."""
     max_corrupt: int = 10
     """Corrupt files that may be skipped."""
     size: int | None = None
     """Height and width in pixels that images are scaled and cropped to; default: the model's."""
     preprocessing: str | None = None
     """From RGB in 0..255 to the model's input: caffe, tf, torch, unit, none, or the name of a Keras
-    application. Default: the application's own; a .keras file does not tell, so it is needed."""
+    application. Default: the application's own; required for a .keras file, which does not say."""
     search: Literal["auto", "exact", "sketch"] = "auto"
     """How the runner-up class is found: by every class's gradient (exact), or by random directions
     that rule most classes out (sketch). auto: exact up to 16 classes, else sketch."""
     directions: int = 64
     """Random directions of the sketch."""
     failure_probability: float = 1e-6
-    """Of the sketch, for each image, that its runner-up is wrong."""
+    """Of the sketch, per image: the probability that the runner-up is wrong."""
     pictured: int = 8
-    """How many images get a saliency map, spread evenly from the least to the most robust."""
+    """Number of images with a saliency map, evenly spaced from the least to the most robust."""
     attack: Literal["none", "gradient", "basic_iterative", "deepfool", "carlini_wagner"] = "none"
     """Also attack images, to compare with linearized robustness."""
     attacked: int = 20
-    """Attack the first so many images."""
+    """Number of images to attack, the first ones."""
     batch_size: int = 16
     """Images per call; bounds the memory."""
     seed: int = 0
@@ -80,7 +80,7 @@ class Command(Settings):
 
 
 def check_without_model(command: Settings) -> None:
-    """What can be wrong without a model: numbers, and paths at which there is nothing.
+    """Check all that needs no model: ranges of numbers, and that files and folders exist.
 
     Raises:
         InputError: a number out of range.

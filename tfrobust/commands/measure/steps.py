@@ -41,67 +41,71 @@ def measure(command: Command) -> None:
 
 
 def steps(run: Run, settings: Resolved, subject: Subject) -> Measured:
-    """All that the page shows: finished steps from the run folder, the others computed and kept."""
-    model, x = subject.model, subject.x
-
-    def with_files(table: pd.DataFrame) -> pd.DataFrame:
-        table.insert(0, "file", subject.files[: len(table)])
-        return table
-
-    def measured() -> pd.DataFrame:
-        print(f"{subject.name}: alignment of {len(x)} images")
-        result = alignment.measure(
-            model,
-            x,
-            search=settings.search,
-            directions=settings.directions,
-            failure_probability=settings.failure_probability,
-            seed=settings.seed,
-            batch_size=settings.batch_size,
-        )
-        return with_files(result.to_frame())
-
-    def attacked() -> pd.DataFrame:
-        print(f"{subject.name}: attack {settings.attack} on {len(x[: settings.attacked])} images")
-        result = attacks.minimal(
-            model,
-            x[: settings.attacked],
-            settings.attack,
-            value_range=subject.preprocessing.value_range,
-            batch_size=settings.batch_size,
-        )
-        return with_files(result.to_frame())
-
-    def decomposed() -> dict[str, Any]:
-        # the same images as `alignment.measure` checks before it warns
-        first = x[: settings.batch_size]
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", InexactDecompositionWarning)
-            errors = decompose(model, first, batch_size=settings.batch_size).relative_error
-        inexact = [w.message for w in caught if isinstance(w.message, InexactDecompositionWarning)]
-        return {
-            "images": len(first),
-            "largest": float(errors.max()),
-            "median": float(np.median(errors)),
-            "warning": " ".join(map(str, inexact)),
-        }
-
-    table = run.frame_step("images.parquet", measured)
+    """All results that the page shows; finished steps are read from the run folder."""
+    table = run.frame_step("images.parquet", lambda: _alignment(settings, subject))
     attack = None
     if settings.attack != "none":
-        attack = run.frame_step("attack.parquet", attacked)
-
-    def gradients() -> dict[str, np.ndarray]:
-        order = np.argsort(table["linearized_robustness"].to_numpy(), kind="stable")
-        count = min(settings.pictured, len(order))
-        rows = order[np.linspace(0, len(order) - 1, count).round().astype(int)]
-        chosen = x[rows], table["predicted"].to_numpy()[rows]
-        return {
-            "rows": rows,
-            "gradients": input_gradient(model, *chosen, batch_size=settings.batch_size),
-        }
-
+        attack = run.frame_step("attack.parquet", lambda: _attack(settings, subject))
     saliency = None
     if settings.pictured:
-        saliency = run.arrays_step("saliency.npz", gradients)
-    return Measured(table, attack, saliency, run.json_step("decomposition.json", decomposed))
+        saliency = run.arrays_step("saliency.npz", lambda: _saliency(settings, subject, table))
+    decomposition = run.json_step("decomposition.json", lambda: _decomposition(settings, subject))
+    return Measured(table, attack, saliency, decomposition)
+
+
+def _with_files(table: pd.DataFrame, subject: Subject) -> pd.DataFrame:
+    table.insert(0, "file", subject.files[: len(table)])
+    return table
+
+
+def _alignment(settings: Resolved, subject: Subject) -> pd.DataFrame:
+    print(f"{subject.name}: alignment of {len(subject.x)} images")
+    result = alignment.measure(
+        subject.model,
+        subject.x,
+        search=settings.search,
+        directions=settings.directions,
+        failure_probability=settings.failure_probability,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+    )
+    return _with_files(result.to_frame(), subject)
+
+
+def _attack(settings: Resolved, subject: Subject) -> pd.DataFrame:
+    x = subject.x[: settings.attacked]
+    print(f"{subject.name}: attack {settings.attack} on {len(x)} images")
+    result = attacks.minimal(
+        subject.model,
+        x,
+        settings.attack,
+        value_range=subject.preprocessing.value_range,
+        batch_size=settings.batch_size,
+    )
+    return _with_files(result.to_frame(), subject)
+
+
+def _decomposition(settings: Resolved, subject: Subject) -> dict[str, Any]:
+    # of the first batch
+    x = subject.x[: settings.batch_size]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", InexactDecompositionWarning)
+        errors = decompose(subject.model, x, batch_size=settings.batch_size).relative_error
+    inexact = [w.message for w in caught if isinstance(w.message, InexactDecompositionWarning)]
+    return {
+        "images": len(x),
+        "largest": float(errors.max()),
+        "median": float(np.median(errors)),
+        "warning": " ".join(map(str, inexact)),
+    }
+
+
+def _saliency(settings: Resolved, subject: Subject, table: pd.DataFrame) -> dict[str, np.ndarray]:
+    order = np.argsort(table["linearized_robustness"].to_numpy(), kind="stable")
+    count = min(settings.pictured, len(order))
+    rows = order[np.linspace(0, len(order) - 1, count).round().astype(int)]
+    classes = table["predicted"].to_numpy()[rows]
+    gradients = input_gradient(
+        subject.model, subject.x[rows], classes, batch_size=settings.batch_size
+    )
+    return {"rows": rows, "gradients": gradients}

@@ -1,4 +1,4 @@
-"""`tfrobust rank`: check cheaply, then import TensorFlow and compute."""
+"""`tfrobust rank`: check the settings, then import TensorFlow and compute."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["execute"]
 def execute(command: Command) -> None:
     """Rank the models, print the ranking and the page's address.
 
-    Every step is kept in the run folder and computed once. Whatever can be checked cheaply is,
-    before anything is computed.
+    Every step is computed once and stored in the run folder. All cheap checks come before the first
+    step.
 
     Raises:
-        TfrobustError: settings that make no sense or do not go together.
+        TfrobustError: settings are invalid or incompatible.
     """
     check_without_model(command)
     import_tensorflow()

@@ -26,10 +26,10 @@ class Settings:
     data: str
     """A data set of `tfrobust.data`: digits, mnist, cifar10, iris, wine, spambase."""
     images: int = 200
-    """The first so many test examples."""
+    """Number of test examples, the first ones."""
     attack: str | None = None
     """Any attack of `tfrobust.attacks.minimal`; default: carlini_wagner for images, deepfool for
-    tables, in whose wide boxes Carlini-Wagner is coarse."""
+    tables, whose wide value ranges make Carlini-Wagner inaccurate."""
     batch_size: int = 100
     """Examples per call; bounds the memory."""
 
@@ -54,7 +54,7 @@ class Command(Settings):
 
 
 def check_without_model(command: Settings) -> None:
-    """What can be wrong without a model: numbers, and paths at which there is nothing.
+    """Check all that needs no model: ranges of numbers, and that files and folders exist.
 
     Raises:
         InputError: a number out of range, or a single model.

@@ -1,4 +1,4 @@
-"""`tfrobust rank`'s steps: the models checked, then three measures of each, computed once."""
+"""`tfrobust rank`'s steps: checks of the models, then three measures of each, computed once."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = ["is_table", "measured", "rank"]
 
 
 def rank(command: Command) -> Path:
-    """All checks, then all steps; the page's path."""
+    """Run all checks, then all steps; returns the page's path."""
     names, models = _models(command.models)
     test = data.load(command.data, "test", data_dir=command.data_dir)
     test = test.take(min(command.images, len(test)))
     attack = command.attack or ("deepfool" if is_table(test) else "carlini_wagner")
     for name, model in zip(names, models, strict=True):
         with concerning(f"model {name}"):
-            _check(model, test, attack)
+            _check_model(model, test, attack)
     fields = {f.name: getattr(command, f.name) for f in dataclasses.fields(Settings)}
     digests = tuple(_digest(model) for model in models)
     settings = Identified(**{**fields, "attack": attack}, sha256=digests)
@@ -57,20 +57,20 @@ def is_table(test: data.Dataset) -> bool:
 
 def _models(paths: tuple[str, ...]) -> tuple[list[str], list[keras.Model]]:
     names = [Path(path).stem for path in paths]
-    doubles = sorted({name for name in names if names.count(name) > 1})
-    if doubles:  # runs of cohorts hold files of one name in many folders
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:  # cohorts have files of the same name in several folders
         names = [f"{Path(path).resolve().parent.name}-{Path(path).stem}" for path in paths]
-        doubles = sorted({name for name in names if names.count(name) > 1})
-    if doubles:
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
         raise InputError(
-            f"two of the models have one name and folder name, {', '.join(doubles)}, which tell "
-            "models apart: rename one of the files, or put it into a folder of another name"
+            f"two of the models have the same name and folder name, {', '.join(duplicates)}, which "
+            "distinguish models: rename one of the files, or put it into a folder of another name"
         )
     return names, [reference_models.load(path) for path in paths]
 
 
-def _check(model: keras.Model, test: data.Dataset, attack: str) -> None:
-    """Raises: TfrobustError where a step would fail on a model, before anything is computed."""
+def _check_model(model: keras.Model, test: data.Dataset, attack: str) -> None:
+    """Raises: TfrobustError if a step would fail on the model."""
     for variable in model.variables:
         if not np.isfinite(variable.numpy()).all():
             raise InputError(f"{variable.path} holds NaN or infinite values")
@@ -105,10 +105,9 @@ def _accuracies(
 def measured(
     run: Run, name: str, model: keras.Model, test: data.Dataset, settings: Settings
 ) -> pd.DataFrame:
-    """One row per example: the three measures of one model, all in l2, each a step of its own.
+    """One row per example: the three measures of one model, all in l2, each a separate step.
 
-    Distances and bounds are infinite where the attack found nothing, or nothing can change the
-    class.
+    Distances are infinite where the attack failed, bounds where nothing can change the class.
     """
     x, size = test.images, settings.batch_size
 
