@@ -1,4 +1,4 @@
-"""Models of `keras.applications`: any constructor by name, with logits, weights from files."""
+"""Models of `keras.applications`: any constructor by name, as logits, with weights from files."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def constructors() -> dict[str, Constructor]:
 
 
 def find(name: str) -> Constructor | None:
-    """The constructor called `name` in any case, also behind "keras_applications:"."""
+    """The constructor `name`, in any case and with or without "keras_applications:"; or None."""
     return constructors().get(name.lower().removeprefix(PREFIX))
 
 
 def module_of(constructor: Constructor) -> ModuleType:
-    """The module of a constructor and its `preprocess_input`."""
+    """The module that defines a constructor and its `preprocess_input`."""
     return inspect.getmodule(constructor)
 
 
@@ -77,18 +77,18 @@ def application(
             `load_weights`.
         input_shape: height, width, channels; None for the constructor's default.
         classes: number of logits; the pretrained weights have 1,000.
-        bn_momentum: of all batch normalisation; .999 in Etmann 2019's released code, None for the
-            constructor's.
-        statistics: of batch normalisation in training: the "batch"'s, the global batch's over all
-            devices ("synchronized"), or the moving ones without updating them ("frozen", the
-            released code's learning_phase=0; gamma and beta are trained all the same).
+        bn_momentum: of all batch normalisation layers; .999 in Etmann 2019's released code. None
+            for the constructor's.
+        statistics: of batch normalisation in training: those of the "batch" per device, of the
+            global batch over all devices ("synchronized"), or the moving ones without updates
+            ("frozen", the released code's learning_phase=0; gamma and beta are still trained).
 
     Returns:
         a Functional model (batch, *input_shape) -> logits (batch, classes).
 
     Raises:
-        InputError: a setting out of range, an input shape that the model or its weights do not
-            take, a momentum for a model without batch normalisation.
+        InputError: a setting is out of range, the model or its weights do not support the input
+            shape, or the model with `bn_momentum` has no batch normalisation.
         ModelFileError: the ImageNet weights cannot be downloaded, or the file is missing,
             truncated or of another architecture.
     """
@@ -101,7 +101,7 @@ def application(
             model = constructor(
                 weights=None, input_shape=input_shape, classes=classes, classifier_activation=None
             )
-        except ValueError as error:  # Keras's, of a shape that is too small for the network
+        except ValueError as error:  # of Keras, for a shape that is too small for the network
             raise InputError(f"{constructor.__name__} cannot be built: {error}") from error
         if path is not None:
             load_weights(model, path)
@@ -131,7 +131,7 @@ def _pretrained(constructor: Constructor, input_shape: Any) -> keras.Model:
     tensor = None if input_shape is None else keras.Input(input_shape)
     try:
         model = constructor(weights="imagenet", classifier_activation=None, input_tensor=tensor)
-    except Exception as error:  # a download raises whatever the network does
+    except Exception as error:  # a download may raise any error of the network
         name = constructor.__name__
         target = local_variable(error, "download_target")
         loaded = local_variable(error, "weights_path")
@@ -150,20 +150,20 @@ def _pretrained(constructor: Constructor, input_shape: Any) -> keras.Model:
         if input_shape is not None and isinstance(error, ValueError):
             raise InputError(
                 f"the ImageNet weights of {name} do not fit input_shape={input_shape}; leave it "
-                f"out for the shape that they were trained at. {error}"
+                f"out for the shape at which they were trained. {error}"
             ) from error
         raise
     if tensor is None:
         return model
-    # the constructor lists its one input, which makes input_shape a list
+    # the constructor puts the input tensor into a list, so that input_shape would be a list
     return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
 
 
 def _rescaled_twice(model: keras.Model, constructor: Constructor) -> keras.Model:
     """`model` with the layer that Keras adds to EfficientNet for weights="imagenet" only.
 
-    The ImageNet files hold standard deviations where the normalisation takes variances; Keras
-    corrects this by a second rescaling. Without it the weights from a file are another function.
+    The ImageNet files hold standard deviations where the normalisation expects variances, which
+    Keras corrects by a second rescaling. A model without it computes another function.
     """
     deviations = getattr(module_of(constructor), "IMAGENET_STDDEV_RGB", None)
     normalisations = [
@@ -209,8 +209,8 @@ def _with_statistics(
 
 def _clone(model: keras.Model, **functions: Any) -> keras.Model:
     """`keras.models.clone_model` that keeps the input's name and the weights' values."""
-    entrance = keras.Input(model.input_shape[1:], name=model.layers[0].name)
-    clone = keras.models.clone_model(model, input_tensors=entrance, **functions)
+    inputs = keras.Input(model.input_shape[1:], name=model.layers[0].name)
+    clone = keras.models.clone_model(model, input_tensors=inputs, **functions)
     clone.set_weights(model.get_weights())
     finalize(clone)
     return clone

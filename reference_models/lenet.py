@@ -22,16 +22,17 @@ def lenet5(
     normalization: Normalization | None = None,
     after: tuple[int, ...] = (),
 ) -> keras.Model:
-    """Valid 5x5 convolutions of 20 and 50 filters, each with 2x2 max pooling, dense 500 ReLU.
+    """Two valid 5x5 convolutions (20 and 50 filters), each with 2x2 max pooling; dense 500 ReLU.
 
-    There is no ReLU after a convolution, as in Caffe's prototxt.
+    The convolutions have no ReLU, as in Caffe's prototxt.
 
     Args:
         input_shape: height and width of at least 16, channels; pixels in [0, 1].
         classes: number of logits.
         normalization: "lrn", local response normalisation over 5 channels with k 2, alpha 1e-4
             and beta .75, or "bn", batch normalisation; None for the plain network.
-        after: the pooling layers that it follows: (1,), (2,) or (1, 2) in LeNet-LRN1, 2 and 3.
+        after: the pooling layers before the normalization: (1,), (2,) or (1, 2) in LeNet-LRN1, 2
+            and 3.
 
     Returns:
         a Functional model (batch, *input_shape) -> logits (batch, classes), untrained.

@@ -18,14 +18,14 @@ def cifar_nin(
 
     ReLU follows every convolution; max pooling ends the first block, average pooling the second,
     each 3x3 with stride 2 and dropout .5. Caffe rounds the sizes of pooled images up, as "same"
-    does: 32 -> 16 -> 8. Kernels are initialised by He's rule: from Keras's smaller default it
+    does: 32 -> 16 -> 8. Kernels have He initialisation: with Keras's smaller default the network
     hardly trains.
 
     Args:
         input_shape: height, width, channels; pixels in [0, 1].
         classes: number of logits.
-        final_relu: ReLU after the last convolution too, as in Caffe's prototxt, so that logits
-            are never negative.
+        final_relu: ReLU also after the last convolution, as in Caffe's prototxt; logits are then
+            never negative.
 
     Returns:
         a Functional model (batch, *input_shape) -> logits (batch, classes), untrained.
@@ -43,7 +43,7 @@ def cifar_nin(
 
 
 def _block(x: keras.KerasTensor, filters: tuple[int, ...], size: int) -> keras.KerasTensor:
-    """The first convolution is `size` x `size`, the others 1x1."""
+    """A `size` x `size` convolution, then 1x1 convolutions."""
     for count in filters:
         x = _convolution(count, size, "relu")(x)
         size = 1

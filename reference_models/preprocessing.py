@@ -33,11 +33,11 @@ class Preprocessing:
 
     name: str
     channels: tuple[int, ...]
-    """Which of red, green, blue each network channel is made of; (2, 1, 0) is BGR."""
+    """Index of the RGB channel of each network channel; (2, 1, 0) is BGR."""
     scale: tuple[float, ...]
     """Network units per grey level, one value per network channel."""
     offset: tuple[float, ...]
-    """The image of black, one value per network channel."""
+    """Network input for black, one value per network channel."""
     function: Callable[[Any], Any] = dataclasses.field(repr=False)
     """Keras's function, which may write into its argument."""
     constructor: Constructor | None = dataclasses.field(default=None, repr=False)
@@ -46,14 +46,14 @@ class Preprocessing:
         """The network's input, float32, for images (height, width, 3) or a batch of them.
 
         Args:
-            images: RGB in 0..255 of any number type: an array, which is not modified, or a
+            images: RGB in 0..255 of any numeric dtype: an array, which is not modified, or a
                 tensor, also a symbolic one as in `tf.data.Dataset.map`.
 
         Returns:
             an array for an array, a tensor for a tensor, of the same shape.
 
         Raises:
-            InputError: the shape is another one.
+            InputError: the images have another shape.
         """
         if _is_tensor(images):
             _validate_shape(images.shape)
@@ -104,7 +104,7 @@ class Preprocessing:
 
 
 def preprocessing(name: str) -> Preprocessing:
-    """The preprocessing of a model, or one by its kind.
+    """The preprocessing of a model, or a standard one.
 
     Args:
         name: a constructor of Keras Applications as in `build`, for the model's `preprocess_input`;
@@ -128,7 +128,7 @@ def preprocessing(name: str) -> Preprocessing:
 def _affine_form(
     name: str, function: Callable[[Any], Any], constructor: Constructor | None = None
 ) -> Preprocessing:
-    """Channel order, scale and offset, read off the images of black and of pure colours."""
+    """Channel order, scale and offset, determined from black and the three pure colours."""
 
     def values(image: np.ndarray) -> np.ndarray:
         return np.array(function(image.copy()), np.float64)
@@ -143,7 +143,7 @@ def _affine_form(
     if not affine or not np.allclose(values(image), scale * image[..., channels] + black):
         raise InputError(
             f"the preprocessing of {name} is not affine in each channel, so that it has no value "
-            "range or inverse; preprocess the images before and use preprocessing('none')"
+            "range or inverse; preprocess the images first and use preprocessing('none')"
         )
     return Preprocessing(
         name,

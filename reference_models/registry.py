@@ -19,7 +19,7 @@ from tfrobust.errors import InputError
 
 __all__ = ["build", "names"]
 
-# pooling layers that the normalization follows in LeNet-LRN1, 2 and 3
+# pooling layers before the normalization in LeNet-LRN1, 2 and 3
 _AFTER = {1: (1,), 2: (2,), 3: (1, 2)}
 
 

@@ -1,4 +1,4 @@
-"""Models on disk in the .keras format, loaded in safe mode, with provenance beside them."""
+"""Models on disk in the .keras format, loaded in safe mode, each with a provenance file."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def save(model: keras.Model, path: str | Path, *, provenance: dict[str, Any] | N
     Args:
         model: any Keras model.
         path: ends in .keras.
-        provenance: anything JSON can hold; versions and the parameter count are added.
+        provenance: plain data, stored as JSON; versions and the parameter count are added.
 
     Raises:
-        InputError: the path does not end in .keras, or provenance is not JSON.
+        InputError: the path does not end in .keras, or JSON cannot hold the provenance.
         StorageError: the folder is not writable, or the disk is full; no file is partly written.
     """
     path = Path(path)
@@ -64,7 +64,7 @@ def load(path: str | Path) -> keras.Model:
         raise ModelFileError(f"there is no model file {path}")
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises whatever its readers raise
+    except Exception as error:  # the readers that Keras calls raise many kinds
         raise ModelFileError(
             f"{path} cannot be loaded as a Keras model ({type(error).__name__}: {error}). It is "
             "truncated, not in the .keras format, or needs code that safe mode does not run."
@@ -75,7 +75,7 @@ def provenance(path: str | Path) -> dict[str, Any]:
     """The record that `save` wrote beside a model.
 
     Raises:
-        ModelFileError: there is no such record, or it is damaged.
+        ModelFileError: the record is missing or damaged.
     """
     record = _record_path(Path(path))
     try:

@@ -28,7 +28,7 @@ from tfrobust.layers import FrozenBatchNormalization
 __all__ = ["finalize", "load_weights", "weight_file"]
 
 _FORMATS = "Keras 3's .weights.h5 and .keras, and the legacy .h5 of Keras Applications"
-# a layer's index among those of its class, one entry per model that it is nested in
+# (class, index among the layers of that class), one entry per level of nested models
 _Key = tuple[tuple[str, int], ...]
 
 
@@ -48,10 +48,10 @@ _Pair = tuple[_Weights | None, _Weights | None]
 
 
 def weight_file(path: str | Path) -> Path:
-    """`path`, if it is a file of a known format by its first bytes.
+    """`path`, if its first bytes are those of a supported format.
 
     Raises:
-        ModelFileError: it is not.
+        ModelFileError: the file does not exist, or has another format.
     """
     path = Path(path)
     if not path.is_file():
@@ -60,8 +60,8 @@ def weight_file(path: str | Path) -> Path:
         )
     if _first_bytes(path) not in (b"PK\3\4", b"\x89HDF"):
         raise ModelFileError(
-            f"{path} is no weight file, or a damaged one: neither HDF5 nor a Keras archive. "
-            f"There are {_FORMATS}."
+            f"{path} is not a weight file, or is damaged: neither HDF5 nor a Keras archive. "
+            f"Supported are {_FORMATS}."
         )
     return path
 
@@ -69,8 +69,8 @@ def weight_file(path: str | Path) -> Path:
 def load_weights(model: keras.Model, path: str | Path) -> None:
     """Load the weights in a file of the same architecture into a Functional model.
 
-    Layers of the Keras 3 formats correspond by class and by their order within it; those of a
-    legacy file by name where all names agree, else by order, as in Keras.
+    In the Keras 3 formats layers are matched by class and by order within the class; in a legacy
+    file by name where all names agree, else by order, as in Keras.
 
     Args:
         model: built; unchanged unless everything fits.
@@ -79,7 +79,7 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
 
     Raises:
         ModelFileError: no such file, truncated, or of another architecture: names the first
-            weight that differs, and `classes` if nothing but the head does.
+            weight that differs, and `classes` if only the head differs.
     """
     path = weight_file(path)
     with _opened(path) as file:
@@ -98,7 +98,7 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
 
 
 def finalize(model: keras.Model) -> None:
-    """Let normalisation layers take over statistics assigned to their variables."""
+    """Update normalisation layers after values were assigned to their variables."""
     for layer in all_layers(model):
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()
@@ -115,7 +115,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             yield file
     except ModelFileError:
         raise
-    except Exception as error:  # h5py and zipfile raise whatever damage leads them to
+    except Exception as error:  # h5py and zipfile raise many kinds for damaged files
         raise ModelFileError(
             f"{path} cannot be read as a weight file ({type(error).__name__}: {error}). It is "
             f"truncated, damaged or in another format; there are {_FORMATS}."
@@ -128,7 +128,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _keras3_pairs(model: keras.Model, file: h5py.File) -> list[_Pair]:
-    """Layers of model and file side by side in the model's order, then the file's other layers."""
+    """Pairs of matching layers of model and file in the model's order, then the file's others."""
     if "layers" not in file:
         return []
     saved = dict(_saved_keras3(file["layers"]))
@@ -156,12 +156,12 @@ def _saved_keras3(group: h5py.Group, within: _Key = ()) -> Iterator[tuple[_Key, 
             yield from _saved_keras3(child["layers"], key)
         elif len(child.get("vars", ())):
             arrays = child["vars"]
-            called = str(arrays.attrs.get("name", name))
-            yield key, _Weights(called, [arrays[str(k)] for k in range(len(arrays))])
+            layer_name = str(arrays.attrs.get("name", name))
+            yield key, _Weights(layer_name, [arrays[str(k)] for k in range(len(arrays))])
 
 
 def _kind(name: str) -> str:
-    """The same spelling for a class (`DepthwiseConv2D`) and its name in a file."""
+    """A spelling common to a class (`DepthwiseConv2D`) and its name in a file."""
     kind = name.replace("_", "").lower()
     frozen = kind == FrozenBatchNormalization.__name__.lower()
     return "batchnormalization" if frozen else kind
@@ -189,12 +189,12 @@ def _saved_legacy(name: str, group: h5py.Group) -> _Weights:
 
 
 def _strings(group: h5py.Group, name: str) -> list[str]:
-    """A list of strings in the attributes; Keras splits long ones into name0, name1 and so on."""
-    pieces = [name] if name in group.attrs else []
-    if not pieces:
+    """A list of strings in the attributes; Keras splits long lists into name0, name1, ..."""
+    attributes = [name] if name in group.attrs else []
+    if not attributes:
         numbered = (f"{name}{k}" for k in itertools.count())
-        pieces = itertools.takewhile(lambda piece: piece in group.attrs, numbered)
-    texts = [text for piece in pieces for text in group.attrs[piece]]
+        attributes = itertools.takewhile(lambda attribute: attribute in group.attrs, numbered)
+    texts = [text for attribute in attributes for text in group.attrs[attribute]]
     return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
 
 
@@ -210,27 +210,27 @@ def _first_mismatch(pairs: list[_Pair]) -> str | None:
                 f"the model's layer {target.layer!r}, of shapes {target.shapes}, is not in the "
                 "file."
             )
-        where = f"layer {target.layer!r}"
+        layer = f"layer {target.layer!r}"
         if saved.layer != target.layer:
-            where += f" ({saved.layer!r} in the file)"
+            layer += f" ({saved.layer!r} in the file)"
         if len(target.arrays) != len(saved.arrays):
             return (
-                f"{where} has weights of shapes {target.shapes} in the model and {saved.shapes} in "
+                f"{layer} has weights of shapes {target.shapes} in the model and {saved.shapes} in "
                 "the file."
             )
         for variable, array in zip(target.arrays, saved.arrays, strict=True):
             if array.dtype.kind not in "fiu":
-                return f"weight {variable.name!r} of {where} is stored as {array.dtype}."
-            want, have = tuple(variable.shape), tuple(array.shape)
-            if want != have:
+                return f"weight {variable.name!r} of {layer} is stored as {array.dtype}."
+            shape, saved_shape = tuple(variable.shape), tuple(array.shape)
+            if shape != saved_shape:
                 text = (
-                    f"weight {variable.name!r} of {where} has shape {want} in the model and {have} "
-                    "in the file."
+                    f"weight {variable.name!r} of {layer} has shape {shape} in the model and "
+                    f"{saved_shape} in the file."
                 )
-                if target is pairs[-1][0] and want[:-1] == have[:-1]:
+                if target is pairs[-1][0] and shape[:-1] == saved_shape[:-1]:
                     text += (
-                        f" All else fits; that head has {have[-1]} classes: build with "
-                        f"classes={have[-1]}."
+                        f" All else fits; that head has {saved_shape[-1]} classes: build with "
+                        f"classes={saved_shape[-1]}."
                     )
                 return text
     return None

@@ -20,7 +20,7 @@ def wide_resnet(
 ) -> keras.Model:
     """Three groups of pre-activation residual blocks, 16, 32 and 64 times `widen` channels.
 
-    A block is batch normalisation, ReLU, 3x3 convolution, twice, with dropout between the
+    A block is twice batch normalisation, ReLU and 3x3 convolution, with dropout between the
     convolutions. The second and the third group halve the image. Where the channels or the size
     change, the shortcut is a 1x1 convolution of the normalised input, as in the released code.
 
