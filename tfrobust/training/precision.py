@@ -73,6 +73,6 @@ class LossScale:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """In a graph: scale () float32 and finite steps () int32 after one more step."""
         good_steps = tf.where(finite, good_steps + 1, 0)
-        is_doubled = good_steps >= self.patience
-        scale = tf.where(finite, tf.where(is_doubled, scale * 2, scale), scale / 2)
-        return scale, tf.where(is_doubled, 0, good_steps)
+        grown = good_steps >= self.patience
+        scale = tf.where(finite, tf.where(grown, scale * 2, scale), scale / 2)
+        return scale, tf.where(grown, 0, good_steps)
