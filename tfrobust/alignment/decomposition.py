@@ -29,7 +29,13 @@ from tfrobust.classifier import (
 )
 from tfrobust.errors import InexactDecompositionWarning
 
-__all__ = ["Decomposition", "decompose", "warn_if_inexact", "with_explicit_bias"]
+__all__ = [
+    "Decomposition",
+    "decompose",
+    "describe_inexactness",
+    "warn_if_inexact",
+    "with_explicit_bias",
+]
 
 # float32 rounding in a deep network stays well below this
 TOLERANCE = 1e-3
@@ -102,17 +108,23 @@ def with_explicit_bias(
 
 def warn_if_inexact(result: Decomposition) -> None:
     """Warn, with the size of the error, if the network is outside Theorem 1's class."""
-    errors = result.relative_error
-    if errors.max() > TOLERANCE:
-        warnings.warn(
-            "the homogeneous decomposition is not exact for this network: <x, grad> + <b, grad_b> "
-            f"misses the logits by {errors.max():.1%} of the largest part at worst, "
-            f"{np.median(errors):.1%} at the median of {len(errors)} examples. Theorem 1 of "
-            "Etmann 2019 covers affine layers, (leaky) ReLU, max and average pooling and skip "
-            "connections; beta holds everything else.",
-            InexactDecompositionWarning,
-            stacklevel=3,  # the caller of decompose or measure
-        )
+    description = describe_inexactness(result.relative_error)
+    if description is not None:
+        # the caller of decompose or measure
+        warnings.warn(description, InexactDecompositionWarning, stacklevel=3)
+
+
+def describe_inexactness(errors: np.ndarray) -> str | None:
+    """What the warning says of the examples' relative errors; None inside Theorem 1's class."""
+    if errors.max() <= TOLERANCE:
+        return None
+    return (
+        "the homogeneous decomposition is not exact for this network: <x, grad> + <b, grad_b> "
+        f"misses the logits by {errors.max():.1%} of the largest part at worst, "
+        f"{np.median(errors):.1%} at the median of {len(errors)} examples. Theorem 1 of Etmann "
+        "2019 covers affine layers, (leaky) ReLU, max and average pooling and skip connections; "
+        "beta holds everything else."
+    )
 
 
 def _decompose(logits: keras.Model) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:

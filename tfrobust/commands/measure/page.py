@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from tfrobust import report
+from tfrobust.alignment import describe_inexactness
 from tfrobust.commands.measure.figures import class_names, draw
 from tfrobust.commands.measure.results import Measured
 from tfrobust.commands.measure.settings import Resolved
@@ -190,14 +191,15 @@ def _about_search(settings: Resolved, subject: Subject, measured: Measured) -> s
 
 
 def _about_decomposition(measured: Measured) -> str:
-    errors = measured.decomposition
+    errors = measured.measures.decomposition_error
     text = (
-        f"On the first {errors['images']} images the homogeneous part and the biases' part miss "
-        f"the logits by {errors['median']:.2g} of the largest part at the median, "
-        f"{errors['largest']:.2g} at worst (tfrobust.decompose). "
+        f"On {len(errors):,} images the homogeneous part and the biases' part miss the logits by "
+        f"{np.median(errors):.2g} of the largest part at the median, {errors.max():.2g} at worst "
+        "(tfrobust.decompose). "
     )
-    if errors["warning"]:
-        return f"{text}Warning: {errors['warning']}"
+    inexact = describe_inexactness(errors)
+    if inexact is not None:
+        return f"{text}Warning: {inexact}"
     return f"{text}That is rounding: on these images the network is inside Theorem 1's class."
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,8 +26,6 @@ class Measured:
     """`MinimalPerturbation.to_frame()` of the first images, with the file names first."""
     saliency: dict[str, np.ndarray] | None
     """`rows` of the pictured images in `table`, and their `gradients`."""
-    decomposition: dict[str, Any]
-    """The error of the decomposition, and the warning about it."""
 
     @property
     def measures(self) -> alignment.Alignment:

@@ -1,23 +1,19 @@
-"""`tfrobust measure`'s steps: alignment, attack, decomposition, saliency; each computed once."""
+"""`tfrobust measure`'s steps: alignment, attack, saliency; each computed once."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from tfrobust import alignment, attacks, distribution
-from tfrobust.alignment import decompose
 from tfrobust.commands.measure.page import write_page
 from tfrobust.commands.measure.results import Measured, prepare
 from tfrobust.commands.measure.settings import Command, Resolved
 from tfrobust.commands.subject import Subject
 from tfrobust.commands.terminal import show
 from tfrobust.distribution import is_chief
-from tfrobust.errors import InexactDecompositionWarning
 from tfrobust.report import Run
 from tfrobust.saliency import input_gradient
 
@@ -49,8 +45,7 @@ def steps(run: Run, settings: Resolved, subject: Subject) -> Measured:
     saliency = None
     if settings.pictured:
         saliency = run.arrays_step("saliency.npz", lambda: _saliency(settings, subject, table))
-    decomposition = run.json_step("decomposition.json", lambda: _decomposition(settings, subject))
-    return Measured(table, attack, saliency, decomposition)
+    return Measured(table, attack, saliency)
 
 
 def _with_files(table: pd.DataFrame, subject: Subject) -> pd.DataFrame:
@@ -83,21 +78,6 @@ def _attack(settings: Resolved, subject: Subject) -> pd.DataFrame:
         batch_size=settings.batch_size,
     )
     return _with_files(result.to_frame(), subject)
-
-
-def _decomposition(settings: Resolved, subject: Subject) -> dict[str, Any]:
-    # of the first batch
-    x = subject.x[: settings.batch_size]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", InexactDecompositionWarning)
-        errors = decompose(subject.model, x, batch_size=settings.batch_size).relative_error
-    inexact = [w.message for w in caught if isinstance(w.message, InexactDecompositionWarning)]
-    return {
-        "images": len(x),
-        "largest": float(errors.max()),
-        "median": float(np.median(errors)),
-        "warning": " ".join(map(str, inexact)),
-    }
 
 
 def _saliency(settings: Resolved, subject: Subject, table: pd.DataFrame) -> dict[str, np.ndarray]:

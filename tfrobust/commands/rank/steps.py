@@ -23,6 +23,7 @@ from tfrobust.commands.rank.settings import Command, Identified, Settings
 from tfrobust.commands.terminal import concerning
 from tfrobust.errors import InexactDecompositionWarning, InputError
 from tfrobust.report import Run
+from tfrobust.training import evaluate
 
 __all__ = ["is_table", "measured", "rank"]
 
@@ -44,7 +45,7 @@ def rank(command: Command) -> Path:
         name: measured(run, name, model, test, settings)
         for name, model in zip(names, models, strict=True)
     }
-    accuracy = run.json_step("accuracy.json", lambda: _accuracies(names, models, test))
+    accuracy = run.json_step("accuracy.json", lambda: _accuracies(names, models, test, settings))
     table = ranking(tables, accuracy)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     return write_page(run, settings, test, tables, table, given=command.attack is not None)
@@ -94,10 +95,11 @@ def _digest(model: keras.Model) -> str:
 
 
 def _accuracies(
-    names: list[str], models: list[keras.Model], test: data.Dataset
+    names: list[str], models: list[keras.Model], test: data.Dataset, settings: Settings
 ) -> dict[str, float]:
+    batches = {"batch_size": settings.batch_size}
     return {
-        name: float(np.mean(predict_logits(model, test.images).argmax(axis=1) == test.labels))
+        name: evaluate(model, *test.arrays, **batches)["accuracy"]
         for name, model in zip(names, models, strict=True)
     }
 
