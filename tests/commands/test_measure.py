@@ -344,7 +344,6 @@ def never(*arguments, **keywords):
 def no_computing(monkeypatch):
     monkeypatch.setattr(alignment, "measure", never)
     monkeypatch.setattr(attacks, "minimal", never)
-    monkeypatch.setattr(steps, "decompose", never)
     monkeypatch.setattr(steps, "input_gradient", never)
 
 

@@ -126,7 +126,7 @@ def test_a_killed_worker_is_reported_and_both_resume_to_the_weights_of_one(alone
         _, errors = both[0].communicate(timeout=90)
         assert both[0].returncode != 0
         assert "WorkerLostError: a worker of 2 was lost" in errors
-        assert "resumed from the last checkpoint" in errors
+        assert "training resumes from the last checkpoint" in errors
     finally:
         for process in both:
             process.kill()
