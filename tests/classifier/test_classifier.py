@@ -2,10 +2,7 @@
 
 import gc
 import itertools
-import json
-import subprocess
 import sys
-import textwrap
 import threading
 import weakref
 
@@ -13,6 +10,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import two_replicas
+from helpers.processes import Child
 
 from tfrobust.alignment import measure
 from tfrobust.bounds import robustness
@@ -294,51 +293,6 @@ def test_values_of_open_shapes_are_traced_by_shape():
         np.testing.assert_allclose(run(x), model(x), atol=1e-5)
 
 
-TWO_REPLICAS = """
-    import json
-    import keras, numpy as np, tensorflow as tf
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    from tfrobust import CrossEntropy, DoubleBackprop, fit, predict_logits
-    layers = keras.layers
-
-    class Net(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.first, self.relu = layers.Dense(8), layers.ReLU()
-            self.norm = layers.BatchNormalization(synchronized=True)
-            self.head = layers.Dense(3, activation="softmax")
-
-        def call(self, x, training=False):
-            return self.head(self.relu(self.norm(self.first(x), training=training)))
-
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-        keras.utils.set_random_seed(0)
-        model = Net()
-        rng = np.random.default_rng(0)
-        x, y = rng.normal(size=(64, 6)).astype("f4"), rng.integers(0, 3, 64)
-        model(x[:2])
-        objective = CrossEntropy() + DoubleBackprop(0.1)
-        fit(model, (x, y), objective, optimizer=keras.optimizers.SGD(0.01), epochs=1,
-            batch_size=16, progress=False)
-        logits = predict_logits(model, x)
-    sums = np.asarray(model(x)).sum(axis=1)
-    error = float(np.abs(np.asarray(tf.nn.softmax(logits)) - np.asarray(model(x))).max())
-    print(json.dumps([model.head.activation.__name__, float(np.abs(sums - 1).max()), error]))
-"""
-
-
 def test_two_replicas_keep_the_softmax_of_their_model():
     """Replicas take turns in threads of one process: a patched head stayed linear for good."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(TWO_REPLICAS)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    activation, deviation, error = json.loads(done.stdout.strip().splitlines()[-1])
-    assert activation == "softmax"
-    assert deviation < 1e-5
-    assert error < 1e-5
+    Child(two_replicas.train_with_a_softmax).finished()

@@ -1,48 +1,37 @@
 """Several devices and workers against one process on the same global batches."""
 
+import functools
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import train_together
 from helpers.ports import reserved_addresses
+from helpers.processes import Child
 
 from tfrobust import distribution
 from tfrobust.distribution import WorkerTimeoutError
 from tfrobust.distribution.strategies import _cluster
 from tfrobust.training import checkpoints
 
-SCRIPT = Path(__file__).parents[1] / "helpers" / "train_together.py"
 
-
-def start(folder, *words, workers=None, index=0, epochs=3):
-    environment = {key: value for key, value in os.environ.items() if key != "TF_CONFIG"}
-    tests = SCRIPT.parents[1]
-    environment["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests.parent)])
+def start(folder, *, workers=None, index=0, epochs=3, **options):
+    """One process of a training, of several where `workers` has their addresses."""
+    kind, config = "one", None
     if workers:
         task = {"type": "worker", "index": index}
-        config = {"cluster": {"worker": workers}, "task": task}
-        environment["TF_CONFIG"] = json.dumps(config)
-    kind = "auto" if workers else "one"
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), kind, str(folder), str(epochs), *words],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+        kind, config = "auto", json.dumps({"cluster": {"worker": workers}, "task": task})
+    train = functools.partial(train_together.main, kind, folder, epochs, **options)
+    return Child(train, TF_CONFIG=config)
 
 
 def finish(*processes, timeout=150):
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=timeout)
-            assert process.returncode == 0, errors[-3000:]
+            process.finished(timeout)
     finally:
         for process in processes:
             process.kill()
@@ -78,7 +67,7 @@ def compare(alone, other, what):
 
 
 def test_two_devices_end_with_the_weights_of_one(alone, tmp_path):
-    finish(start(tmp_path, "devices=2"))
+    finish(start(tmp_path, devices=2))
     compare(alone, final(tmp_path), "two virtual devices")
 
 
@@ -98,33 +87,33 @@ def test_two_workers_end_with_the_weights_of_one(alone, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "tolerance"),
-    [(("jit=1", "statistics=frozen"), 1e-5), (("policy=mixed_float16",), 1e-2)],
+    ("options", "tolerance"),
+    [({"jit": True, "statistics": "frozen"}, 1e-5), ({"policy": "mixed_float16"}, 1e-2)],
 )
-def test_xla_and_half_precision_on_two_devices_and_hosts(tmp_path, words, tolerance):
-    finish(start(tmp_path / "one", *words))
-    finish(start(tmp_path / "devices", *words, "devices=2"))
+def test_xla_and_half_precision_on_two_devices_and_hosts(tmp_path, options, tolerance):
+    finish(start(tmp_path / "one", **options))
+    finish(start(tmp_path / "devices", **options, devices=2))
     workers = reserved_addresses(2)
-    finish(*(start(tmp_path / "workers", *words, workers=workers, index=k) for k in range(2)))
+    finish(*(start(tmp_path / "workers", **options, workers=workers, index=k) for k in range(2)))
     one = final(tmp_path / "one")
     for name in ("devices", "workers"):
         worst = difference(one, final(tmp_path / name))
-        print(f"{words}, two {name}: largest difference of a weight {worst:.1e}")
+        print(f"{options}, two {name}: largest difference of a weight {worst:.1e}")
         assert worst < tolerance
 
 
 def test_a_killed_worker_is_reported_and_both_resume_to_the_weights_of_one(alone, tmp_path):
     workers = reserved_addresses(2)
-    both = [start(tmp_path, "pause=1.5", workers=workers, index=k) for k in range(2)]
+    both = [start(tmp_path, pause=1.5, workers=workers, index=k) for k in range(2)]
     try:
         deadline = time.monotonic() + 120
         while checkpoints.newest(tmp_path) is None:
             assert time.monotonic() < deadline
-            assert all(process.poll() is None for process in both), both[0].communicate()[1]
+            assert all(process.poll() is None for process in both), both[0].printed()
             time.sleep(0.05)
-        both[1].send_signal(signal.SIGKILL)
-        _, errors = both[0].communicate(timeout=90)
-        assert both[0].returncode != 0
+        both[1].kill()
+        assert both[0].wait(90) != 0
+        errors = both[0].printed()
         assert "WorkerLostError: a worker of 2 was lost" in errors
         assert "training resumes from the last checkpoint" in errors
     finally:
@@ -154,8 +143,8 @@ def test_workers_that_see_different_folders(tmp_path):
         start(tmp_path / name, workers=workers, index=k, epochs=2) for k, name in enumerate("ab")
     ]
     for process in both:
-        _, errors = process.communicate(timeout=90)
-        assert process.returncode != 0
+        assert process.wait(90) != 0
+        errors = process.printed()
         assert "workers see different checkpoints" in errors
         assert "on storage that all workers share" in errors
 

@@ -1,14 +1,17 @@
-"""A Dask scheduler and its workers as processes, started as users start them."""
+"""A Dask scheduler and its workers as processes, by the commands that users start them with."""
 
+import importlib
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
+from helpers.processes import Child
+
+
+def _main(kind, arguments):
+    """`dask scheduler` or `dask worker`."""
+    importlib.import_module(f"distributed.cli.dask_{kind}").main(arguments)
 
 
 class DaskCluster:
@@ -22,14 +25,7 @@ class DaskCluster:
         self.workers = [self.add_worker() for _ in range(workers)]
 
     def _launch(self, kind, *options):
-        path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-        environment = {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        return subprocess.Popen(
-            [sys.executable, "-m", "dask", kind, "--scheduler-file", str(self._file), *options],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        return Child(_main, kind, ["--scheduler-file", str(self._file), *options])
 
     def add_worker(self):
         return self._launch("worker", "--nthreads", "1", "--no-nanny", "--no-dashboard")

@@ -1,13 +1,8 @@
-"""Trains with checkpoints inside epochs and kills itself, or ends and trains again without them.
-
-python train_and_be_killed.py KIND FOLDER never|after|while [STEP]
-"""
+"""Trains with checkpoints inside epochs and kills itself, or ends and trains again without them."""
 
 import json
 import os
 import signal
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -15,6 +10,7 @@ import tensorflow as tf
 
 from helpers import small_imagenet
 from helpers.small_training import sgd, small_data, small_model, weights_of
+from helpers.two_replicas import virtual_devices
 from tfrobust.objectives import CrossEntropy, DoubleBackprop
 from tfrobust.training import StepDecay, checkpoints, fit
 
@@ -74,19 +70,12 @@ def train(kind, folder, images, checkpoint_every):
 
 
 def main(kind, folder, moment, step=0):
-    folder = Path(folder)
+    """Moments are "never", and "after" or "while" the checkpoint of a step is written."""
     strategy = tf.distribute.get_strategy()
     if kind == "two_devices":
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        halves = [tf.config.LogicalDeviceConfiguration()] * 2
-        tf.config.set_logical_device_configuration(cpu, halves)
-        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        strategy = tf.distribute.MirroredStrategy(virtual_devices(2))
     if moment != "never":
-        die_at(moment, int(step))
+        die_at(moment, step)
     with strategy.scope():
         np.savez(folder.parent / "resumed.npz", *train(kind, folder, folder.parent / "images", 7))
         np.savez(folder.parent / "whole.npz", *train(kind, None, folder.parent / "images", None))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

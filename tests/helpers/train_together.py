@@ -1,19 +1,14 @@
-"""One process of a distributed training; run by test_distribution with TF_CONFIG set or not.
+"""One process of a distributed training; run by test_distribution with TF_CONFIG set or not."""
 
-python train_together.py KIND FOLDER EPOCHS [DEVICES]
-"""
-
-import os
-import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import keras
 import numpy as np
 import tensorflow as tf
 
 from helpers.nets import randomise
+from helpers.two_replicas import virtual_devices
 from tfrobust import alignment, data, distribution, training
 from tfrobust.objectives import CrossEntropy, DoubleBackprop, WeightDecay
 from tfrobust.training import precision
@@ -43,12 +38,9 @@ def main(
     policy="float32",
     jit=False,
 ):
+    Path(folder).mkdir(parents=True, exist_ok=True)
     if devices > 1:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        virtual = [tf.config.LogicalDeviceConfiguration() for _ in range(devices)]
-        tf.config.set_logical_device_configuration(cpu, virtual)
-        names = [device.name for device in tf.config.list_logical_devices("CPU")]
-        strategy = tf.distribute.MirroredStrategy(names)
+        strategy = tf.distribute.MirroredStrategy(virtual_devices(devices))
     else:
         strategy = distribution.strategy(kind, timeout=60)
     digits = data.load("digits").take(205)
@@ -83,20 +75,4 @@ def main(
         chief=chief,
         replicas=strategy.num_replicas_in_sync,
         **weights,
-    )
-
-
-if __name__ == "__main__":
-    kind, folder, epochs, *rest = sys.argv[1:]
-    options = dict(word.split("=") for word in rest)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    main(
-        kind,
-        folder,
-        int(epochs),
-        devices=int(options.get("devices", 1)),
-        statistics=options.get("statistics", "synchronized"),
-        pause=float(options.get("pause", 0)),
-        policy=options.get("policy", "float32"),
-        jit="jit" in options,
     )

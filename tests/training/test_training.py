@@ -1,15 +1,13 @@
 """The training loop against NumPy, and what is left when a run is killed or goes wrong."""
 
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import train_and_be_killed, two_replicas
+from helpers.processes import Child
 from helpers.small_training import run_to, sgd, small_data, small_model, weights_of
 
 from tfrobust import training
@@ -18,9 +16,6 @@ from tfrobust.training import NonFiniteLossError, SettingsChangedError, checkpoi
 from tfrobust.training.schedules import Cosine, Plateau, StepDecay
 
 layers = keras.layers
-TESTS = Path(__file__).parents[1]
-SCRIPT = TESTS / "helpers" / "train_and_be_killed.py"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
 
 
 def assert_same_weights(one, other):
@@ -133,18 +128,11 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
     assert_same_weights(whole, again)
 
 
-def run(*words):
+def run(*args):
     """The helper in a process of its own: its exit status."""
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, words)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
-    return done.returncode
+    child = Child(train_and_be_killed.main, *args)
+    assert child.wait() in (0, -signal.SIGKILL), child.printed()[-3000:]
+    return child.returncode
 
 
 @pytest.mark.parametrize(
@@ -401,33 +389,8 @@ def test_bad_data(data, message):
 
 
 def test_two_replicas_end_with_the_weights_of_one():
-    """MirroredStrategy on two virtual devices, penalties included, in a process of its own."""
-    code = """
-import numpy as np, tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import keras
-from tfrobust.objectives import CrossEntropy, DoubleBackprop, WeightDecay
-from tfrobust.training.fit import fit
-from helpers.small_training import small_data, sgd
-def run(strategy):
-    with strategy.scope():
-        keras.utils.set_random_seed(0)
-        L = keras.layers
-        model = keras.Sequential([keras.Input((6, 6, 1)), L.Conv2D(4, 3, activation="relu"),
-                                  L.Flatten(), L.Dense(3)])
-        fit(model, small_data(), CrossEntropy() + DoubleBackprop(0.1) + WeightDecay(0.01),
-            optimizer=sgd(), epochs=2, batch_size=30)
-    return model.get_weights()
-one = run(tf.distribute.get_strategy())
-two = run(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
-print("difference", max(np.abs(a - b).max() for a, b in zip(one, two)))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert float(done.stdout.split("difference")[-1]) < 1e-5
+    """MirroredStrategy on two virtual devices, penalties included."""
+    Child(two_replicas.train_on_one_and_on_two).finished()
 
 
 def test_history_survives_in_the_checkpoint(tmp_path):
