@@ -106,7 +106,9 @@ def assert_attacks_stay_outside(model, x, *, low, high, starts, steps, wagner):
     return result
 
 
-@pytest.mark.parametrize(("name", "hidden"), [("iris", (5,)), ("wine", (5, 3))])
+@pytest.mark.parametrize(
+    ("name", "hidden"), [("iris", (5,)), pytest.param("wine", (5, 3), marks=pytest.mark.slow)]
+)
 def test_mlps(name, hidden):
     train = data.load(name, "train")
     model = trained(mlp(train.images.shape[1], hidden, 3), *train.arrays, epochs=60, rate=0.02)
@@ -116,6 +118,7 @@ def test_mlps(name, hidden):
     )
 
 
+@pytest.mark.slow
 def test_small_residual_network_on_digits():
     train, test = data.load("digits", "train"), data.load("digits", "test")
     model = trained(small_residual(), *train.arrays, epochs=3, rate=3e-3)

@@ -1,6 +1,7 @@
 """`tfrobust rank` end to end: three small models on digits, the ranking, and every error."""
 
 import re
+import shutil
 
 import keras
 import numpy as np
@@ -54,6 +55,23 @@ def arguments(files, tmp_path, *names, images=20):
     return [*paths, "--data", "digits", "--images", str(images), "--attack", "deepfool", *out]
 
 
+@pytest.fixture(scope="module")
+def ranked(files, tmp_path_factory):
+    """The folder that holds the run of two models."""
+    folder = tmp_path_factory.mktemp("ranked")
+    rank(*arguments(files, folder, "m0", "m1", images=5))
+    return folder
+
+
+@pytest.fixture
+def not_attacked(ranked, tmp_path):
+    """A copy of it without the attacks' results."""
+    shutil.copytree(ranked / "run", tmp_path / "run")
+    for path in (tmp_path / "run").rglob("attack.parquet"):
+        path.unlink()
+    return tmp_path
+
+
 def verdict(page):
     """Of the page's one claim."""
     (shown,) = re.findall(r'<td class="verdict [a-z-]*">([a-z ]*)</td>', page)
@@ -75,16 +93,16 @@ def test_three_models_are_ranked(files, tmp_path, capsys):
     assert verdict(page) == "held"
 
 
+@pytest.mark.slow  # two other commands are started as processes in the usual tests
 def test_the_command_as_users_start_it(files, tmp_path):
     done = tfrobust("rank", *arguments(files, tmp_path, "m0", "m1", images=3))
     assert (done.returncode, done.stderr) == (0, "")
     assert "report: file://" in done.stdout
 
 
-def test_a_second_call_computes_nothing(files, tmp_path, monkeypatch):
-    rank(*arguments(files, tmp_path, "m0", "m1", images=5))
-    run = tmp_path / "run"
-    (run / "m1" / "attack.parquet").unlink()
+def test_a_second_call_computes_nothing(files, ranked, tmp_path, monkeypatch):
+    shutil.copytree(ranked / "run", tmp_path / "run")
+    (tmp_path / "run" / "m1" / "attack.parquet").unlink()
     parts = ("bounds.robustness", "alignment.measure", "attacks.minimal")
     again = forbidden(monkeypatch, *parts)
     # the checks before the run bound one example
@@ -160,7 +178,7 @@ def test_a_model_that_resists_the_attack_ranks_above():
     assert table.loc["resists", "attack success"] == "10.0%"
 
 
-def test_the_page_counts_attacked_examples(files, tmp_path, monkeypatch, capsys):
+def test_the_page_counts_attacked_examples(files, not_attacked, monkeypatch, capsys):
     minimal = attacks.minimal
 
     def failing(*given, **settings):
@@ -169,15 +187,15 @@ def test_the_page_counts_attacked_examples(files, tmp_path, monkeypatch, capsys)
         return found
 
     monkeypatch.setattr(attacks, "minimal", failing)
-    rank(*arguments(files, tmp_path, "m0", "m1", images=4))
-    page = (tmp_path / "run" / "report.html").read_text()
-    assert "0 violations in 2 attacked examples (of 8)" in page and "<td>inf</td>" in page
+    rank(*arguments(files, not_attacked, "m0", "m1", images=5))
+    page = (not_attacked / "run" / "report.html").read_text()
+    assert "0 violations in 2 attacked examples (of 10)" in page and "<td>inf</td>" in page
     assert " inf " in capsys.readouterr().out
-    table = pd.read_csv(tmp_path / "run" / "ranking.csv")
+    table = pd.read_csv(not_attacked / "run" / "ranking.csv")
     assert np.isinf(table["attack distance"]).all()
 
 
-def test_a_ranking_without_a_success_is_not_tested(files, tmp_path, monkeypatch):
+def test_a_ranking_without_a_success_is_not_tested(files, not_attacked, monkeypatch):
     minimal = attacks.minimal
 
     def failing(*given, **settings):
@@ -186,9 +204,9 @@ def test_a_ranking_without_a_success_is_not_tested(files, tmp_path, monkeypatch)
         return found
 
     monkeypatch.setattr(attacks, "minimal", failing)
-    rank(*arguments(files, tmp_path, "m0", "m1", images=3))
-    page = (tmp_path / "run" / "report.html").read_text()
-    assert verdict(page) == "not tested" and "0 violations in 0 attacked examples (of 6)" in page
+    rank(*arguments(files, not_attacked, "m0", "m1", images=5))
+    page = (not_attacked / "run" / "report.html").read_text()
+    assert verdict(page) == "not tested" and "0 violations in 0 attacked examples (of 10)" in page
 
 
 def test_tables_are_attacked_by_deepfool_without_a_warning(tmp_path, recwarn):
@@ -264,10 +282,9 @@ def test_files_of_one_name(files, tmp_path):
         rank(*[tmp_path / f"{each}/x/m0.keras" for each in "ab"], "--data", "digits")
 
 
-def test_other_settings_in_the_folder(files, tmp_path):
-    rank(*arguments(files, tmp_path, "m0", "m1", images=2))
-    with pytest.raises(SystemExit, match="holds a run with images = 2, now 3"):
-        rank(*arguments(files, tmp_path, "m0", "m1", images=3))
+def test_other_settings_in_the_folder(files, ranked):
+    with pytest.raises(SystemExit, match="holds a run with images = 5, now 3"):
+        rank(*arguments(files, ranked, "m0", "m1", images=3))
 
 
 def test_what_does_not_go_together_is_an_error(files, tmp_path):

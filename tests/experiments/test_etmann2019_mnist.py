@@ -7,16 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.commands import usage_error
+from helpers.dask_cluster import DaskCluster
+from helpers.ports import reserved_addresses
+from helpers.small_cohort import ARGUMENTS, assert_same_cohort
 
 from experiments.etmann2019 import claims, mnist, published
 from experiments.etmann2019.results import CohortError, Member, read
 from tfrobust.commands import run
 from tfrobust.errors import InputError
-
-ARGUMENTS = [
-    *("--preset", "demo", "--lambdas", "10", "30000", "--epochs", "1", "--evaluated", "12"),
-    *("--carlini-wagner-steps", "5", "--evaluation-batch", "12"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +51,51 @@ def test_the_page_tells_the_truth_about_itself(finished):
     assert "held" in verdicts
 
 
-def test_a_second_run_reuses_what_is_finished(finished):
+def test_a_second_run_makes_the_lost_step_alike_and_reuses_the_others(finished):
+    path = finished / "models" / "lambda-10" / "attack-gradient.parquet"
+    table = pd.read_parquet(path)
+    path.unlink()
     files = [path for path in (finished / "models").rglob("*") if path.is_file()]
     before = {path: path.stat().st_mtime_ns for path in files}
     mnist.main([*ARGUMENTS, "--out", str(finished)])
     assert {path: path.stat().st_mtime_ns for path in files} == before
+    pd.testing.assert_frame_equal(pd.read_parquet(path), table, rtol=1e-4)
 
 
-def test_a_lost_step_is_made_again_alike(finished):
-    path = finished / "models" / "lambda-10" / "attack-gradient.parquet"
-    before = pd.read_parquet(path)
-    path.unlink()
-    mnist.main([*ARGUMENTS, "--out", str(finished)])
-    pd.testing.assert_frame_equal(pd.read_parquet(path), before, rtol=1e-4)
+def test_a_cluster_writes_one_run(finished, tmp_path):
+    with DaskCluster(2) as cluster:
+        mnist.main([*ARGUMENTS, "--out", str(tmp_path), "--scheduler", cluster.address])
+    assert_same_cohort(finished, tmp_path)
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_folders_that_hold_no_finished_cohort(finished, tmp_path):
+    with pytest.raises(CohortError, match="holds no run of a cohort"):
+        read(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"lambdas": [10.0]}}))
+    (tmp_path / "cohort.json").write_text(
+        json.dumps(
+            {
+                "name": "digits",
+                "lead": "x",
+                "members": [{"name": "lambda 10", "folder": "m", "settings": {"lambda": 10.0}}],
+            }
+        )
+    )
+    np.savez(tmp_path / "pictures.npz", pictures=read(finished).pictures)
+    with pytest.raises(CohortError, match=r"is not finished \(lambda 10\). Run it again"):
+        read(tmp_path)
+
+
+def test_an_attack_on_fewer_images_is_padded(finished):
+    member = read(finished).members[0]
+    few = {"gradient": member.distances["gradient"].head(4)}
+    shorter = Member(member.settings, member.summary, member.alignment, few, member.gradients)
+    distance = shorter.distance("gradient")
+    assert len(distance) == len(member.alignment)
+    np.testing.assert_array_equal(distance[:4], member.distance("gradient")[:4])
+    assert np.isnan(distance[4:]).all()
+    assert isinstance(shorter.alignment, pd.DataFrame)
 
 
 def test_a_model_that_diverges_is_named_and_the_other_is_shown(finished, tmp_path):
@@ -131,6 +161,18 @@ def test_errors_that_a_user_can_mend_are_one_line(tmp_path):
         run(lambda: mnist.main([*ARGUMENTS, *arguments]))
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 / 0)
+
+
+def test_errors_about_a_scheduler_are_one_line(tmp_path):
+    (address,) = reserved_addresses(1)
+    arguments = [*ARGUMENTS, "--out", str(tmp_path), "--scheduler", f"tcp://{address}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.common.experiment.TIMEOUT", 1.0)
+        with pytest.raises(SystemExit) as stop:
+            run(lambda: mnist.main(arguments))
+    assert str(stop.value).startswith("error: no Dask scheduler answers at tcp://127.0.0.1:")
+    with pytest.raises(InputError, match="--scheduler gives each classifier to one worker"):
+        mnist.main([*arguments, "--strategy", "mirrored"])
 
 
 def test_the_paper_preset_is_the_papers():
