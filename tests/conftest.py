@@ -8,11 +8,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
+import gc
+
 import keras
 import numpy as np
 import pytest
 from hypothesis import Phase, settings
 
+# graphs that are kept make full collections long, and there is little else to collect
+gc.set_threshold(10_000, 50, 50)
 # the first example of a network is traced, which takes longer than the others
 settings.register_profile("tfrobust", deadline=None, print_blob=True)
 # for seeded faults: that a test fails is enough, the smallest example is not needed

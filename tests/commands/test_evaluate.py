@@ -99,6 +99,7 @@ def test_the_page(run):
     assert page.count("data:image/png;base64,") == 1
 
 
+@pytest.mark.slow  # two other commands are started as processes in the usual tests
 def test_the_command_as_users_start_it(run, model, tmp_path):
     """Another process computes the same, and writes nothing but JSON to stdout, no noise."""
     more = ("--attacks", "deepfool", "gradient", "--json")

@@ -3,12 +3,19 @@
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.small_application import small_mobilenet
 from PIL import Image
 
 from experiments.etmann2019 import imagenet, published
 from experiments.etmann2019.results import read
 
 CLASSES = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_network():
+    with small_mobilenet():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -180,7 +180,7 @@ def test_figures_without_a_success_say_so():
 
 @pytest.mark.parametrize(
     ("low", "high"),
-    [(2.1, 2.9), (0.7, 4), (0.18, 6), (1, 40), (0.011, 0.99), (1e-3, 10), (2, 2), (1e-3, 1e3)],
+    [(2.1, 2.9), (0.18, 6), (1, 40), (0.011, 0.99), (2, 2), (1e-3, 1e3)],
 )
 def test_tick_labels_do_not_overlap(low, high):
     frame = pd.DataFrame({"printed": [1e-6, 2e-6], "fast_gradient_sign": [low, high]})

@@ -1,6 +1,7 @@
 """Random networks for properties that hold for a whole class of networks."""
 
 import contextlib
+import functools
 
 import keras
 import numpy as np
@@ -40,7 +41,26 @@ def piecewise_linear_net(seed, bias=True, count=12):
     Convolutions, ReLU and leaky ReLU, skip connections, max and average pooling; with `bias`, also
     batch normalisation and affine preprocessing.
     """
-    rng = np.random.default_rng(seed)
+    model = randomise(_piecewise_linear(seed, bias), seed, scale=0.4)
+    return model, np.random.default_rng(seed).normal(size=(count, 8, 8, 2)).astype("float32")
+
+
+def next_piecewise_linear_net(seed, bias=True, count=12):
+    """The same for many seeds in turn: one of a few models, which has these weights until the next.
+
+    Its functions are compiled once.
+    """
+    model = randomise(_one_of_few(seed % 5, bias), seed, scale=0.4)
+    return model, np.random.default_rng(seed).normal(size=(count, 8, 8, 2)).astype("float32")
+
+
+@functools.cache
+def _one_of_few(structure, bias):
+    return _piecewise_linear(structure, bias)
+
+
+def _piecewise_linear(structure, bias):
+    rng = np.random.default_rng(structure)
     inputs = keras.Input((8, 8, 2))
     x = inputs
     if bias and rng.random() < 0.5:
@@ -58,9 +78,7 @@ def piecewise_linear_net(seed, bias=True, count=12):
             x = layers.Add()([x, branch])
     x = layers.MaxPooling2D(2)(x) if rng.random() < 0.5 else layers.AveragePooling2D(2)(x)
     x = layers.Dropout(0.3)(layers.Flatten()(x))
-    outputs = layers.Dense(int(rng.integers(2, 6)), use_bias=bias)(x)
-    model = randomise(keras.Model(inputs, outputs), seed, scale=0.4)
-    return model, rng.normal(size=(count, 8, 8, 2)).astype("float32")
+    return keras.Model(inputs, layers.Dense(int(rng.integers(2, 6)), use_bias=bias)(x))
 
 
 def disc(count, rng):

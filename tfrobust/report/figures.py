@@ -43,6 +43,7 @@ STYLE = {
     "pdf.fonttype": 42,
 }
 COLORS = "viridis"
+FORMATS = ("pdf", "png")
 
 
 def style() -> AbstractContextManager[None]:
@@ -90,7 +91,7 @@ def save(figure: Figure, folder: str | Path, name: str) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with style():
-        for suffix in ("pdf", "png"):
+        for suffix in FORMATS:
             path = folder / f"{name}.{suffix}"
             with atomic_path(path) as temporary:
                 figure.savefig(temporary, format=suffix, dpi=150)
