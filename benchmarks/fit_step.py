@@ -76,14 +76,14 @@ def pairs(objective: Any, penalty: bool) -> list[tuple[float, float]]:
         for start in range(0, STEPS * BATCH, BATCH)
     ]
     step = bare_step(penalty)
-    found = []
+    seconds = []
 
     def bare_epoch(record: dict[str, float], _: keras.Model) -> None:
         start = time.perf_counter()
         for x, classes in batches:
             loss = step(x, classes)
         float(loss)
-        found.append((record["seconds"], time.perf_counter() - start))
+        seconds.append((record["seconds"], time.perf_counter() - start))
 
     model, optimizer = fresh()
     fit(
@@ -96,7 +96,7 @@ def pairs(objective: Any, penalty: bool) -> list[tuple[float, float]]:
         callbacks=[bare_epoch],
         progress=False,
     )
-    return found[WARM_UP:]
+    return seconds[WARM_UP:]
 
 
 def main() -> int:
@@ -110,11 +110,11 @@ def main() -> int:
     double = plain + DoubleBackprop(WEIGHT, penalty_scale="batch_mean")
     worst = 0.0
     for name, objective in (("cross-entropy", plain), ("with double backpropagation", double)):
-        found = pairs(objective, penalty=objective is double)
-        ratios = sorted(ours / bare for ours, bare in found)
+        seconds = pairs(objective, penalty=objective is double)
+        ratios = sorted(ours / bare for ours, bare in seconds)
         low, median, high = statistics.quantiles(ratios, n=4)
         ours, bare = (
-            1e3 * statistics.median(column) / STEPS for column in zip(*found, strict=True)
+            1e3 * statistics.median(column) / STEPS for column in zip(*seconds, strict=True)
         )
         print(
             f"{name:38} {ours:8.2f} {bare:8.2f} {median:6.3f} {low:6.2f}..{high:.2f} "

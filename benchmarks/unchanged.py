@@ -17,13 +17,15 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}
 import keras
 import numpy as np
 import tensorflow as tf
+import tyro
 from keras import layers
 
 import reference_models
@@ -33,7 +35,7 @@ from tfrobust.attacks import iterate
 
 try:
     from tfrobust.training import Cosine, Plateau, StepDecay
-except ImportError:  # where they were once
+except ImportError:  # where they were before there were folders
     from tfrobust.schedules import Cosine, Plateau, StepDecay
 
 SHAPE = (28, 28, 1)
@@ -146,7 +148,7 @@ def trainings() -> dict[str, Any]:
     loss, penalty = CrossEntropy(), DoubleBackprop(1000.0, penalty_scale="batch_mean")
     every = loss + penalty + WeightDecay(1e-4)
     plateau = {"schedule": Plateau(0.03, patience=1, minimum_improvement=0.5)}
-    found = {
+    outputs = {
         "cross-entropy": trained(loss, optimizer=keras.optimizers.Adam()),
         "penalty as printed": trained(loss + DoubleBackprop(0.5)),
         "penalty of the mean": trained(loss + penalty),
@@ -161,27 +163,28 @@ def trainings() -> dict[str, Any]:
     }
     with tempfile.TemporaryDirectory() as folder:
         trained(every, epochs=1, folder=folder, **plateau)
-        found["resumed"] = trained(every, epochs=3, folder=folder, **plateau)
+        outputs["resumed"] = trained(every, epochs=3, folder=folder, **plateau)
         for kind in ("best", "last"):
-            found[kind] = keras.saving.load_model(Path(folder, f"{kind}.keras"))
-        with np.load(Path(folder, "epoch-000003.npz")) as archive:
-            found["checkpoint"] = {key: archive[key] for key in archive if key != "state"}
-    return found
+            outputs[kind] = keras.saving.load_model(Path(folder, f"{kind}.keras"))
+        newest = max(Path(folder).glob("*.npz"))
+        with np.load(newest) as archive:  # by position: names may change
+            outputs["checkpoint"] = [archive[key] for key in archive if key != "state"]
+    return outputs
 
 
 def one_device() -> dict[str, Any]:
     """All that needs one device only."""
-    found, (x, labels) = {"trained": trainings()}, data.load("digits", "test").take(15).arrays
+    outputs, (x, labels) = {"trained": trainings()}, data.load("digits", "test").take(15).arrays
     for name, model in networks().items():
         model(x[:1])  # makes a subclassed one's weights
         randomise(model)
-        found[name] = {**measured(model, x, labels), **attacked(model, x[:8], labels[:8])}
+        outputs[name] = {**measured(model, x, labels), **attacked(model, x[:8], labels[:8])}
         # printed rules are for chains, and no rule reads a `call`
         covered = {"residual": BOUNDS[:2], "subclassed": []}.get(name, BOUNDS)
         for kind, rules, tighten in covered:
             settings = {"rules": rules, "tighten": tighten, "batch_size": 3}
-            found[name][kind] = tfrobust.robustness(model, x[:5], **settings)
-    return found
+            outputs[name][kind] = tfrobust.robustness(model, x[:5], **settings)
+    return outputs
 
 
 def two_devices() -> dict[str, Any]:
@@ -191,12 +194,12 @@ def two_devices() -> dict[str, Any]:
     names = [device.name for device in tf.config.list_logical_devices("CPU")]
     objective = CrossEntropy() + DoubleBackprop(1000.0, penalty_scale="batch_mean")
     x, labels = data.load("digits", "test").take(15).arrays
-    found = {}
+    outputs = {}
     with tf.distribute.MirroredStrategy(names).scope():
         for name, together in (("two devices", False), ("two devices, synchronized", True)):
-            found[name] = trained(objective, synchronized=together)
-            found[name] |= measured(found[name]["model"], x, labels)
-    return found
+            outputs[name] = trained(objective, synchronized=together)
+            outputs[name] |= measured(outputs[name]["model"], x, labels)
+    return outputs
 
 
 def numbers(value: Any, name: str = "") -> dict[str, np.ndarray]:
@@ -214,35 +217,44 @@ def numbers(value: Any, name: str = "") -> dict[str, np.ndarray]:
 
 
 def compare(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> int:
-    """Print every array's difference; how many arrays are not the same."""
-    different = before.keys() ^ after.keys()
+    """Print every array's difference; how many are not the same, or gone."""
+    different = before.keys() - after.keys()
     for name in sorted(before.keys() & after.keys()):
         old, new = before[name], after[name]
         same = (old.dtype, old.shape, old.tobytes()) == (new.dtype, new.shape, new.tobytes())
         largest = np.nanmax(abs(new.astype(float) - old)) if old.shape == new.shape else np.nan
         print(f"{name:55} {new.shape!s:>18} {largest:9.2g}  {'equal' if same else 'DIFFERENT'}")
         different |= set() if same else {name}
+    print(f"not there before: {sorted(after.keys() - before.keys())}")
     print(f"{len(before)} arrays before, {len(after)} after; not the same: {sorted(different)}")
     return len(different)
 
 
-def main() -> None:
-    """Write or compare; `two_devices` is for the process that this one starts."""
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Outputs of the library before and after a change of its code."""
+
+    action: Annotated[Literal["write", "compare", "two_devices"], tyro.conf.Positional]
+    """Write them, or compare them; "two_devices" is for the process that this one starts."""
+    file: Annotated[Path, tyro.conf.Positional]
+    """Of the outputs, .npz."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write or compare; exits with status 1 on any difference."""
+    command = tyro.cli(Command, args=arguments)
     warnings.filterwarnings("ignore")
-    command, file = sys.argv[1:] if len(sys.argv) == 3 else ("", "")
-    if command not in ("write", "compare", "two_devices"):
-        sys.exit(__doc__)
-    if command == "two_devices":
-        found = numbers(two_devices())
+    if command.action == "two_devices":
+        outputs = numbers(two_devices())
     else:
         with tempfile.TemporaryDirectory() as folder:
             two = str(Path(folder, "two.npz"))
             program = [sys.executable, "-m", "benchmarks.unchanged"]
             subprocess.run([*program, "two_devices", two], check=True)
-            found = {**np.load(two), **numbers(one_device())}
-    if command == "compare":
-        sys.exit(1 if compare(dict(np.load(file)), found) else 0)
-    np.savez(file, **found)
+            outputs = {**np.load(two), **numbers(one_device())}
+    if command.action == "compare":
+        sys.exit(1 if compare(dict(np.load(command.file)), outputs) else 0)
+    np.savez(command.file, **outputs)
 
 
 if __name__ == "__main__":

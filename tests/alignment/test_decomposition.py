@@ -12,7 +12,7 @@ from helpers.nets import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfrobust.alignment import decompose
+from tfrobust.alignment import decompose, measure
 from tfrobust.classifier.derivatives import jacobian, predict_logits
 
 layers = keras.layers
@@ -100,3 +100,37 @@ def test_outside_the_class_the_error_is_the_residual():
     residual = parts.logits - parts.homogeneous - parts.bias
     np.testing.assert_array_equal(parts.residual, residual)
     assert f"{parts.relative_error.max():.1%}" in str(caught[0].message)
+
+
+class Subclassed(keras.Model):
+    """Calls its stack, whose weights and offsets only the model itself knows of."""
+
+    def __init__(self, stack):
+        super().__init__()
+        self.stack = stack
+
+    def call(self, inputs):
+        return self.stack(inputs)
+
+
+@pytest.mark.parametrize("head", [None, "softmax"])
+def test_biases_of_a_subclassed_model_are_those_of_its_layers(head):
+    stack = keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            layers.Rescaling(2.0, offset=-1.5),
+            layers.Conv2D(3, 3, activation="relu"),
+            layers.BatchNormalization(),
+            layers.Flatten(),
+            layers.Dense(4, activation=head),
+        ]
+    )
+    randomise(stack, 3)
+    x = np.random.default_rng(3).normal(size=(7, 6, 6, 1)).astype("float32")
+    model = Subclassed(stack)
+    model(x)
+    ours, expected = decompose(model, x), decompose(stack, x)
+    assert np.abs(expected.bias).max() > 1
+    np.testing.assert_allclose(ours.bias, expected.bias, rtol=1e-5, atol=1e-5)
+    assert ours.relative_error.max() < 1e-5
+    assert measure(model, x).decomposition_error.max() < 1e-5

@@ -20,9 +20,9 @@ import tensorflow as tf
 
 from tfrobust.classifier import (
     Classifier,
-    all_layers,
     as_images,
     in_batches,
+    layers_behind,
     push_forward,
     replaced_method,
     with_attributes,
@@ -142,7 +142,7 @@ def _decompose(logits: keras.Model) -> Callable[[tf.Tensor], tuple[tf.Tensor, ..
 
 def _explicit_bias(logits: keras.Model) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """Build: <b, grad_b Psi^i> and Psi^i of all classes."""
-    layers = all_layers(logits)
+    layers = layers_behind(logits)
     variables = _bias_variables(layers)
     preprocessing = [layer for layer in layers if type(layer) in _OFFSETS]
 

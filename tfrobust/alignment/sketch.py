@@ -30,10 +30,10 @@ from scipy import stats
 
 from tfrobust.classifier import (
     Classifier,
-    all_layers,
     as_images,
     gradients_at,
     in_batches,
+    layers_behind,
     predict_logits,
 )
 from tfrobust.errors import InputError
@@ -211,4 +211,4 @@ def _sketch(logits: keras.Model) -> Callable[..., Any]:
 
 def _precision(logits: keras.Model) -> float:
     """Relative spacing of the coarsest dtype that a layer computes in."""
-    return max(_PRECISION.get(layer.compute_dtype, 2.0**-23) for layer in all_layers(logits))
+    return max(_PRECISION.get(layer.compute_dtype, 2.0**-23) for layer in layers_behind(logits))

@@ -24,6 +24,7 @@ from tfrobust.classifier.keras_internals import (
     with_attributes,
 )
 from tfrobust.classifier.logits import WithoutActivation, is_graph, logits_model
+from tfrobust.classifier.traced import layers_behind
 
 __all__ = [
     "CHUNK",
@@ -41,6 +42,7 @@ __all__ = [
     "is_graph",
     "jacobian",
     "jvp",
+    "layers_behind",
     "local_variable",
     "logits_model",
     "model_input_shape",

@@ -18,8 +18,9 @@ from tfrobust.classifier.checks import (
     hidden_softmax,
     probe_batch,
 )
+from tfrobust.classifier.keras_internals import all_layers
 
-__all__ = ["TracedModel", "ends_in_softmax"]
+__all__ = ["TracedModel", "ends_in_softmax", "layers_behind"]
 
 # operations that keep the order of values
 _RESHAPING_OPERATIONS = ("Identity", "IdentityN", "Cast", "Reshape", "Squeeze")
@@ -58,6 +59,11 @@ class TracedModel(keras.Model):
         if logits is None:
             raise hidden_softmax(classifier)
         return logits
+
+
+def layers_behind(view: keras.Model) -> list[keras.layers.Layer]:
+    """The layers that a view of a model computes with, also where it refers to the model weakly."""
+    return all_layers(view.reference() if isinstance(view, TracedModel) else view)
 
 
 def ends_in_softmax(model: keras.Model, x: Any) -> tuple[bool, int]:
