@@ -92,13 +92,8 @@ def report(task: Task, progress: Progress) -> Report:
     )
 
 
-members = partial(
-    grid,
-    "{activation}, {depth} hidden",
-    "{activation}-{depth}",
-    activation="activations",
-    depth="depths",
-)
+NAME, FOLDER = "{activation}, {depth} hidden", "{activation}-{depth}"
+members = partial(grid, NAME, FOLDER, activation="activations", depth="depths")
 EXPERIMENT = study.define_random("random-mlps", PRESETS, members, compared, report)
 main = partial(execute, EXPERIMENT)
 

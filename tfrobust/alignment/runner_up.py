@@ -83,9 +83,9 @@ def exact_search_in_chunks(classifier: Classifier) -> Callable[[tf.Tensor], Runn
             predicted=predicted,
             runner_up=runner_up,
             robustness=robustness,
+            bias=values - homogeneous,
             gradient=gradient,
             binarized=binarized,
-            bias=values - homogeneous,
             exact_gradients=tf.fill(tf.shape(predicted), classifier.classes),
         )
 
