@@ -172,6 +172,24 @@ def test_intervals_hold_as_often_as_they_say():
     assert 0.3 < np.mean(together) < 0.6 + 3 * np.sqrt(0.6 * 0.4 / 400)
 
 
+def test_rounding_stays_within_its_bound(rng):
+    """Rows that are alike but for a millionth: differences of products hold rounding, and more."""
+    common, apart = rng.normal(size=(50, 1)), rng.normal(size=(50, 20))
+    kernel = (1e3 * common + 1e-3 * apart).astype(np.float32)
+    model = keras.Sequential([keras.Input((50,)), layers.Dense(20, use_bias=False)])
+    model.set_weights([kernel])
+    x = rng.normal(size=(3, 50)).astype(np.float32)
+    predicted = np.zeros(3, np.int32)
+    run = sums_of_squares(Classifier.of(model), directions=16, seed=4)
+    squares, errors, _ = (np.asarray(each, float) for each in run(x, predicted))
+    directions = [tf.random.stateless_normal([50], [4, k], alg="philox") for k in range(16)]
+    pushed = np.asarray(directions, float) @ kernel.astype(float)
+    exact = np.sqrt(((pushed[:, :1] - pushed) ** 2).sum(axis=0))
+    off = np.abs(np.sqrt(squares) - exact)
+    assert (off <= errors).all()
+    assert (off[:, 1:] > 1e-6 * exact[1:]).all()  # there is rounding to be bounded
+
+
 def test_gaps_of_a_network():
     model = residual_net(40)
     x = images_for(model, 1, 8)
