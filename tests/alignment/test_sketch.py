@@ -81,7 +81,11 @@ def images_for(model, seed, count):
 @pytest.mark.filterwarnings("ignore:the homogeneous decomposition")
 @pytest.mark.parametrize(
     ("build", "classes", "count"),
-    [(residual_net, 300, 30), (separable_net, 1000, 20), (smooth_net, 100, 70)],
+    [
+        pytest.param(residual_net, 300, 30, marks=pytest.mark.slow),
+        (separable_net, 1000, 20),
+        (smooth_net, 100, 70),
+    ],
 )
 def test_the_sketch_finds_what_the_exact_search_finds(build, classes, count):
     model = build(classes)
@@ -105,7 +109,7 @@ def test_the_sketch_finds_what_the_exact_search_finds(build, classes, count):
     assert (exact.failure_probability, sketch.failure_probability) == (0, 1e-6)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_few_classes(seed):
     model, x = piecewise_linear_net(seed)
     exact, sketch = measure(model, x), measure(model, x, search="sketch", directions=16)
