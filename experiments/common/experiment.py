@@ -80,7 +80,7 @@ class _Job:
     def run(self) -> Run:
         named = {name: getattr(self.settings, name) for name in self.experiment.files}
         files = {name: path for name, path in named.items() if path is not None}
-        return Run(self.folder, self.settings, files)
+        return Run(self.folder, self.settings, files=files)
 
     def task(self, data: Any) -> Task:
         return Task(self.run(), self.settings, self.preset, data)

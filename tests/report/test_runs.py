@@ -72,18 +72,18 @@ def test_other_settings_are_refused(tmp_path):
 def test_files_are_held_by_their_contents(tmp_path):
     weights = tmp_path / "w.keras"
     weights.write_bytes(b"one")
-    run = Run(tmp_path / "run", Settings(), {"weights": weights})
+    run = Run(tmp_path / "run", Settings(), files={"weights": weights})
     assert run.record["files"]["weights"] == hashlib.sha256(b"one").hexdigest()
-    Run(tmp_path / "run", Settings(), {"weights": weights})
+    Run(tmp_path / "run", Settings(), files={"weights": weights})
     weights.write_bytes(b"two")
     with pytest.raises(RunFolderError, match=r"weights = .*w\.keras had other contents"):
-        Run(tmp_path / "run", Settings(), {"weights": weights})
+        Run(tmp_path / "run", Settings(), files={"weights": weights})
     # a run from before contents were held
     Run(tmp_path / "old", Settings())
     with pytest.raises(RunFolderError, match="may have had other contents"):
-        Run(tmp_path / "old", Settings(), {"weights": weights})
+        Run(tmp_path / "old", Settings(), files={"weights": weights})
     with pytest.raises(FileNotFoundError):
-        Run(tmp_path / "new", Settings(), {"weights": tmp_path / "none.keras"})
+        Run(tmp_path / "new", Settings(), files={"weights": tmp_path / "none.keras"})
     assert not (tmp_path / "new").exists()
 
 

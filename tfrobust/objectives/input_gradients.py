@@ -33,6 +33,7 @@ class DoubleBackprop(Term):
     """
 
     weight: float
+    _: dataclasses.KW_ONLY
     penalty_scale: Literal["per_example", "batch_mean"] = "per_example"
     examples_per_mean: int | None = None
     needs_input_gradients = True

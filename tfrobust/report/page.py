@@ -41,6 +41,7 @@ class Section:
 
     title: str
     text: str = ""
+    _: dataclasses.KW_ONLY
     figure: Path | None = None
     table: pd.DataFrame | None = None
     link: str | None = None
@@ -54,6 +55,7 @@ class Page:
     title: str
     lead: str
     """What was run on which data, in a sentence or two."""
+    _: dataclasses.KW_ONLY
     sections: tuple[Section, ...]
     claims: tuple[Claim, ...] = ()
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)

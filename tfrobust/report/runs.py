@@ -78,6 +78,7 @@ class Run:
         self,
         folder: str | Path,
         settings: Any,
+        *,
         files: Mapping[str, str | Path] = MappingProxyType({}),
     ):
         digests = {name: _sha256(path) for name, path in files.items()}

@@ -32,6 +32,7 @@ class StepDecay(Schedule):
     """rate * factor^(epoch // every): Etmann 2019 multiplies by .1 every 80 epochs."""
 
     rate: float
+    _: dataclasses.KW_ONLY
     every: int
     factor: float = 0.1
 
@@ -62,6 +63,7 @@ class Plateau(Schedule):
     """
 
     rate: float
+    _: dataclasses.KW_ONLY
     factor: float = 0.1
     patience: int = 5
     minimum_improvement: float = 1e-4
