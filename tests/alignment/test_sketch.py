@@ -83,7 +83,7 @@ def images_for(model, seed, count):
     ("build", "classes", "count"),
     [
         pytest.param(residual_net, 300, 30, marks=pytest.mark.slow),
-        (separable_net, 1000, 20),
+        (separable_net, 500, 20),
         (smooth_net, 100, 70),
     ],
 )

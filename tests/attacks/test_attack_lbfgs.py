@@ -75,6 +75,7 @@ def digits():
     return model, x[1500:]
 
 
+@pytest.mark.slow
 def test_not_much_larger_than_carlini_and_wagner(digits):
     model, x = digits
     ours = minimal(model, x[:8], "lbfgs")

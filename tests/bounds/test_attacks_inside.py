@@ -106,9 +106,8 @@ def assert_attacks_stay_outside(model, x, *, low, high, starts, steps, wagner):
     return result
 
 
-@pytest.mark.parametrize(
-    ("name", "hidden"), [("iris", (5,)), pytest.param("wine", (5, 3), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "hidden"), [("iris", (5,)), ("wine", (5, 3))])
 def test_mlps(name, hidden):
     train = data.load(name, "train")
     model = trained(mlp(train.images.shape[1], hidden, 3), *train.arrays, epochs=60, rate=0.02)

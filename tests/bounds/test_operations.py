@@ -17,7 +17,7 @@ from tfrobust.layers import LocalResponseNormalization, LpPooling2D
 
 layers = keras.layers
 IMAGE, VECTOR = (6, 6, 4), (9,)
-BATCH, MARGINS, DRAWS = 6, 3, 20
+BATCH, MARGINS, DRAWS = 6, 3, 12
 
 CASES = {
     "conv": (layers.Conv2D(3, 3), IMAGE),

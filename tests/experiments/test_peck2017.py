@@ -76,7 +76,14 @@ TITLES = {
 PROVEN = {"certified rules", "Figure 5.12", "Figure 5.13"}
 
 
-@pytest.mark.parametrize("name", sorted(SMALL))
+# as cnns: LeNet-5 trained on digits, bounded and attacked
+ALIKE = {"normalisation"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in sorted(SMALL)],
+)
 def test_every_experiment_in_small(name, tmp_path, monkeypatch):
     module, overrides = SMALL[name]
     given = ["--preset", "demo", "--out", str(tmp_path / "run"), *overrides]
@@ -180,7 +187,7 @@ def test_figures_without_a_success_say_so():
 
 @pytest.mark.parametrize(
     ("low", "high"),
-    [(2.1, 2.9), (0.18, 6), (1, 40), (0.011, 0.99), (2, 2), (1e-3, 1e3)],
+    [(2.1, 2.9), (0.18, 6), (2, 2), (1e-3, 1e3)],
 )
 def test_tick_labels_do_not_overlap(low, high):
     frame = pd.DataFrame({"printed": [1e-6, 2e-6], "fast_gradient_sign": [low, high]})

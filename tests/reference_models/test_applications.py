@@ -210,7 +210,14 @@ def pretrained(tmp_path_factory):
     return model, legacy_file(model, tmp_path_factory.mktemp("pretrained") / "m.h5")
 
 
-@pytest.mark.parametrize("shape", [None, (64, 64, 3), (33, 47, 3)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(None, marks=pytest.mark.slow),
+        pytest.param((64, 64, 3), marks=pytest.mark.slow),
+        (33, 47, 3),
+    ],
+)
 def test_imagenet_weights_at_any_shape(imagenet, pretrained, shape):
     original, path = pretrained
     imagenet(path)
@@ -239,6 +246,7 @@ def test_imagenet_weights_that_do_not_fit_the_shape(imagenet, tmp_path):
         reference_models.build("vgg16", weights="imagenet", input_shape=(32, 32, 3))
 
 
+@pytest.mark.slow
 def test_efficientnet_from_a_file_is_the_pretrained_one(imagenet, tmp_path):
     """Keras rescales a second time for weights="imagenet", and for no other file."""
     shape, mean, deviations = (32, 32, 3), np.array([0.485, 0.456, 0.406]), [0.229, 0.224, 0.225]
