@@ -81,9 +81,9 @@ PRESETS = {
     "demo": Settings(
         dataset="digits",
         lambdas=(10.0, 1000.0, 10_000.0, 100_000.0),
-        epochs=22,
+        epochs=12,
         learning_rate=2e-2,
-        epochs_per_decay=18,
+        epochs_per_decay=10,
         evaluated=100,
         carlini_wagner_steps=30,
         carlini_wagner_stepsize=1e-1,
