@@ -16,7 +16,13 @@ from helpers.processes import Child
 
 from tfrobust.alignment import measure
 from tfrobust.bounds import robustness
-from tfrobust.classifier import Classifier, gradients_at, predict_logits, values_of
+from tfrobust.classifier import (
+    Classifier,
+    gradients_at,
+    logits_model,
+    predict_logits,
+    values_of,
+)
 from tfrobust.layers import LocalResponseNormalization
 
 layers = keras.layers
@@ -389,6 +395,20 @@ def test_values_of_open_shapes_are_traced_by_shape():
     for length, count in itertools.product((3, 5), (1, 4)):
         x = rng.normal(size=(count, length, 2)).astype(np.float32)
         np.testing.assert_allclose(run(x), model(x), atol=1e-5)
+
+
+def test_functions_that_are_told_to_run_eagerly():
+    model, x = Subclassed(), inputs()
+    expected = np.asarray(model(x))
+    tf.config.run_functions_eagerly(True)
+    try:
+        logits = predict_logits(model, x)
+        view = np.asarray(logits_model(model, x)(x))
+    finally:
+        tf.config.run_functions_eagerly(False)
+    for values in (logits, view):
+        np.testing.assert_allclose(tf.nn.softmax(values), expected, atol=1e-6)
+        assert np.abs(values.sum(axis=1) - 1).max() > 1e-3
 
 
 def test_two_replicas_keep_the_softmax_of_their_model():

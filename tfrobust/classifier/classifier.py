@@ -39,7 +39,8 @@ class Classifier:
 
         It is the same object as long as the model computes the same function of its variables;
         their values may change. A change of anything else (an activation, a layer's settings,
-        adapters, quantization) creates a new one. It does not keep the model alive.
+        adapters, quantization) creates a new one. It does not keep the model alive, unless one of
+        the model's layers refers to the model itself.
 
         Args:
             model: any Keras classifier.

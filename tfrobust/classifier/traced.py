@@ -46,7 +46,10 @@ class TracedModel(keras.Model):
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         if self.strip and tf.executing_eagerly():
-            return self.traced(inputs, training)
+            inputs = tf.convert_to_tensor(inputs)
+            rows = tf.TensorSpec([None, *inputs.shape[1:]], inputs.dtype)
+            # a graph also where TensorFlow is told to run functions eagerly
+            return self.traced.get_concrete_function(rows, training)(inputs)
         return self.logits(inputs, training)
 
     def logits(self, inputs: tf.Tensor, training: bool | None) -> tf.Tensor:
