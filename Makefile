@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m experiments.etmann2019.mnist --preset demo --open
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow

@@ -26,6 +26,32 @@ settings.register_profile(
 settings.load_profile(os.environ.get("TFROBUST_HYPOTHESIS_PROFILE", "tfrobust"))
 
 
+# longest first: with one file per worker at a time, none of them is left for the end
+LONGEST = (
+    "test_etmann2019_mnist.py",
+    "test_peck2017.py",
+    "test_sketch.py",
+    "test_certified.py",
+    "test_snippets.py",
+    "test_measure.py",
+    "test_training.py",
+    "test_rank.py",
+    "test_derivatives.py",
+    "test_logits.py",
+    "test_distribution.py",
+    "test_weights.py",
+    "test_applications.py",
+    "test_attack_minimal.py",
+    "test_imagenet_stream.py",
+    "test_alignment.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     keras.utils.set_random_seed(0)

@@ -13,40 +13,29 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 
-import reference_models
-from experiments.common.checks import DISTINCT, Count, Index, NotNegative, Positive
+from experiments.common.checks import DISTINCT, NotNegative
 from experiments.common.experiment import Task, execute
 from experiments.common.members import Member, Progress, grid
 from experiments.common.page import Drawing, Report, Table
 from experiments.peck2017 import claims, figures, study
-from experiments.peck2017.checks import SecondAttack, TableName
+from experiments.peck2017.checks import TableName
 from experiments.peck2017.comparison import BOUNDS, fgs_and, summary
 from tfrobust.commands import run
 from tfrobust.objectives import CrossEntropy, LastLayerRobustness
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(study.MLPSettings):
     """Data, weights of the reward, training and attacks."""
 
     dataset: TableName = "wine"
     """iris, wine or spambase, with the thesis's hidden layers."""
     weights: Annotated[tuple[NotNegative, ...], DISTINCT] = (0.0, 0.03, 0.1, 0.3, 1.0)
     """Of the reward; 0 is plain training."""
-    seeds: Annotated[tuple[Index, ...], DISTINCT] = (0, 1, 2)
-    """Networks for each weight."""
-    epochs: Count = 60
-    """Of Adam, batches of 10."""
-    learning_rate: Positive = 5e-3
-    """Of Adam."""
-    inputs: Count = 100
-    """Examples that are bounded and attacked."""
-    attack: SecondAttack = "none"
-    """A second attack beside FGS."""
 
 
 PRESETS = {
-    "demo": Settings(weights=(0.0, 0.1, 0.3, 1.0), seeds=(0,), epochs=40, inputs=50),
+    "demo": Settings(weights=(0.0, 0.1, 0.3, 1.0), seeds=(0,), epochs=40, inputs=50, attack="none"),
     "reduced": Settings(
         dataset="spambase", epochs=15, seeds=(0, 1, 2), inputs=500, attack="deepfool"
     ),
@@ -64,17 +53,8 @@ PRESETS = {
 def steps(task: Task, member: Member) -> Iterator[None]:
     """Train, bound, attack."""
     settings, train, test = task.settings, task.data["train"], task.data["test"]
-    model = study.trained(
-        task,
-        member,
-        partial(reference_models.build, f"{settings.dataset}_mlp"),
-        train,
-        iterations=settings.epochs * (len(train) // 10),
-        batch_size=10,
-        learning_rate=settings.learning_rate,
-        seed=member.settings["seed"],
-        objective=CrossEntropy() + LastLayerRobustness(member.settings["weight"]),
-    )
+    objective = CrossEntropy() + LastLayerRobustness(member.settings["weight"])
+    model = study.trained_mlp(task, member, settings.dataset, train, objective=objective)
     yield
     x = np.concatenate([test.images, train.images])[: settings.inputs]
     attacks = fgs_and(settings.attack, max_epsilon=train.value_range[1])

@@ -6,18 +6,21 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
 import pandas as pd
 
 import reference_models
+from experiments.common.checks import DISTINCT, Count, Index, Positive
 from experiments.common.experiment import Experiment, Task
 from experiments.common.members import Member, Progress
 from experiments.common.page import Report, Table
 from experiments.common.train import train_or_load
+from experiments.peck2017.checks import SecondAttack
 from experiments.peck2017.comparison import BOUNDS, compare, violations
 from tfrobust import data, evaluate
 from tfrobust.objectives import CrossEntropy, Objective
@@ -28,6 +31,7 @@ __all__ = [
     "SCALES",
     "TESTED",
     "WIDE",
+    "MLPSettings",
     "Result",
     "bound_attack_and_test",
     "concatenated",
@@ -40,6 +44,7 @@ __all__ = [
     "splits",
     "table_of_networks",
     "trained",
+    "trained_mlp",
 ]
 
 SCALES = {
@@ -58,6 +63,22 @@ BOUNDED, TESTED = "compared.parquet", "test.json"
 
 
 Splits = dict[str, data.Dataset]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MLPSettings:
+    """Training of the thesis's MLPs on tables, and what is done with them."""
+
+    seeds: Annotated[tuple[Index, ...], DISTINCT] = (0, 1, 2)
+    """Of weights and the order of examples: networks of each kind."""
+    epochs: Count
+    """Of Adam, batches of 10."""
+    learning_rate: Positive = 5e-3
+    """Of Adam."""
+    inputs: Count
+    """Examples that are bounded and attacked, test set first."""
+    attack: SecondAttack
+    """A second attack beside FGS; Carlini-Wagner is coarse in a box as wide as these."""
 
 
 def define(
@@ -142,6 +163,24 @@ def trained(
         epochs=math.ceil(iterations / max(len(train) // batch_size, 1)),
         batch_size=batch_size,
         provenance={"iterations": iterations, "data": dataclasses.asdict(train.provenance)},
+        **options,
+    )
+
+
+def trained_mlp(
+    task: Task, member: Member, dataset: str, train: data.Dataset, **options: Any
+) -> keras.Model:
+    """The thesis's MLP for a table, trained as the `MLPSettings` say; options as of `trained`."""
+    settings = task.settings
+    return trained(
+        task,
+        member,
+        partial(reference_models.build, f"{dataset}_mlp"),
+        train,
+        iterations=settings.epochs * (len(train) // 10),
+        batch_size=10,
+        learning_rate=settings.learning_rate,
+        seed=member.settings["seed"],
         **options,
     )
 

@@ -13,39 +13,28 @@ from typing import Annotated
 
 import numpy as np
 
-import reference_models
-from experiments.common.checks import DISTINCT, Count, Index, Positive
+from experiments.common.checks import DISTINCT
 from experiments.common.experiment import Task, execute
 from experiments.common.members import Member, Progress, grid
 from experiments.common.page import Report, Table
 from experiments.peck2017 import claims, figures, published, study
-from experiments.peck2017.checks import SecondAttack, TableName
+from experiments.peck2017.checks import TableName
 from experiments.peck2017.comparison import fgs_and, summary
 from tfrobust.commands import run
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(study.MLPSettings):
     """Data sets, training and attacks."""
 
     datasets: Annotated[tuple[TableName, ...], DISTINCT] = ("iris", "wine", "spambase")
     """Of `tfrobust.data`; hidden layers are the thesis's."""
-    seeds: Annotated[tuple[Index, ...], DISTINCT] = (0, 1, 2)
-    """Of weights and the order of examples: one network each."""
-    epochs: Count = 100
-    """Of Adam, batches of 10."""
-    learning_rate: Positive = 5e-3
-    """Of Adam."""
-    inputs: Count = 300
-    """Examples that are bounded and attacked, test set first, then validation and training."""
-    attack: SecondAttack = "deepfool"
-    """A second attack beside FGS; Carlini-Wagner is coarse in a box as wide as these."""
 
 
 PRESETS = {
     "demo": Settings(datasets=("iris", "wine"), seeds=(0, 1), epochs=40, inputs=50, attack="none"),
-    "reduced": Settings(epochs=100, seeds=(0, 1, 2), inputs=1000),
-    "paper": Settings(epochs=200, seeds=tuple(range(10)), inputs=5000),
+    "reduced": Settings(epochs=100, inputs=1000, attack="deepfool"),
+    "paper": Settings(epochs=200, seeds=tuple(range(10)), inputs=5000, attack="deepfool"),
 }
 
 
@@ -58,16 +47,7 @@ def steps(task: Task, member: Member) -> Iterator[None]:
     """Train, bound, attack."""
     settings, name = task.settings, member.settings["dataset"]
     sets = task.data[name]
-    model = study.trained(
-        task,
-        member,
-        partial(reference_models.build, f"{name}_mlp"),
-        sets["train"],
-        iterations=settings.epochs * (len(sets["train"]) // 10),
-        batch_size=10,
-        learning_rate=settings.learning_rate,
-        seed=member.settings["seed"],
-    )
+    model = study.trained_mlp(task, member, name, sets["train"])
     yield
     x = np.concatenate([sets[split].images for split in ("test", "validation", "train")])
     attacks = fgs_and(settings.attack, max_epsilon=sets["train"].value_range[1])

@@ -75,7 +75,7 @@ def test_two_classes_of_opposite_scores_have_one_alignment(rng):
     np.testing.assert_allclose(result.gradient_gap, 0, atol=1e-5)
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(seed=st.integers(0, 10_000))
 def test_without_biases_linearized_robustness_is_binarized_alignment(seed):
     model, x = next_piecewise_linear_net(seed, bias=False)
@@ -98,7 +98,7 @@ def bounds_hold(result):
     assert (result.theorem2_binarized <= result.theorem2 + slack)[keep].all()
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(seed=st.integers(0, 10_000))
 def test_theorems_2_and_3_on_random_nets(seed):
     model, x = next_piecewise_linear_net(seed)

@@ -18,7 +18,7 @@ from tfrobust.classifier.derivatives import jacobian, predict_logits
 layers = keras.layers
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10_000))
 def test_theorem_1_is_exact_to_rounding(seed):
     model, x = next_piecewise_linear_net(seed)

@@ -145,9 +145,10 @@ class CountsTraces(keras.layers.Layer):
 @pytest.mark.parametrize("attack", ["gradient", "fast_gradient_sign", "basic_iterative"])
 def test_no_retracing(cnn, images, attack):
     model = keras.Sequential([keras.Input((8, 8, 1)), CountsTraces(), *cnn.layers])
-    minimal(model, images[:5], attack)
+    quick = {"bisection_steps": 3} if attack == "basic_iterative" else {}
+    minimal(model, images[:5], attack, **quick)
     before = CountsTraces.traces
     setting = {"gradient": "epsilons"}.get(attack, "steps")
-    minimal(model, images[:7], attack, batch_size=4, **{setting: 3})
-    minimal(model, images[:3], attack, value_range=(-1.0, 1.0))
+    minimal(model, images[:7], attack, batch_size=4, **{setting: 3}, **quick)
+    minimal(model, images[:3], attack, value_range=(-1.0, 1.0), **quick)
     assert CountsTraces.traces == before

@@ -44,7 +44,7 @@ def small_mlp(classes):
     )
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(
     seed=st.integers(0, 2**16),
     attack=st.sampled_from([*BUILT_IN, "basic_iterative", "deepfool"]),
@@ -120,7 +120,7 @@ def test_false_adversarials_are_rejected(cnn, images, monkeypatch):
 
 def test_softmax_head_makes_no_difference(softmax_twins, images):
     plain, headed = softmax_twins
-    for attack in ("gradient", "fast_gradient_sign", "fast_gradient_value", "basic_iterative"):
+    for attack in ("gradient", "fast_gradient_sign", "deepfool"):
         a, b = minimal(plain, images[:8], attack), minimal(headed, images[:8], attack)
         np.testing.assert_allclose(a.distance, b.distance, rtol=1e-3)
         np.testing.assert_array_equal(a.adversarial_label, b.adversarial_label)

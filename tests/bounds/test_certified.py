@@ -108,14 +108,16 @@ def piecewise_linear(seed):
     return model, x, robustness(model, x)
 
 
-@pytest.mark.parametrize("part", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2))])
+@pytest.mark.parametrize(
+    "part", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in range(1, 7))]
+)
 @pytest.mark.parametrize("name", sorted(NETS))
 def test_brute_force_in_two_dimensions(name, part):
     """Dozens of networks of each kind, with a dozen examples each."""
     rng = np.random.default_rng(1 + part)
     model = plane_net(name)
     points = disc(300, rng)
-    count, ratios = 6 if name in COSTLY else 20, []
+    count, ratios = 3 if name in COSTLY else 8, []
     for seed in range(part * count, (part + 1) * count):
         randomise(model, seed, scale=rng.choice([0.3, 1.0, 2.0]))
         x = rng.normal(size=(12, 2)).astype(np.float32)
@@ -150,7 +152,9 @@ def test_bounds_are_exact_for_linear_classifiers():
         np.testing.assert_allclose(result.bound, exact, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))]
+)
 def test_tightened_bound_is_exact_where_the_network_is_locally_linear(seed):
     """Far from every kink the only loss is the slack."""
     rng = np.random.default_rng(seed)
@@ -184,13 +188,12 @@ def test_attacks_find_nothing_inside(seed):
 
 
 def test_tightening_never_loosens_and_often_helps():
-    for seed in range(2):
-        model, x, tightened = piecewise_linear(seed)
-        loose = robustness(model, x, tighten=False).bound
-        np.testing.assert_array_equal(tightened.untightened, loose)
-        tight = tightened.bound
-        assert (tight >= loose).all()
-        assert np.median(tight / loose) > 1.2
+    model, x, tightened = piecewise_linear(0)
+    loose = robustness(model, x, tighten=False).bound
+    np.testing.assert_array_equal(tightened.untightened, loose)
+    tight = tightened.bound
+    assert (tight >= loose).all()
+    assert np.median(tight / loose) > 1.2
 
 
 def test_many_classes_are_followed_in_turn():

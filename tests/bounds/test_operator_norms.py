@@ -32,7 +32,7 @@ def assert_bounds_norm(layer, shape, within=1.02):
     return norm
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**32 - 1),
     size=st.tuples(st.integers(5, 12), st.integers(5, 12)),
@@ -177,7 +177,7 @@ def test_large_convolutions_against_lanczos(seed, monkeypatch):
     assert norm * (1 - 1e-9) <= bound <= 1.02 * norm
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**32 - 1),
     size=st.tuples(st.integers(4, 12), st.integers(4, 12)),

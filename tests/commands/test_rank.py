@@ -222,6 +222,7 @@ def test_tables_are_attacked_by_deepfool_without_a_warning(tmp_path, recwarn):
     assert not [w for w in recwarn if "homogeneous decomposition" in str(w.message)]
 
 
+@pytest.mark.slow  # the choice for tables is tested always
 def test_images_are_attacked_by_carlini_wagner_and_warned_of(tmp_path, monkeypatch):
     used, paths = [], []
     for seed in range(2):

@@ -506,7 +506,7 @@ class Settings:
     seed: int = 0
 
 
-@pytest.mark.parametrize("name", ["MNIST", "ImageNet"])
+@pytest.mark.parametrize("name", ["MNIST", pytest.param("ImageNet", marks=pytest.mark.slow)])
 def test_the_page_of_one_cohort(tmp_path, name):
     cohort = made_up(name, accuracy=0.2)
     saturates = name == "MNIST"

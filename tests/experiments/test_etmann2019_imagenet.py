@@ -69,6 +69,7 @@ def test_a_finished_run(finished):
     assert (finished / "figures" / "figure2.png").is_file()
 
 
+@pytest.mark.slow  # as of the MNIST half
 def test_a_second_run_makes_the_lost_step_alike_and_reuses_the_others(folder, finished):
     path = finished / "models" / "lambda-100" / "alignment.parquet"
     table = pd.read_parquet(path)

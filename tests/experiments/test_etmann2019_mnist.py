@@ -63,6 +63,7 @@ def test_a_second_run_makes_the_lost_step_alike_and_reuses_the_others(finished):
     pd.testing.assert_frame_equal(pd.read_parquet(path), table, rtol=1e-4)
 
 
+@pytest.mark.slow  # a cluster is started in tests/distribution
 def test_a_cluster_writes_one_run(finished, tmp_path):
     folder = tmp_path / "run"
     # Foolbox's attacks take longest, and are the same for the same weights

@@ -1,5 +1,6 @@
 """experiments/peck2017: tables and claims against NumPy, every module in small, going on."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -491,7 +492,7 @@ def test_other_contents_of_a_weights_file_are_noticed(module, setting, tmp_path,
 
 
 def test_weights_of_the_reward_in_any_order(tmp_path, monkeypatch):
-    settings = regularised.Settings(weights=(0.5, 0.0), seeds=(0, 1))
+    settings = dataclasses.replace(regularised.PRESETS["demo"], weights=(0.5, 0.0), seeds=(0, 1))
     task = common.Task(Run(tmp_path, settings), settings, "demo", None)
     members = regularised.EXPERIMENT.members(settings)
     for distance, member in zip([3.0, 5.0, 1.0, 2.0], members, strict=True):

@@ -141,7 +141,7 @@ def run(*args):
         # the checkpoint of step 35 is not there yet: 28, the fifth step of the second epoch, is
         ("arrays", [("after", 14, 14, 14), ("while", 35, 28, 5)]),
         ("two_devices", [("after", 35, 35, 12)]),
-        ("images", [("after", 14, 14, 14)]),
+        pytest.param("images", [("after", 14, 14, 14)], marks=pytest.mark.slow),
     ],
 )
 def test_a_run_killed_inside_epochs_ends_as_one_never_killed(kind, kills, tmp_path):

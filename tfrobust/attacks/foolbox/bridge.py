@@ -21,15 +21,6 @@ from tfrobust.classifier import Classifier, values_of
 from tfrobust.errors import TfrobustError
 from tfrobust.norms import flatten, per_example
 
-__all__ = [
-    "ALIASES",
-    "FoolboxError",
-    "attack_class",
-    "attack_names",
-    "foolbox_attack",
-    "setting_names",
-]
-
 # short names of Foolbox's attacks, with the settings of Etmann 2019, section 4
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     # Foolbox 1.8: steps of .05 in a ball of .3; it kept the ratio when it bisected the radius
