@@ -26,7 +26,7 @@ __all__ = ["Experiment", "Task", "execute"]
 # seconds to wait for a scheduler and its first worker
 TIMEOUT = 60.0
 # seconds between figures of a cohort that is not finished: they take some to draw
-FIGURES_EVERY = 60.0
+FIGURES_EVERY = 300.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,12 +80,12 @@ class Settings:
 PRESETS = {
     "demo": Settings(
         dataset="digits",
-        lambdas=(10.0, 1000.0, 10_000.0, 100_000.0),
-        epochs=12,
-        learning_rate=2e-2,
-        epochs_per_decay=10,
-        evaluated=100,
-        carlini_wagner_steps=30,
+        lambdas=(10.0, 1000.0, 10_000.0, 30_000.0),
+        epochs=6,
+        learning_rate=3e-2,
+        epochs_per_decay=5,
+        evaluated=50,
+        carlini_wagner_steps=20,
         carlini_wagner_stepsize=1e-1,
     ),
     "reduced": Settings(
