@@ -16,10 +16,15 @@ from tfrobust.attacks.foolbox.smallest_radius import smallest_radius
     ("attack", "settings", "tolerance"),
     [
         ("deepfool", {}, 0.04),  # overshoots by 2 %
-        ("carlini_wagner", {"steps": 120, "binary_search_steps": 6}, 0.06),
+        pytest.param(
+            "carlini_wagner",
+            {"steps": 120, "binary_search_steps": 6},
+            0.06,
+            marks=pytest.mark.slow,
+        ),
         ("basic_iterative", {}, 0.01),
         ("basic_iterative", {"bisection_steps": 14}, 0.001),
-        ("L2PGD", {"steps": 20, "rel_stepsize": 0.2}, 0.05),
+        pytest.param("L2PGD", {"steps": 20, "rel_stepsize": 0.2}, 0.05, marks=pytest.mark.slow),
         ("DDNAttack", {}, 0.03),
     ],
 )

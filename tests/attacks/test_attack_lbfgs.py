@@ -86,6 +86,7 @@ def test_not_much_larger_than_carlini_and_wagner(digits):
     assert ratio.max() < 1.35
 
 
+@pytest.mark.slow  # seven searches
 def test_all_targets_are_the_smallest_of_each(cnn, images):
     x = images[:3]
     logits = np.asarray(cnn(x))

@@ -44,7 +44,7 @@ def small_mlp(classes):
     )
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
     seed=st.integers(0, 2**16),
     attack=st.sampled_from([*BUILT_IN, "basic_iterative", "deepfool"]),

@@ -11,6 +11,7 @@ from benchmarks import bounds, sketch
 from tfrobust.commands import run
 
 
+@pytest.mark.slow  # commands are started as processes in the usual tests
 def test_missing_data_is_one_line(tmp_path):
     child = Child(run_as_script, "benchmarks.bounds", "--data-dir", str(tmp_path))
     assert child.wait() == 1

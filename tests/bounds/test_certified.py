@@ -92,6 +92,8 @@ NETS = {
 }
 
 
+# made of what the others are made of
+ALIKE = ("deep_relu", "residual", "separable")
 COSTLY = ("convolutional", "pooled", "normalized", "separable")
 
 
@@ -111,7 +113,10 @@ def piecewise_linear(seed):
 @pytest.mark.parametrize(
     "part", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in range(1, 7))]
 )
-@pytest.mark.parametrize("name", sorted(NETS))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in sorted(NETS)],
+)
 def test_brute_force_in_two_dimensions(name, part):
     """Dozens of networks of each kind, with a dozen examples each."""
     rng = np.random.default_rng(1 + part)

@@ -187,6 +187,7 @@ def test_a_failing_import_of_tensorflow_keeps_its_traceback(tmp_path):
     assert done.stderr.endswith("ImportError: no such library\n")
 
 
+@pytest.mark.slow  # `measure` started as a process is silent in the usual tests
 def test_tensorflow_itself_is_silent():
     code = (
         "from tfrobust.commands import import_tensorflow\nimport_tensorflow()\n"

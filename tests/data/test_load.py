@@ -52,6 +52,7 @@ def test_take():
         split.take(8)
 
 
+@pytest.mark.slow  # reads 70,000 images
 def test_mnist_as_in_the_paper(data_dir):
     train, validation, test = (
         data.load("mnist", name, data_dir=data_dir) for name in ("train", "validation", "test")

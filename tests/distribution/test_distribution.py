@@ -78,7 +78,6 @@ def compare_both(alone, folder, what):
     assert difference(final(folder, 0), final(folder, 1)) == 0
 
 
-@pytest.mark.slow  # as much is said of two workers that are killed and resume
 def test_two_workers_end_with_the_weights_of_one(alone, tmp_path):
     workers = reserved_addresses(2)
     finish(*(start(tmp_path, workers=workers, index=k) for k in range(2)))
@@ -102,6 +101,7 @@ def test_xla_and_half_precision_on_two_devices_and_hosts(tmp_path, options, tole
         assert worst < tolerance
 
 
+@pytest.mark.slow  # four processes; a worker of a cohort is killed in the usual tests
 def test_a_killed_worker_is_reported_and_both_resume_to_the_weights_of_one(alone, tmp_path):
     workers = reserved_addresses(2)
     both = [start(tmp_path, pause=1.5, workers=workers, index=k) for k in range(2)]

@@ -25,9 +25,9 @@ BatchNormalization = keras.layers.BatchNormalization
 SMALL = [
     ("MobileNet", 32),
     ("MobileNetV2", 33),
-    ("MobileNetV3Small", 32),
 ]
 LARGE = [
+    ("MobileNetV3Small", 32),
     ("EfficientNetB0", 32),
     ("DenseNet121", 32),
     ("NASNetMobile", 32),

@@ -60,7 +60,9 @@ def small(kind=layers.Dense, units=4, name="head", extra=False):
     return randomise(keras.Model(inputs, x, name="small"), 0)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name", [*FORMATS[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in FORMATS[2:])]
+)
 def test_resnet50_files_of_keras_itself(resnet50, name):
     folder, x, expected, probabilities = resnet50
     model = reference_models.build(
