@@ -331,7 +331,13 @@ def tiny_gaps(rng):
 
 
 @pytest.mark.parametrize(
-    "build", [duplicates_of_the_predicted, duplicates_of_the_runner_up, one_huge_gap, tiny_gaps]
+    "build",
+    [
+        duplicates_of_the_predicted,
+        duplicates_of_the_runner_up,
+        pytest.param(one_huge_gap, marks=pytest.mark.slow),
+        tiny_gaps,
+    ],
 )
 def test_awkward_classes(build, rng):
     weights, bias = (each.astype("float32") for each in build(rng))
@@ -382,6 +388,7 @@ def test_vanishing_gradients():
     assert (sketch.exact_gradients[[0, 2]] == 2).all()
 
 
+@pytest.mark.slow
 def test_bias_is_the_complement_of_the_homogeneous_part():
     model = residual_net(40)
     x = images_for(model, 6, 4)

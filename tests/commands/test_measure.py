@@ -361,6 +361,7 @@ def test_a_second_call_of_an_application(application, folder, no_computing):
     assert contents(application) == before
 
 
+@pytest.mark.slow
 def test_a_lost_page_is_drawn_from_the_steps(
     own, folder, classifier, tmp_path, no_computing, capsys
 ):
@@ -413,11 +414,13 @@ def test_a_weight_file(folder, weights):
     )
 
 
+@pytest.mark.slow
 def test_the_usual_size_of_an_application(folder):
     settings = Settings("MobileNetV3Small", str(folder), "none", limit=2)
     assert prepare(settings)[1].x.shape == (2, 224, 224, 3)
 
 
+@pytest.mark.slow
 def test_more_saliency_maps_than_fit_into_a_row(folder, classifier, tmp_path):
     more = ("--preprocessing", "none", "--pictured", 9)
     measure(classifier, folder, tmp_path, *more)
@@ -511,6 +514,7 @@ def test_settings_that_do_not_go_with_a_model_file(folder, classifier, weights, 
     )
 
 
+@pytest.mark.slow
 def test_a_model_of_any_size_needs_one(folder, tmp_path):
     model = small_classifier(size=(None, None))
     path = reference_models.save(model, tmp_path / "any.keras")
@@ -542,6 +546,7 @@ def test_folders_without_images(folder, classifier, tmp_path):
     refused("limit must be at least 1", classifier, folder, tmp_path, *unit, "--limit", 0)
 
 
+@pytest.mark.slow
 def test_weights_of_a_dense_head_at_another_size(folder, tmp_path):
     """The shapes of VGG16's ImageNet file; nothing is written of the values."""
     path = tmp_path / "vgg16.h5"

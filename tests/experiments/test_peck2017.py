@@ -208,6 +208,7 @@ def test_tick_labels_do_not_overlap(low, high):
         assert all(a[1] < b[0] for a, b in itertools.pairwise(edges))
 
 
+@pytest.mark.slow
 def test_no_attack_succeeds_on_a_network(tmp_path):
     model = randomise(
         keras.Sequential(

@@ -363,6 +363,7 @@ def test_models_without_batch_normalisation():
         reference_models.build("vgg16", bn_momentum=0.9, **settings)
 
 
+@pytest.mark.slow
 def test_default_sizes():
     sizes = {"mobilenet": 224, "inceptionv3": 299, "mobilenetv3small": 224}
     for name, size in sizes.items():

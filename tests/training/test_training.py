@@ -139,7 +139,7 @@ def run(*args):
     ("kind", "kills"),
     [
         # the checkpoint of step 35 is not there yet: 28, the fifth step of the second epoch, is
-        ("arrays", [("after", 14, 14, 14), ("while", 35, 28, 5)]),
+        ("arrays", [("while", 35, 28, 5)]),
         ("two_devices", [("after", 35, 35, 12)]),
         pytest.param("images", [("after", 14, 14, 14)], marks=pytest.mark.slow),
     ],
