@@ -119,6 +119,7 @@ def test_pixels_of_another_range(digits):
     np.testing.assert_allclose(result.distance, 255 * plain.distance, rtol=0.01)
 
 
+@pytest.mark.slow
 def test_the_first_const_makes_little_difference(digits):
     model, x = digits
     plain = minimal(model, x[:2], "lbfgs", steps=6)

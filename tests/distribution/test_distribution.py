@@ -66,6 +66,7 @@ def compare(alone, other, what):
     assert other["replicas"] == 2
 
 
+@pytest.mark.slow  # as of two replicas in tests/training
 def test_two_devices_end_with_the_weights_of_one(alone, tmp_path):
     finish(start(tmp_path, devices=2))
     compare(alone, final(tmp_path), "two virtual devices")

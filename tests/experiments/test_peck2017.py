@@ -291,9 +291,9 @@ def test_a_claim_of_growth_is_on_means_over_networks():
 def test_scaling_leaves_the_model_as_it_was():
     import reference_models
 
-    model = randomise(reference_models.build("lenet5"), 0, scale=0.1)
+    model = randomise(reference_models.build("lenet5", input_shape=(16, 16, 1)), 0, scale=0.1)
     before = [w.copy() for w in model.get_weights()]
-    x = np.random.default_rng(0).random((3, 28, 28, 1), dtype=np.float32)
+    x = np.random.default_rng(0).random((3, 16, 16, 1), dtype=np.float32)
     table = increases.scaling(model, x, (0.5, 1.0))
     length = np.linalg.norm(before[0])
     np.testing.assert_allclose(table["printed ratio"], [2 / length, 1 / length], rtol=1e-5)
