@@ -26,6 +26,8 @@ settings.register_profile(
 settings.load_profile(os.environ.get("TFROBUST_HYPOTHESIS_PROFILE", "tfrobust"))
 
 
+# seconds for a slow test; the limit of the others ends the whole process of a worker
+SLOW_TIMEOUT = 1800
 # longest first: with one file per worker at a time, none of them is left for the end
 LONGEST = (
     "test_etmann2019_mnist.py",
@@ -50,6 +52,9 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
 
 
 @pytest.fixture(autouse=True)
