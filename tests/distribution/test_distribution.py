@@ -77,6 +77,7 @@ def compare_both(alone, folder, what):
         compare(alone, final(folder, index), f"worker {index} of two{what}")
     assert [bool(final(folder, k)["chief"]) for k in range(2)] == [True, False]
     assert difference(final(folder, 0), final(folder, 1)) == 0
+    assert [final(folder, k)["nothing"].shape for k in range(2)] == [(4, 0)] * 2
 
 
 def test_two_workers_end_with_the_weights_of_one(alone, tmp_path):

@@ -74,6 +74,10 @@ def gather_rows(rows: np.ndarray) -> np.ndarray:
     strategy = tf.distribute.get_strategy()
     if worker_count() == 1:
         return rows
+    if 0 in rows.shape[1:]:
+        # TensorFlow's collective gather of tensors without elements ends the process
+        count = len(gather_rows(np.zeros((len(rows), 1))))
+        return np.zeros((count, *rows.shape[1:]), rows.dtype)
     local = local_replica_count()
     wide = np.asarray(rows, np.float64)
 
