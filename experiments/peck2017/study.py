@@ -70,7 +70,7 @@ class MLPSettings:
     """Training of the thesis's MLPs on tables, and what is done with them."""
 
     seeds: Annotated[tuple[Index, ...], DISTINCT] = (0, 1, 2)
-    """Of weights and the order of examples: networks of each kind."""
+    """Of weights and the order of examples: one network of each kind per seed."""
     epochs: Count
     """Of Adam, batches of 10."""
     learning_rate: Positive = 5e-3
