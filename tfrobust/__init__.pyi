@@ -20,7 +20,17 @@ from .alignment import (
     gradient_gaps,
     measure,
 )
-from .attacks import IteratedPerturbation, MinimalPerturbation, iterate, minimal
+from .attacks import (
+    BoundedPerturbation,
+    IteratedPerturbation,
+    MinimalPerturbation,
+    RobustAccuracy,
+    ThreatModel,
+    iterate,
+    minimal,
+    pgd,
+    robust_accuracy,
+)
 from .bounds import RobustnessBound, robustness
 from .classifier import (
     NotLogitsError,
@@ -47,6 +57,7 @@ __all__ = [
     "Alignment",
     "AlignmentPenalty",
     "Benchmark",
+    "BoundedPerturbation",
     "CrossEntropy",
     "Decomposition",
     "DoubleBackprop",
@@ -55,7 +66,9 @@ __all__ = [
     "LastLayerRobustness",
     "MinimalPerturbation",
     "NotLogitsError",
+    "RobustAccuracy",
     "RobustnessBound",
+    "ThreatModel",
     "WeightDecay",
     "alignment",
     "attacks",
@@ -78,8 +91,10 @@ __all__ = [
     "measure",
     "minimal",
     "objectives",
+    "pgd",
     "predict_logits",
     "report",
+    "robust_accuracy",
     "robustness",
     "saliency",
     "training",

@@ -13,9 +13,9 @@ from tfrobust.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, all_finite, misclassified
 from tfrobust.classifier import Classifier
 from tfrobust.errors import InputError
-from tfrobust.norms import clip_to_range, norm, per_example
+from tfrobust.norms import clip_to_range, per_example
 
-__all__ = ["bisect_along", "unit_direction"]
+__all__ = ["bisect_along"]
 
 # in a graph: from logits, images, labels and further scalars to directions of the images' shape
 Direction = Callable[..., tf.Tensor]
@@ -55,14 +55,6 @@ def bisect_along(
     largest, low, high = (tf.constant(v, tf.float32) for v in (max_epsilon, *value_range))
     count = tf.constant(steps)
     return lambda rows, labels: run(rows, labels, largest, count, low, high, *scalars)
-
-
-def unit_direction(gradient: tf.Tensor) -> tf.Tensor:
-    """In a graph: each example's gradient divided by its l2 norm; zeros stay zeros. Same shape."""
-    # scaled by its largest entry first: squares of huge or tiny gradients over- or underflow
-    largest = per_example(norm(gradient, np.inf), gradient)
-    scaled = tf.math.divide_no_nan(gradient, largest)
-    return tf.math.divide_no_nan(scaled, per_example(norm(scaled), scaled))
 
 
 def _along(logits: keras.Model, direction_of: Direction) -> Callable[..., Any]:

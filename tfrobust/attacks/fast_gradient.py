@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.attacks.bisection import bisect_along, unit_direction
-from tfrobust.attacks.direction import AttackFunction, loss_direction
+from tfrobust.attacks.bisection import bisect_along
+from tfrobust.attacks.direction import AttackFunction, loss_direction, unit_direction
 
 __all__ = ["LARGEST", "fast_gradient_sign", "fast_gradient_value", "l2_reach"]
 

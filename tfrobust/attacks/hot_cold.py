@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.attacks.bisection import bisect_along, unit_direction
-from tfrobust.attacks.direction import AttackFunction
+from tfrobust.attacks.bisection import bisect_along
+from tfrobust.attacks.direction import AttackFunction, unit_direction
 from tfrobust.attacks.fast_gradient import l2_reach
 from tfrobust.classifier import classes_of, gradients_at
 from tfrobust.errors import InputError

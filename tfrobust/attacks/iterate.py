@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from tfrobust.arguments import as_count, as_range
-from tfrobust.attacks.minimal import as_valid_images, minimal, predictions
+from tfrobust.attacks.minimal import minimal
+from tfrobust.attacks.verification import as_valid_images, predictions
 from tfrobust.classifier import as_images
 from tfrobust.errors import InputError, InputTypeError
 from tfrobust.norms import norm as norm_of

@@ -12,16 +12,14 @@ import tensorflow as tf
 
 from tfrobust import norms
 from tfrobust.arguments import as_range
-from tfrobust.attacks.direction import AttackFunction, all_finite
+from tfrobust.attacks.direction import AttackFunction
 from tfrobust.attacks.registry import prepare
 from tfrobust.attacks.result import MinimalPerturbation
+from tfrobust.attacks.verification import as_valid_images, predictions, verified
 from tfrobust.classifier import Classifier, as_images, as_labels, in_batches
 from tfrobust.errors import InputError
 
 __all__ = ["minimal"]
-
-# float rounding that is clipped away, relative to the width of the value range
-ROUNDING = 1e-6
 
 
 def minimal(
@@ -99,25 +97,6 @@ def minimal(
     )
 
 
-def predictions(model: keras.Model, x: np.ndarray, batch_size: int) -> np.ndarray:
-    """The model's classes of images from `as_images`, (batch, *input): (batch,) int32."""
-    original = Classifier.of(model, x).compiled_outputs()
-    outputs = in_batches(original, x, batch_size=batch_size, description="predictions")
-    return np.argmax(outputs, axis=1).astype(np.int32)
-
-
-def as_valid_images(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """x clipped to the range, which it may leave by rounding only."""
-    low, high = value_range
-    slack = ROUNDING * (high - low)
-    if x.min() < low - slack or x.max() > high + slack:
-        raise InputError(
-            f"x holds values from {x.min():g} to {x.max():g}, outside value_range "
-            f"({low:g}, {high:g}): give the range of the model's input"
-        )
-    return np.clip(x, low, high)
-
-
 def _attacked(
     original: Callable[[tf.Tensor], tf.Tensor],
     run: AttackFunction,
@@ -134,7 +113,7 @@ def _attacked(
     if len(attacked):
         rows, row_labels = tf.gather(x, attacked), tf.gather(labels, attacked)
         candidates, claimed = run(rows, row_labels)
-        changes, classes, adversarial = _verified(
+        changes, classes, adversarial = verified(
             original, rows, candidates, row_labels, value_range
         )
         adversarial &= np.asarray(claimed)
@@ -143,25 +122,3 @@ def _attacked(
         success[successful] = True
     distance = np.where(success, norms.norm(perturbation, norm), np.float32(np.inf))
     return perturbation, success, np.where(success, predicted, -1).astype(np.int32), distance
-
-
-def _verified(
-    original: Callable[[tf.Tensor], tf.Tensor],
-    x: tf.Tensor,
-    candidates: tf.Tensor,
-    labels: tf.Tensor,
-    value_range: tuple[float, float],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Perturbations, classes of the perturbed examples, and whether they are adversarial."""
-    low, high = value_range
-    candidates = tf.cast(candidates, x.dtype)
-    slack = ROUNDING * (high - low)
-    valid = (candidates >= low - slack) & (candidates <= high + slack)  # false for NaN
-    valid = tf.reduce_all(norms.flatten(valid), axis=1)
-    clipped = norms.clip_to_range(candidates, value_range)
-    changes = tf.where(norms.per_example(valid, x), clipped - x, tf.zeros_like(x))
-    # evaluated at x + perturbation, as a user would, not at the attack's image
-    outputs = original(norms.clip_to_range(x + changes, value_range))
-    classes = np.argmax(outputs, axis=1).astype(np.int32)
-    adversarial = valid.numpy() & all_finite(outputs).numpy() & (classes != labels.numpy())
-    return changes.numpy(), classes, adversarial

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.classifier.inputs import model_input_shape
+from tfrobust.classifier.keras_internals import single_precision
 from tfrobust.classifier.logits import views
 from tfrobust.classifier.state import ModelState
 from tfrobust.distribution import is_mirrored, run_sharded
@@ -90,9 +91,17 @@ class Classifier:
         """
         return self._compiled(self.logits, build, options, batched_args)
 
-    def compiled_outputs(self, *, batched_args: int | None = None) -> Callable[..., Any]:
-        """The model's own output, (batch, ...) to (batch, classes) float32, as a graph function."""
-        return self._compiled(self.outputs, values_of, ("outputs",), batched_args)
+    def compiled_outputs(
+        self, *, batched_args: int | None = None, in_single_precision: bool = False
+    ) -> Callable[..., Any]:
+        """The model's own output, (batch, ...) to (batch, classes) float32, as a graph function.
+
+        Args:
+            batched_args: as in `compiled`.
+            in_single_precision: layers that compute in half precision compute in float32 here.
+        """
+        build = _single_precision_values if in_single_precision else values_of
+        return self._compiled(self.outputs, build, ("outputs",), batched_args)
 
     def _compiled(
         self,
@@ -120,6 +129,17 @@ class Classifier:
 def values_of(view: keras.Model, *_: Hashable) -> Callable[[tf.Tensor], tf.Tensor]:
     """Build: what a view returns in inference mode, (batch, classes) float32."""
     return lambda rows: tf.cast(view(rows, training=False), tf.float32)
+
+
+def _single_precision_values(view: keras.Model, *_: Hashable) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Build: the same with all layers in float32."""
+    evaluate = values_of(view)
+
+    def run(rows: tf.Tensor) -> tf.Tensor:
+        with single_precision():
+            return evaluate(rows)
+
+    return run
 
 
 class _Compiled:

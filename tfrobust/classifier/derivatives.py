@@ -39,7 +39,7 @@ def classes_of(model: keras.Model, x: Any = None) -> int:
 
 
 def gradients_at(
-    logits: keras.Model, x: tf.Tensor
+    logits: keras.Model, x: tf.Tensor, *, training: bool = False
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     """In a graph: the logits at x, and a function from cotangents to input gradients.
 
@@ -47,7 +47,7 @@ def gradients_at(
     """
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
-        values = tf.cast(logits(x, training=False), x.dtype)
+        values = tf.cast(logits(x, training=training), x.dtype)
 
     def pull_back(cotangent: tf.Tensor) -> tf.Tensor:
         return tape.gradient(

@@ -23,6 +23,7 @@ __all__ = [
     "local_variable",
     "producer",
     "replaced_method",
+    "single_precision",
     "takes_training",
     "with_attributes",
 ]
@@ -103,7 +104,7 @@ def replaced_method(cls: type, name: str, replacement: Callable[..., Any]) -> It
 
     Args:
         cls: a class of Keras that defines the method itself.
-        name: the method.
+        name: the method, or a property.
         replacement: takes the original function, then the method's arguments, `self` first.
     """
     key = cls, name
@@ -126,7 +127,10 @@ def replaced_method(cls: type, name: str, replacement: Callable[..., Any]) -> It
                 setattr(cls, name, original)
 
 
-def _dispatcher(key: tuple[type, str], original: Callable[..., Any]) -> Callable[..., Any]:
+def _dispatcher(key: tuple[type, str], original: Any) -> Any:
+    if isinstance(original, property):
+        return property(_dispatcher(key, original.fget), original.fset)
+
     @functools.wraps(original)  # Keras reads the signature of `call` when a layer is created
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         active = vars(_REPLACED).get(key)
@@ -135,6 +139,33 @@ def _dispatcher(key: tuple[type, str], original: Callable[..., Any]) -> Callable
         return active[-1](original, self, *args, **kwargs)
 
     return method
+
+
+@contextlib.contextmanager
+def single_precision() -> Iterator[None]:
+    """While in the block, layers that compute in half precision compute in float32.
+
+    Holds for models called, or traced, in the block by the thread that entered it. Weights are
+    float32 in mixed precision, so that nothing is converted. Quantized layers are left as they are.
+    """
+    layer_type = keras.layers.Layer
+
+    def is_half(layer: keras.layers.Layer) -> bool:
+        policy = layer._dtype_policy
+        half = policy.compute_dtype in ("float16", "bfloat16")
+        return half and policy.quantization_mode is None
+
+    def dtype_policy(original: Callable[..., Any], layer: keras.layers.Layer) -> Any:
+        return keras.DTypePolicy("float32") if is_half(layer) else original(layer)
+
+    def compute_dtype(original: Callable[..., Any], layer: keras.layers.Layer) -> str:
+        return "float32" if is_half(layer) else original(layer)
+
+    with (
+        replaced_method(layer_type, "dtype_policy", dtype_policy),
+        replaced_method(layer_type, "compute_dtype", compute_dtype),
+    ):
+        yield
 
 
 def exact_batch_statistics() -> contextlib.AbstractContextManager[None]:

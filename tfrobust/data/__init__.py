@@ -9,6 +9,7 @@ from tfrobust.data.images import (
     read_images,
 )
 from tfrobust.data.loaders import load
+from tfrobust.data.of_model import Data, as_stream
 from tfrobust.data.stream import Arrays, Share, Stream
 from tfrobust.data.tabular import CorruptDataError, DataNotFoundError
 
@@ -16,12 +17,14 @@ __all__ = [
     "Arrays",
     "CorruptDataError",
     "CorruptImageError",
+    "Data",
     "DataNotFoundError",
     "Dataset",
     "Provenance",
     "Share",
     "Stream",
     "TooManyCorruptImagesError",
+    "as_stream",
     "image_files",
     "imagenet",
     "load",

@@ -1,11 +1,13 @@
 """Training objectives: sums of terms."""
 
+from tfrobust.objectives.adversarial import AdversarialTraining
 from tfrobust.objectives.base import ForwardPass, Objective, Term
 from tfrobust.objectives.cross_entropy import CrossEntropy, WeightDecay
 from tfrobust.objectives.input_gradients import AlignmentPenalty, DoubleBackprop
 from tfrobust.objectives.last_layer import LastLayerRobustness
 
 __all__ = [
+    "AdversarialTraining",
     "AlignmentPenalty",
     "CrossEntropy",
     "DoubleBackprop",

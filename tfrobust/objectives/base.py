@@ -14,12 +14,15 @@ from contextlib import nullcontext
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfrobust.classifier import exact_batch_statistics
 from tfrobust.errors import InputError, InputTypeError
 
 __all__ = ["ForwardPass", "Objective", "Term"]
+
+_CLEAN = ("accuracy",)
 
 
 class _Tensors(dict[str, tf.Tensor]):
@@ -119,7 +122,8 @@ class Term:
     checkpoints. Called with a `ForwardPass` it returns its weighted value, a scalar: a mean over
     the batch, on several devices over each device's part of it. It reads the logits, losses and
     input gradients of the pass, and any tensor of the data by its name; one that reads input
-    gradients sets `needs_input_gradients = True`.
+    gradients sets `needs_input_gradients = True`. A term may also replace tensors of the batch
+    before the pass (`prepare`); one that does only that sets `has_value = False`.
 
     A custom term, with stored class probabilities as targets in addition to the labels:
 
@@ -138,6 +142,7 @@ class Term:
     """
 
     needs_input_gradients = False
+    has_value = True
 
     @property
     def name(self) -> str:
@@ -156,6 +161,30 @@ class Term:
     def describe(self) -> dict[str, Any]:
         """Its name and settings, for run folders and error messages."""
         return {"term": self.name, **dataclasses.asdict(self)}
+
+    @property
+    def accuracy_names(self) -> tuple[str, ...]:
+        """Names in records of accuracies on the batch; none where the term perturbs no images."""
+        return ()
+
+    def check_images(self, images: np.ndarray) -> None:
+        """Refuse images (count, *input) that the term cannot take; called before training.
+
+        Raises:
+            ValueError: says why.
+        """
+
+    def prepare(
+        self, logits_model: keras.Model, tensors: Mapping[str, tf.Tensor], seed: tf.Tensor
+    ) -> Mapping[str, tf.Tensor]:
+        """In a graph: the batch that all terms read, by default unchanged.
+
+        Args:
+            logits_model: returns logits (batch, classes).
+            tensors: of the batch, on several devices of this device's part of it.
+            seed: (2,) int32, different in every step of training, equal on all devices.
+        """
+        return tensors
 
     def __call__(self, batch: ForwardPass) -> tf.Tensor:
         raise InputTypeError(f"{type(self).__name__} must define its value")
@@ -188,6 +217,22 @@ class _Named(Term):
     def describe(self) -> dict[str, Any]:
         settings = self.term.describe()
         return {"term": self.label, "kind": settings.pop("term"), **settings}
+
+    @property
+    def has_value(self) -> bool:
+        return self.term.has_value
+
+    @property
+    def accuracy_names(self) -> tuple[str, ...]:
+        return self.term.accuracy_names
+
+    def check_images(self, images: np.ndarray) -> None:
+        self.term.check_images(images)
+
+    def prepare(
+        self, logits_model: keras.Model, tensors: Mapping[str, tf.Tensor], seed: tf.Tensor
+    ) -> Mapping[str, tf.Tensor]:
+        return self.term.prepare(logits_model, tensors, seed)
 
     def __call__(self, batch: ForwardPass) -> tf.Tensor:
         return self.term(batch)
@@ -222,6 +267,8 @@ class Objective:
                     f'{type(term).__name__}(...).named("second")'
                 )
             names.add(term.name)
+        if sum(bool(term.accuracy_names) for term in self.terms) > 1:
+            raise InputError("an objective can have one term that perturbs images, not several")
 
     def __add__(self, other: Term | Objective) -> Objective:
         if isinstance(other, Objective):
@@ -242,8 +289,18 @@ class Objective:
         *,
         training: bool,
         gradient_scale: tf.Tensor | None = None,
+        seed: tf.Tensor | None = None,
     ) -> ForwardPass:
-        """The pass that this objective's terms need; arguments are those of `ForwardPass`."""
+        """The pass that this objective's terms need, on the batch that they prepare.
+
+        Args:
+            seed: (2,) int32, for `Term.prepare`; zeros where None.
+
+        The other arguments are those of `ForwardPass`.
+        """
+        seed = tf.zeros([2], tf.int32) if seed is None else seed
+        for term in self.terms:
+            tensors = term.prepare(logits_model, tensors, seed)
         return ForwardPass(
             logits_model,
             tensors,
@@ -254,7 +311,30 @@ class Objective:
 
     def parts(self, batch: ForwardPass) -> dict[str, tf.Tensor]:
         """Weighted value of each term by name; training minimises their sum."""
-        return {term.name: term(batch) for term in self.terms}
+        return {term.name: term(batch) for term in self.terms if term.has_value}
+
+    @property
+    def accuracy_names(self) -> tuple[str, ...]:
+        """Accuracies on the batch: "accuracy", or those of the term that perturbs images."""
+        return next((term.accuracy_names for term in self.terms if term.accuracy_names), _CLEAN)
+
+    def accuracies(self, batch: ForwardPass) -> dict[str, tf.Tensor]:
+        """Share of correctly classified images under each of `accuracy_names`."""
+        hits = tf.argmax(batch.logits, axis=1, output_type=tf.int32) == batch.labels
+        hits = tf.cast(hits, tf.float32)
+        if self.accuracy_names == _CLEAN:
+            return {"accuracy": tf.reduce_mean(hits)}
+        perturbed = tf.cast(batch.tensors["perturbed"], tf.float32)
+        weights = {"accuracy": 1 - perturbed, "adversarial_accuracy": perturbed}
+        return {
+            name: tf.reduce_sum(hits * weights[name]) / tf.reduce_sum(weights[name])
+            for name in self.accuracy_names
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the terms that have a value."""
+        return [term.name for term in self.terms if term.has_value]
 
     def describe(self) -> list[dict[str, Any]]:
         """Plain settings of all terms, for run folders and error messages."""

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.classifier import Classifier
+from tfrobust.data import Data, as_stream
 from tfrobust.distribution import gather_rows, worker_count, worker_index
-from tfrobust.training.inputs import Data, as_stream
 
 __all__ = ["evaluate"]
 

@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from tfrobust.arguments import as_count
 from tfrobust.classifier import logits_model
+from tfrobust.data import Arrays, Data, Share, Stream, as_stream
 from tfrobust.distribution import average, gather_rows, is_chief
 from tfrobust.errors import InputError
 from tfrobust.objectives import Objective, Term
 from tfrobust.training.evaluation import evaluate
-from tfrobust.training.inputs import Data, as_stream
 from tfrobust.training.loop import Loop, NonFiniteLossError, Progress, worker_losses
 from tfrobust.training.run_folder import RunFolder, run_settings
 from tfrobust.training.schedules import Schedule
@@ -31,7 +31,15 @@ from tfrobust.training.schedules import Schedule
 __all__ = ["History", "fit"]
 
 # columns of a record besides the terms of the objective
-_COLUMNS = {"epoch", "learning_rate", "accuracy", "loss_scale", "skipped_steps", "seconds"}
+_COLUMNS = {
+    "accuracy",
+    "adversarial_accuracy",
+    "epoch",
+    "learning_rate",
+    "loss_scale",
+    "seconds",
+    "skipped_steps",
+}
 _VALIDATION = ("validation_loss", "validation_accuracy")
 
 Callback = Callable[[dict[str, float], keras.Model], None]
@@ -127,6 +135,7 @@ def fit(
     _check_columns(objective, schedule, validated=validation is not None)
     checkpoint_every = _as_interval(checkpoint_every, folder)
 
+    _check_objective(objective, data, batch_size)
     logits = logits_model(model, np.zeros((1, *data.input_shape), np.float32))
     loop = Loop(model, logits, objective, optimizer, data, batch_size, seed, jit)
     settings = run_settings(objective, optimizer, schedule, epochs, batch_size, seed, data)
@@ -190,6 +199,27 @@ def _take_steps(
                 run_folder.checkpoint(steps_before + stop, records, state)
 
 
+def _check_objective(objective: Objective, data: Stream, batch_size: int) -> None:
+    """Refuse an objective without a value, and images that its terms cannot take.
+
+    Checked are all images where they are in memory, else those of the first batch.
+    """
+    if not objective.names:
+        raise InputError("the objective has nothing to minimise: add CrossEntropy()")
+    perturbing = [term for term in objective.terms if term.accuracy_names]
+    if not perturbing:
+        return
+    if isinstance(data, Arrays):
+        images = data.tensors["images"]
+    else:
+        share = Share.of(batch_size)
+        with data.errors():
+            batches = data.training_batches(batch_size, share, seed=0, epoch=0)
+            images = next(iter(batches))["images"].numpy()
+    for term in perturbing:
+        term.check_images(images)
+
+
 def _as_interval(checkpoint_every: int | None, folder: str | Path | None) -> int | None:
     """`checkpoint_every` as an integer of at least 1, or None."""
     if checkpoint_every is None:
@@ -203,10 +233,11 @@ def _as_interval(checkpoint_every: int | None, folder: str | Path | None) -> int
 def _check_columns(objective: Objective, schedule: Schedule | None, *, validated: bool) -> None:
     """Refuse terms named like another column of records, and a schedule of an unknown column."""
     names = [term.name for term in objective.terms]
+    columns = [*objective.names, *objective.accuracy_names]
     taken = [name for name in names if name in _COLUMNS or name.startswith("validation_")]
     if taken:
         raise InputError(f"a term cannot be named {taken[0]!r}: records have a column of that name")
-    monitored = [*names, "accuracy", *(_VALIDATION if validated else ())]
+    monitored = [*columns, *(_VALIDATION if validated else ())]
     if schedule is not None and schedule.monitor not in (None, *monitored):
         missing = "" if validated else ": give validation data"
         raise InputError(

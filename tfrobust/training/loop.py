@@ -105,9 +105,9 @@ class Loop:
         self._model, self._optimizer, self._objective = model, optimizer, objective
         self._data, self._batch_size, self._seed = data, batch_size, seed
         self._share = Share.of(batch_size, replica_count(), worker_count(), worker_index())
-        self._parts = [*(term.name for term in objective.terms), "accuracy"]
+        self._parts = [*objective.names, *objective.accuracy_names]
         optimizer.build(model.trainable_variables)
-        self._run = compile_steps(logits, objective, optimizer, self.loss_scale, jit=jit)
+        self._run = compile_steps(logits, objective, optimizer, self.loss_scale, seed=seed, jit=jit)
 
     def batches(self, progress: Progress) -> Iterator[Any]:
         """The remaining batches of an epoch."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfrobust.distribution import replica_count
@@ -24,6 +25,7 @@ def compile_steps(
     optimizer: keras.optimizers.Optimizer,
     loss_scale: LossScale | None,
     *,
+    seed: int,
     jit: bool,
 ) -> Callable[..., Any]:
     """A graph function of several steps: `run(iterator, count, totals, scale, good_steps)`.
@@ -39,7 +41,14 @@ def compile_steps(
     Returns of `run`:
         totals, steps taken, steps that updated the weights, scale and good steps afterwards.
     """
-    gradients = _gradients(logits, objective, scaled=loss_scale is not None)
+
+    first = int(np.random.SeedSequence(seed).generate_state(1)[0].view(np.int32))
+
+    def step_seed() -> tf.Tensor:
+        # updates so far: a resumed run draws the same numbers
+        return tf.stack([first, tf.cast(optimizer.iterations.value, tf.int32)])
+
+    gradients = _gradients(logits, objective, step_seed, scaled=loss_scale is not None)
     if jit:
         gradients = tf.function(gradients, jit_compile=True, autograph=False)
     variables = logits.trainable_variables
@@ -53,7 +62,9 @@ def compile_steps(
     return tf.function(_scaled(gradients, update, loss_scale), autograph=False)
 
 
-def _gradients(logits: keras.Model, objective: Objective, *, scaled: bool) -> Gradients:
+def _gradients(
+    logits: keras.Model, objective: Objective, step_seed: Callable[[], tf.Tensor], *, scaled: bool
+) -> Gradients:
     """Gradients of one replica's share of a step, and the parts of the objective."""
     variables = logits.trainable_variables
     # the optimizer sums over replicas
@@ -62,7 +73,11 @@ def _gradients(logits: keras.Model, objective: Objective, *, scaled: bool) -> Gr
     def gradients(tensors: Tensors, scale: tf.Tensor) -> tuple[list[tf.Tensor], Tensors]:
         with tf.GradientTape() as tape:
             batch = objective.forward(
-                logits, tensors, training=True, gradient_scale=scale if scaled else None
+                logits,
+                tensors,
+                training=True,
+                gradient_scale=scale if scaled else None,
+                seed=step_seed(),
             )
             parts = objective.parts(batch)
             total = tf.add_n(list(parts.values())) / count
@@ -71,8 +86,7 @@ def _gradients(logits: keras.Model, objective: Objective, *, scaled: bool) -> Gr
         values = tape.gradient(total, variables)
         if scaled:
             values = [None if value is None else value / scale for value in values]
-        hits = tf.argmax(batch.logits, axis=1, output_type=tf.int32) == batch.labels
-        return values, {**parts, "accuracy": tf.reduce_mean(tf.cast(hits, tf.float32))}
+        return values, {**parts, **objective.accuracies(batch)}
 
     return gradients
 

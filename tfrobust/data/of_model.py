@@ -1,4 +1,4 @@
-"""The data of `fit` and `evaluate` as a stream, checked against the model."""
+"""The data of `fit`, `evaluate` and others as a stream, checked against the model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import keras
 import numpy as np
 
 from tfrobust.classifier import as_images, as_labels, classes_of, model_input_shape
-from tfrobust.data import Arrays, Stream
+from tfrobust.data.arrays import Dataset
+from tfrobust.data.stream import Arrays, Stream
 from tfrobust.errors import InputError
 
 __all__ = ["Data", "as_stream"]
 
-Data = tuple[Any, Any] | Mapping[str, Any] | Stream
+Data = tuple[Any, Any] | Mapping[str, Any] | Stream | Dataset
 
 
 def as_stream(model: keras.Model, data: Data, name: str) -> Stream:
@@ -22,8 +23,8 @@ def as_stream(model: keras.Model, data: Data, name: str) -> Stream:
 
     Args:
         model: any Keras classifier.
-        data: images and labels, a dict of named tensors with "images" and "labels" among them, or
-            a `Stream`.
+        data: images and labels, a dict of named tensors with "images" and "labels" among them, a
+            `Stream` or a `Dataset`.
         name: of the argument, for messages.
 
     Raises:
@@ -32,12 +33,15 @@ def as_stream(model: keras.Model, data: Data, name: str) -> Stream:
     if isinstance(data, Stream):
         _check_stream(model, data, name)
         return data
+    if isinstance(data, Dataset):
+        data = data.arrays
     if not isinstance(data, Mapping):
         try:
             images, labels = data
         except (TypeError, ValueError):
             raise InputError(
-                f"{name} must be a pair, images and labels, a dict of named tensors, or a Stream"
+                f"{name} must be a pair, images and labels, a dict of named tensors, a Stream or a "
+                "Dataset"
             ) from None
         data = {"images": images, "labels": labels}
     missing = [key for key in ("images", "labels") if key not in data]

@@ -1,0 +1,60 @@
+"""The images that an attack takes, and its candidates, checked on the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrobust import norms
+from tfrobust.attacks.direction import all_finite
+from tfrobust.classifier import Classifier, in_batches
+from tfrobust.errors import InputError
+
+__all__ = ["as_valid_images", "predictions", "verified"]
+
+# float rounding that is clipped away, relative to the width of the value range
+ROUNDING = 1e-6
+
+
+def predictions(model: keras.Model, x: np.ndarray, batch_size: int) -> np.ndarray:
+    """The model's classes of images from `as_images`, (batch, *input): (batch,) int32."""
+    original = Classifier.of(model, x).compiled_outputs()
+    outputs = in_batches(original, x, batch_size=batch_size, description="predictions")
+    return np.argmax(outputs, axis=1).astype(np.int32)
+
+
+def as_valid_images(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    """x clipped to the range, which it may leave by rounding only."""
+    low, high = value_range
+    slack = ROUNDING * (high - low)
+    if x.min() < low - slack or x.max() > high + slack:
+        raise InputError(
+            f"x holds values from {x.min():g} to {x.max():g}, outside value_range "
+            f"({low:g}, {high:g}): give the range of the model's input"
+        )
+    return np.clip(x, low, high)
+
+
+def verified(
+    original: Callable[[tf.Tensor], tf.Tensor],
+    x: tf.Tensor,
+    candidates: tf.Tensor,
+    labels: tf.Tensor,
+    value_range: tuple[float, float],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Perturbations, classes of the perturbed examples, and whether they are adversarial."""
+    low, high = value_range
+    candidates = tf.cast(candidates, x.dtype)
+    slack = ROUNDING * (high - low)
+    valid = (candidates >= low - slack) & (candidates <= high + slack)  # false for NaN
+    valid = tf.reduce_all(norms.flatten(valid), axis=1)
+    clipped = norms.clip_to_range(candidates, value_range)
+    changes = tf.where(norms.per_example(valid, x), clipped - x, tf.zeros_like(x))
+    # evaluated at x + perturbation, as a user would, not at the attack's image
+    outputs = original(norms.clip_to_range(x + changes, value_range))
+    classes = np.argmax(outputs, axis=1).astype(np.int32)
+    adversarial = valid.numpy() & all_finite(outputs).numpy() & (classes != labels.numpy())
+    return changes.numpy(), classes, adversarial
