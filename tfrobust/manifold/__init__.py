@@ -1,0 +1,5 @@
+"""The image manifold as a VAE-GAN learns it, and the distance of images from it (Kim 2019)."""
+
+from tfrobust.manifold.vae_gan import VaeGan
+
+__all__ = ["VaeGan"]
