@@ -5,17 +5,20 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import keras
 
 from reference_models.applications import PREFIX, application, constructors, find
+from reference_models.kim2019 import kim_cifar_cnn, kim_mnist_cnn, kim_toy_mlp
 from reference_models.lenet import lenet5
 from reference_models.mlp import linear, mlp
 from reference_models.mnist_cnn import mnist_cnn
 from reference_models.network_in_network import cifar_nin
+from reference_models.vae_gan import vae_gan_28, vae_gan_32
 from reference_models.wide_resnet import wide_resnet
 from tfrobust.errors import InputError
+from tfrobust.manifold import VaeGan
 
 __all__ = ["build", "names"]
 
@@ -29,7 +32,7 @@ def _mlp(name: str, features: int, hidden: tuple[int, ...], classes: int) -> Any
     )
 
 
-_BUILDERS: dict[str, Callable[..., keras.Model]] = {
+_BUILDERS: dict[str, Callable[..., keras.Model | VaeGan]] = {
     "mnist_cnn": mnist_cnn,
     # Peck 2017
     "lenet5": lenet5,
@@ -46,6 +49,12 @@ _BUILDERS: dict[str, Callable[..., keras.Model]] = {
     "linear": linear,
     # Zagoruyko 2016
     "wide_resnet_28_10": wide_resnet,
+    # Kim 2019
+    "kim_mnist_cnn": kim_mnist_cnn,
+    "kim_cifar_cnn": kim_cifar_cnn,
+    "kim_toy_mlp": kim_toy_mlp,
+    "vae_gan_28": vae_gan_28,
+    "vae_gan_32": vae_gan_32,
 }
 
 
@@ -54,8 +63,19 @@ def names() -> list[str]:
     return sorted([*_BUILDERS, *constructors()])
 
 
-def build(name: str, **settings: Any) -> keras.Model:
+@overload
+def build(name: Literal["vae_gan_28", "vae_gan_32"], **settings: Any) -> VaeGan: ...
+
+
+@overload
+def build(name: str, **settings: Any) -> keras.Model: ...
+
+
+def build(name: str, **settings: Any) -> keras.Model | VaeGan:
     """A model that returns logits (batch, classes); untrained unless `weights` is given.
+
+    "vae_gan_28" and "vae_gan_32" are no classifiers: they return a `tfrobust.manifold.VaeGan`,
+    whose three networks are models of their own, to be saved and loaded one by one.
 
     Args:
         name: one of `names()`; a constructor of Keras Applications in any case, also as

@@ -130,7 +130,7 @@ def test_not_prepared_says_the_two_ways(tmp_path):
 
 
 def test_unknown_names():
-    there = "cifar10, digits, imagenet, iris, mnist, spambase, wine"
+    there = "cifar10, digits, fashion_mnist, imagenet, iris, kim_toy, mnist, spambase, wine"
     with pytest.raises(ValueError, match=f"unknown data set 'cifar'; there are {there}"):
         data.load("cifar")
     with pytest.raises(ValueError, match="unknown split 'dev'"):

@@ -72,5 +72,5 @@ def test_bad_classes_and_targets_are_refused():
         gradient(model, x, [0, 4, 1])
     with pytest.raises(ValueError, match="Give class indices, not one-hot rows"):
         gradient(model, x, np.eye(3, 4))
-    with pytest.raises(ValueError, match='of must be "logit" or "loss", got \'probability\''):
+    with pytest.raises(ValueError, match='"loss" or "log_odds", got \'probability\''):
         gradient(model, x, of="probability")

@@ -130,10 +130,9 @@ def pgd(
         NotLogitsError: the model has no logits to attack.
     """
     x = as_images(model, x)
-    radii = np.asarray(epsilon)
     threat = ThreatModel(
         norm=norm,
-        epsilon=epsilon if radii.ndim == 0 else 0.0,
+        epsilon=0.0,  # checked below, for one or several
         step_size=step_size,
         steps=steps,
         objective=objective,
@@ -151,7 +150,7 @@ def pgd(
     if y is None:
         if targeted:
             raise InputError("a targeted attack needs y, the classes to reach")
-        y = predictions(model, x, batch_size)
+        y = predictions(model, x, batch_size, in_single_precision=True)
     y = as_labels(y, len(x), Classifier.of(model, x).classes, "y")
 
     results: tuple[np.ndarray, ...] = ()
@@ -238,17 +237,21 @@ def prepare_search(
         rows: tf.Tensor, classes: tf.Tensor, radii: tf.Tensor, seeds: tf.Tensor
     ) -> tuple[np.ndarray, ...]:
         changes, stalled, losses = search(rows, classes, radii, seeds)
-        changes, predicted, misclassified = verified(
-            outputs, rows, rows + changes, classes, threat.value_range
+        changes, predicted, success = verified(
+            outputs, rows, rows + changes, classes, threat.value_range, targeted=targeted
         )
-        success = (predicted == classes.numpy()) if targeted else misclassified
         return changes, success, predicted, stalled.numpy(), losses.numpy()
 
     return run
 
 
 def seeds_of(seed: int, restart: int, rows: np.ndarray) -> np.ndarray:
-    """A seed per example and restart, (len(rows), 2) int32."""
+    """A seed per example and restart, (len(rows), 2) int32.
+
+    Raises:
+        InputError: `seed` is no whole number, or negative.
+    """
+    seed = as_count("seed", seed, 0)
     first = np.random.SeedSequence([seed, restart]).generate_state(1)[0].view(np.int32)
     # the second number in steps of 2: a start draws from two streams
     return np.stack([np.full(len(rows), first), 2 * rows.astype(np.int32)], axis=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import keras
@@ -13,6 +13,7 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
+from tfrobust.arguments import as_count
 from tfrobust.attacks.projected_gradient import check_restarts, prepare_search, seeds_of
 from tfrobust.attacks.search import Stop
 from tfrobust.attacks.threat_model import ThreatModel
@@ -143,9 +144,11 @@ def robust_accuracy(
     """
     if labels not in ("true", "predicted"):
         raise InputError(f'labels must be "true" or "predicted", got {labels!r}')
-    threats = [threat_models] if isinstance(threat_models, ThreatModel) else list(threat_models)
+    several = isinstance(threat_models, Iterable)
+    threats = list(threat_models) if several else [threat_models]
     if not threats or not all(isinstance(threat, ThreatModel) for threat in threats):
         raise InputError("threat_models must be one or several ThreatModels")
+    batch_size = as_count("batch_size", batch_size, 1)
     stream = as_stream(model, data, "data")
     sample = np.zeros((1, *stream.input_shape), np.float32)
     counts = []

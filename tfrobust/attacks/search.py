@@ -17,7 +17,7 @@ from tfrobust.attacks.direction import (
     unit_direction,
 )
 from tfrobust.attacks.threat_model import ThreatModel
-from tfrobust.classifier import all_layers, gradients_at
+from tfrobust.classifier import gradients_at, layers_behind
 from tfrobust.distribution import replica_count
 from tfrobust.norms import clip_to_range, norm, per_example, project_ball
 
@@ -179,7 +179,7 @@ def search(
         length = _REACH * epsilon / steps
     else:
         length = tf.fill([batch], tf.cast(threat.step_size, x.dtype))
-    rounding = max(_ROUNDING.get(layer.compute_dtype, 0.0) for layer in all_layers(logits))
+    rounding = max(_ROUNDING.get(layer.compute_dtype, 0.0) for layer in layers_behind(logits))
     tolerance = (rounding,) if rounding else ()
     sign = -1.0 if targeted else 1.0
 
@@ -197,9 +197,8 @@ def search(
         values, pull_back = gradients_at(logits, image, training=training)
         if record_loss:
             losses = losses.write(count, _objective(threat, values, y, targeted))
-        if stop == "success":
-            lead = sign * label_lead(values, y)
-            fooled |= -lead > rounding_of(values, *tolerance)
+        lead = sign * label_lead(values, y)
+        fooled |= -lead > rounding_of(values, *tolerance)
         gradient = pull_back(sign * _cotangent(threat, values, y, targeted))
         gradient = tf.where(per_example(all_finite(gradient), x), gradient, tf.zeros_like(x))
         stalled |= (norm(gradient, math.inf) == 0) & ~fooled

@@ -53,7 +53,7 @@ class ThreatModel:
         value_range: smallest and largest valid pixel.
 
     Raises:
-        InputError: a setting is invalid, or epsilon exceeds what the value range allows.
+        InputError: a setting is invalid.
 
     Source: Madry et al. 2018; Kim 2019, section 2; Noack 2020, section 4.
     """
@@ -126,9 +126,10 @@ def as_epsilon(
         InputError: negative, not finite, of another shape, or larger than the value range allows.
     """
     try:
-        values = np.asarray(epsilon, np.float64)
-    except (TypeError, ValueError):
-        values = np.full((), np.nan)
+        values = np.asarray(epsilon)
+    except ValueError:  # ragged
+        values = np.empty((), object)
+    values = values.astype(np.float64) if values.dtype.kind in "fiu" else np.full((), np.nan)
     if values.shape not in ((), (count,)):
         raise InputError(
             f"epsilon must be a number or have shape ({count},), got shape {values.shape}"

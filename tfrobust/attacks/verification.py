@@ -19,9 +19,11 @@ __all__ = ["as_valid_images", "predictions", "verified"]
 ROUNDING = 1e-6
 
 
-def predictions(model: keras.Model, x: np.ndarray, batch_size: int) -> np.ndarray:
+def predictions(
+    model: keras.Model, x: np.ndarray, batch_size: int, *, in_single_precision: bool = False
+) -> np.ndarray:
     """The model's classes of images from `as_images`, (batch, *input): (batch,) int32."""
-    original = Classifier.of(model, x).compiled_outputs()
+    original = Classifier.of(model, x).compiled_outputs(in_single_precision=in_single_precision)
     outputs = in_batches(original, x, batch_size=batch_size, description="predictions")
     return np.argmax(outputs, axis=1).astype(np.int32)
 
@@ -44,8 +46,13 @@ def verified(
     candidates: tf.Tensor,
     labels: tf.Tensor,
     value_range: tuple[float, float],
+    *,
+    targeted: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Perturbations, classes of the perturbed examples, and whether they are adversarial."""
+    """Perturbations, classes of the perturbed examples, and whether they are adversarial.
+
+    Adversarial are those that have left the class `labels`, or reached it if `targeted`.
+    """
     low, high = value_range
     candidates = tf.cast(candidates, x.dtype)
     slack = ROUNDING * (high - low)
@@ -56,5 +63,5 @@ def verified(
     # evaluated at x + perturbation, as a user would, not at the attack's image
     outputs = original(norms.clip_to_range(x + changes, value_range))
     classes = np.argmax(outputs, axis=1).astype(np.int32)
-    adversarial = valid.numpy() & all_finite(outputs).numpy() & (classes != labels.numpy())
-    return changes.numpy(), classes, adversarial
+    adversarial = (classes == labels.numpy()) if targeted else (classes != labels.numpy())
+    return changes.numpy(), classes, adversarial & valid.numpy() & all_finite(outputs).numpy()

@@ -24,6 +24,7 @@ from tfrobust.classifier.keras_internals import (
     with_attributes,
 )
 from tfrobust.classifier.logits import WithoutActivation, is_graph, logits_model
+from tfrobust.classifier.statistics import unchanged_statistics
 from tfrobust.classifier.traced import layers_behind
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "push_forward",
     "replaced_method",
     "takes_training",
+    "unchanged_statistics",
     "values_of",
     "vjp",
     "with_attributes",

@@ -88,6 +88,10 @@ def local_variable(error: BaseException, name: str) -> Any:
     return values[-1] if values else None
 
 
+_ANY = keras.Input((1,))
+# the class of Functional models, which has no public name
+_FUNCTIONAL = type(keras.Model(_ANY, _ANY))
+_HALF = ("float16", "bfloat16")
 _PATCH_LOCK = threading.Lock()
 # (class, name) to (original, number of blocks in which it is replaced, over all threads)
 _USERS: dict[tuple[type, str], tuple[Callable[..., Any], int]] = {}
@@ -148,12 +152,11 @@ def single_precision() -> Iterator[None]:
     Holds for models called, or traced, in the block by the thread that entered it. Weights are
     float32 in mixed precision, so that nothing is converted. Quantized layers are left as they are.
     """
-    layer_type = keras.layers.Layer
+    layer_type, normalization = keras.layers.Layer, keras.layers.Normalization
 
     def is_half(layer: keras.layers.Layer) -> bool:
         policy = layer._dtype_policy
-        half = policy.compute_dtype in ("float16", "bfloat16")
-        return half and policy.quantization_mode is None
+        return policy.compute_dtype in _HALF and policy.quantization_mode is None
 
     def dtype_policy(original: Callable[..., Any], layer: keras.layers.Layer) -> Any:
         return keras.DTypePolicy("float32") if is_half(layer) else original(layer)
@@ -161,11 +164,45 @@ def single_precision() -> Iterator[None]:
     def compute_dtype(original: Callable[..., Any], layer: keras.layers.Layer) -> str:
         return "float32" if is_half(layer) else original(layer)
 
+    def call(original: Callable[..., Any], layer: keras.layers.Normalization, inputs: Any) -> Any:
+        return original(_with_exact_moments(layer) if is_half(layer) else layer, inputs)
+
+    # a Sequential model without `keras.Input` declares the precision of its first layer
+    def input_dtype(original: Callable[..., Any], model: keras.Sequential) -> str:
+        dtype = original(model)
+        return "float32" if dtype in _HALF else dtype
+
     with (
         replaced_method(layer_type, "dtype_policy", dtype_policy),
         replaced_method(layer_type, "compute_dtype", compute_dtype),
+        replaced_method(keras.Sequential, "input_dtype", input_dtype),
+        replaced_method(_FUNCTIONAL, "_convert_inputs_to_tensors", _uncast_inputs),
+        replaced_method(normalization, "call", call),
     ):
         yield
+
+
+def _uncast_inputs(
+    original: Callable[..., Any], model: keras.Model, inputs: list[Any]
+) -> list[Any]:
+    """Inputs of a graph, in single precision also where it declares half precision."""
+    return [
+        keras.ops.cast(given, "float32") if getattr(cast, "dtype", None) in _HALF else cast
+        for given, cast in zip(inputs, original(model, inputs), strict=True)
+    ]
+
+
+def _with_exact_moments(layer: keras.layers.Normalization) -> keras.layers.Layer:
+    """The layer with its mean and variance in single precision; it keeps them rounded."""
+    given = layer.input_mean is not None
+    mean = layer.input_mean if given else layer.adapt_mean
+    variance = layer.input_variance if given else layer.adapt_variance
+    broadcast = [
+        tf.broadcast_to(keras.ops.convert_to_tensor(value, "float32"), layer._mean_and_var_shape)
+        for value in (mean, variance)
+    ]
+    mean, variance = (tf.reshape(value, layer._broadcast_shape) for value in broadcast)
+    return with_attributes(layer, mean=mean, variance=variance)
 
 
 def exact_batch_statistics() -> contextlib.AbstractContextManager[None]:

@@ -1,12 +1,13 @@
 """`load`: every data set by its name.
 
-"digits", "iris" and "wine" are part of scikit-learn; images come from tensorflow-datasets, in its
-default folder or below `TFROBUST_DATA_DIR`; Spambase from a file there, or from OpenML; ImageNet
-is streamed from disk.
+"digits", "iris" and "wine" are part of scikit-learn; "kim_toy" is sampled; images come from
+tensorflow-datasets, in its default folder or below `TFROBUST_DATA_DIR`; Spambase from a file there,
+or from OpenML; ImageNet is streamed from disk.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +19,19 @@ import tensorflow as tf
 from tfrobust.data import imagenet, tabular
 from tfrobust.data.arrays import Dataset, dataset
 from tfrobust.data.tabular import DataNotFoundError
+from tfrobust.data.toy import kim_toy
 from tfrobust.errors import InputError, MissingFileError
 
 __all__ = ["load"]
 
 _DataDir = str | Path | None
 _SPLITS = ("train", "validation", "test")
+# the last 10,000 or 5,000 of the training set validate
+_TFDS_SPLITS = {
+    "mnist": ("train[:50000]", "train[50000:]", "test"),
+    "fashion_mnist": ("train[:50000]", "train[50000:]", "test"),
+    "cifar10": ("train[:45000]", "train[45000:]", "test"),
+}
 
 
 @overload
@@ -52,15 +60,20 @@ def load(
 ) -> Dataset | imagenet.ImageStream:
     """One split of a data set: images in [0, 1], or standardised features; ImageNet as a stream.
 
+    `Dataset.rescaled(-1, 1)` gives images in [-1, 1].
+
     - "digits": scikit-learn's 1,797 handwritten 8x8 digits, scaled up to 28x28 bilinearly;
       1,197 / 200 / 400 train / validation / test in a fixed order. No download.
     - "mnist": the first 50,000 / last 10,000 of the training set, in tensorflow-datasets' order,
       as train / validation, and the test set (10,000); sizes as in Etmann 2019.
+    - "fashion_mnist": 10 kinds of clothes, 28x28 grey; split as "mnist".
     - "cifar10": the first 45,000 / last 5,000 of the training set, in tensorflow-datasets' order,
       as train / validation, and the test set (10,000).
     - "iris" (150 rows, 4 features, 3 classes), "wine" (178, 13, 3): scikit-learn's. No download.
     - "spambase" (4,601 rows, 57 features, 2 classes): the file `spambase.data` in the folder, else
       OpenML's, fetched by scikit-learn and only where `download` is set.
+    - "kim_toy" (6,000 points per split, 2 features in [-1, 1], 2 classes): the two Gaussians of
+      Kim 2019 by `tfrobust.data.kim_toy` with seed 0. No download.
     - "imagenet": a stream that `fit` and `evaluate` read batch by batch; RGB in 0..255 unless
       `preprocess` says otherwise. See `tfrobust.imagenet.load`.
 
@@ -122,33 +135,23 @@ def _digits(split: str, data_dir: _DataDir, download: bool) -> Dataset:
     )
 
 
-def _mnist(split: str, data_dir: _DataDir, download: bool) -> Dataset:
-    tfds_split = {"train": "train[:50000]", "validation": "train[50000:]", "test": "test"}[split]
-    images, labels, version = _from_tfds("mnist", tfds_split, data_dir, download)
+def _pictures(name: str, split: str, data_dir: _DataDir, download: bool) -> Dataset:
+    tfds_split = _TFDS_SPLITS[name][_SPLITS.index(split)]
+    images, labels, version = _from_tfds(name, tfds_split, data_dir, download)
     return dataset(
-        images.astype(np.float32) / 255,
-        labels,
-        name="mnist",
-        split=split,
-        source=f"tensorflow-datasets mnist, {tfds_split}",
-        version=version,
-        processing="divided by 255",
-    )
-
-
-def _cifar10(split: str, data_dir: _DataDir, download: bool) -> Dataset:
-    tfds_split = {"train": "train[:45000]", "validation": "train[45000:]", "test": "test"}[split]
-    images, labels, version = _from_tfds("cifar10", tfds_split, data_dir, download)
-    return dataset(
-        # one float32 copy, not two: the training images take half a gigabyte
+        # one float32 copy, not two: the training images of CIFAR-10 take half a gigabyte
         np.divide(images, 255, dtype=np.float32),
         labels,
-        name="cifar10",
+        name=name,
         split=split,
-        source=f"tensorflow-datasets cifar10, {tfds_split}",
+        source=f"tensorflow-datasets {name}, {tfds_split}",
         version=version,
         processing="divided by 255",
     )
+
+
+def _kim_toy(split: str, data_dir: _DataDir, download: bool) -> Dataset:
+    return kim_toy(split)
 
 
 def _table(name: str) -> Callable[[str, _DataDir, bool], Dataset]:
@@ -172,8 +175,8 @@ def _table(name: str) -> Callable[[str, _DataDir, bool], Dataset]:
 
 _LOADERS: dict[str, Callable[[str, _DataDir, bool], Dataset]] = {
     "digits": _digits,
-    "mnist": _mnist,
-    "cifar10": _cifar10,
+    "kim_toy": _kim_toy,
+    **{name: functools.partial(_pictures, name) for name in _TFDS_SPLITS},
     **{name: _table(name) for name in ("iris", "wine", "spambase")},
 }
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfrobust.arguments import as_range
 from tfrobust.classifier import as_images
@@ -37,6 +39,7 @@ class VaeGan:
     discriminator: keras.Model
     _: dataclasses.KW_ONLY
     value_range: tuple[float, float] = (-1.0, 1.0)
+    _functions: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value_range", as_range(self.value_range))
@@ -71,6 +74,24 @@ class VaeGan:
             "decoder": self.decoder,
             "discriminator": self.discriminator,
         }
+
+    def compiled(self, build: Callable[..., Callable[..., Any]], *options: Hashable) -> Any:
+        """The graph function `build(self, *options)` of images and seeds (batch, 2), traced once.
+
+        Args:
+            build: a module-level function; together with `options` the key of the function.
+            options: hashable.
+        """
+        key = build, options
+        if key not in self._functions:
+            signature = (
+                tf.TensorSpec([None, *self.image_shape], tf.float32),
+                tf.TensorSpec([None, 2], tf.int32),
+            )
+            self._functions[key] = tf.function(
+                build(self, *options), input_signature=signature, autograph=False
+            )
+        return self._functions[key]
 
     def checked(self, x: Any, name: str = "x") -> np.ndarray:
         """Images (batch, *image_shape) float32, clipped to the value range.

@@ -11,14 +11,18 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.attacks import Stop, ThreatModel, draws_of_batch, search, start_at
+from tfrobust.classifier import all_layers, unchanged_statistics
+from tfrobust.distribution import replica_count
 from tfrobust.errors import InputError, InputTypeError
 from tfrobust.norms import clip_to_range
-from tfrobust.objectives.base import Term
+from tfrobust.objectives.base import ForwardPass, Term
 
 __all__ = ["AdversarialTraining"]
 
 # images may leave the value range by rounding only, relative to its width
 _ROUNDING = 1e-6
+# of a number of images: .29 * 100 is a little less than 29
+_SLACK = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +76,19 @@ class AdversarialTraining(Term):
     def accuracy_names(self) -> tuple[str, ...]:
         return ("accuracy", "adversarial_accuracy") if self.mix else ("adversarial_accuracy",)
 
+    def accuracies(self, batch: ForwardPass, hits: tf.Tensor) -> dict[str, tf.Tensor]:
+        if not self.mix:
+            return {"adversarial_accuracy": tf.reduce_mean(hits)}
+        # shares of the global batch: devices may have perturbed different numbers of images
+        count = tf.size(hits) * replica_count()
+        share = self._clean_before(count) / tf.cast(count, tf.float64)
+        perturbed = tf.cast(batch.tensors["perturbed"], hits.dtype)
+        share = tf.cast(share, hits.dtype)
+        return {
+            "accuracy": tf.reduce_mean(hits * (1 - perturbed)) / share,
+            "adversarial_accuracy": tf.reduce_mean(hits * perturbed) / (1 - share),
+        }
+
     def check_images(self, images: np.ndarray) -> None:
         self.threat.check_epsilon(images.shape[1:])
         low, high = self.threat.value_range
@@ -89,6 +106,7 @@ class AdversarialTraining(Term):
         if taken:
             raise InputError(f"the data has a tensor {taken[0]!r}, a name of adversarial training")
         images, labels = tensors["images"], tensors["labels"]
+        self._check_batch(logits_model, images.shape[0])
         draws = draws_of_batch(self.threat, images, seed)
         if not self.mix:
             perturbed = tf.fill(tf.shape(labels), True)
@@ -111,28 +129,47 @@ class AdversarialTraining(Term):
         context = tf.distribute.get_replica_context()
         rows = tf.shape(labels)[0]
         first = rows * (context.replica_id_in_sync_group if context else 0)
-        clean = tf.floor(tf.cast(first + tf.range(rows + 1), tf.float64) * self.mix)
+        clean = self._clean_before(first + tf.range(rows + 1))
         return clean[1:] == clean[:-1]
+
+    def _clean_before(self, row: tf.Tensor) -> tf.Tensor:
+        """How many rows of a global batch before this one stay clean, float64."""
+        return tf.floor(tf.cast(row, tf.float64) * self.mix + _SLACK)
+
+    def _check_batch(self, logits: keras.Model, rows: int | None) -> None:
+        """Refuse a batch that cannot be mixed, and statistics that cannot be synchronized.
+
+        Args:
+            logits: the model.
+            rows: of this device's part of a batch, None where it is not known.
+        """
+        if self.mix and rows and min(self.mix, 1 - self.mix) * rows < 1 - _SLACK:
+            raise InputError(
+                f"mix {self.mix:g} of {rows} images, a device's part of a batch, leaves none clean "
+                "or none to perturb: choose a larger batch_size, or mix=0"
+            )
+        synchronized = any(getattr(each, "synchronized", False) for each in all_layers(logits))
+        if self.mode == "training" and replica_count() > 1 and synchronized:
+            raise InputError(
+                'with mode="training" the search cannot synchronize the statistics of batch '
+                'normalization over devices: set mode="inference", or synchronized=False'
+            )
 
     def _search(
         self, logits: keras.Model, images: tf.Tensor, labels: tf.Tensor, draws: Any
     ) -> tf.Tensor:
         training = self.mode == "training"
         epsilon = tf.fill(tf.shape(labels), tf.cast(self.threat.epsilon, images.dtype))
-        kept: list[tuple[keras.Variable, tf.Tensor]] = []
-        if training and not self.update_statistics:
-            statistics = [v for v in logits.non_trainable_variables if "float" in str(v.dtype)]
-            kept = [(v, tf.identity(v.value)) for v in statistics]
-        change, _, _ = search(
-            logits,
-            self.threat,
-            images,
-            labels,
-            epsilon,
-            start_at(self.threat, images, epsilon, *draws),
-            stop=self.stop,
-            training=training,
-        )
-        for variable, value in kept:
-            variable.assign(value)
+        kept = [logits] if training and not self.update_statistics else []
+        with unchanged_statistics(kept):
+            change, _, _ = search(
+                logits,
+                self.threat,
+                images,
+                labels,
+                epsilon,
+                start_at(self.threat, images, epsilon, *draws),
+                stop=self.stop,
+                training=training,
+            )
         return tf.stop_gradient(clip_to_range(images + change, self.threat.value_range))

@@ -167,6 +167,15 @@ class Term:
         """Names in records of accuracies on the batch; none where the term perturbs no images."""
         return ()
 
+    def accuracies(self, batch: ForwardPass, hits: tf.Tensor) -> dict[str, tf.Tensor]:
+        """In a graph: an accuracy under each of `accuracy_names`, whose mean over devices is right.
+
+        Args:
+            batch: the pass.
+            hits: (batch,) float32, 1 for each image that is classified correctly.
+        """
+        return {}
+
     def check_images(self, images: np.ndarray) -> None:
         """Refuse images (count, *input) that the term cannot take; called before training.
 
@@ -225,6 +234,9 @@ class _Named(Term):
     @property
     def accuracy_names(self) -> tuple[str, ...]:
         return self.term.accuracy_names
+
+    def accuracies(self, batch: ForwardPass, hits: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self.term.accuracies(batch, hits)
 
     def check_images(self, images: np.ndarray) -> None:
         self.term.check_images(images)
@@ -322,14 +334,10 @@ class Objective:
         """Share of correctly classified images under each of `accuracy_names`."""
         hits = tf.argmax(batch.logits, axis=1, output_type=tf.int32) == batch.labels
         hits = tf.cast(hits, tf.float32)
-        if self.accuracy_names == _CLEAN:
-            return {"accuracy": tf.reduce_mean(hits)}
-        perturbed = tf.cast(batch.tensors["perturbed"], tf.float32)
-        weights = {"accuracy": 1 - perturbed, "adversarial_accuracy": perturbed}
-        return {
-            name: tf.reduce_sum(hits * weights[name]) / tf.reduce_sum(weights[name])
-            for name in self.accuracy_names
-        }
+        for term in self.terms:
+            if term.accuracy_names:
+                return term.accuracies(batch, hits)
+        return {"accuracy": tf.reduce_mean(hits)}
 
     @property
     def names(self) -> list[str]:

@@ -1,10 +1,12 @@
 """fit(): the one training loop, and what it needs."""
 
+from tfrobust.training import checkpoints
 from tfrobust.training.checkpoints import DamagedCheckpointError
 from tfrobust.training.evaluation import evaluate
 from tfrobust.training.fit import History, fit
 from tfrobust.training.loop import NonFiniteLossError, WorkerLostError
 from tfrobust.training.precision import Precision, computing_in
+from tfrobust.training.repeated import RepeatedFit
 from tfrobust.training.run_folder import SettingsChangedError
 from tfrobust.training.schedules import Cosine, Plateau, Schedule, StepDecay
 
@@ -15,10 +17,12 @@ __all__ = [
     "NonFiniteLossError",
     "Plateau",
     "Precision",
+    "RepeatedFit",
     "Schedule",
     "SettingsChangedError",
     "StepDecay",
     "WorkerLostError",
+    "checkpoints",
     "computing_in",
     "evaluate",
     "fit",
