@@ -7,8 +7,10 @@ from . import (
     classifier,
     data,
     distribution,
+    manifold,
     objectives,
     report,
+    retraining,
     saliency,
     training,
 )
@@ -43,6 +45,7 @@ from .classifier import (
 from .data import imagenet
 from .evaluation import Benchmark, benchmark
 from .objectives import (
+    AdversarialTraining,
     AlignmentPenalty,
     CrossEntropy,
     DoubleBackprop,
@@ -54,6 +57,7 @@ from .saliency import input_gradient
 from .training import evaluate, fit
 
 __all__ = [
+    "AdversarialTraining",
     "Alignment",
     "AlignmentPenalty",
     "Benchmark",
@@ -88,12 +92,14 @@ __all__ = [
     "jacobian",
     "jvp",
     "logits_model",
+    "manifold",
     "measure",
     "minimal",
     "objectives",
     "pgd",
     "predict_logits",
     "report",
+    "retraining",
     "robust_accuracy",
     "robustness",
     "saliency",

@@ -13,7 +13,7 @@ from experiments.common.claims import judged
 from experiments.kim2019.adversaries import STANDARD, Adversary
 from tfrobust.report import Claim
 
-__all__ = ["changed", "manifold", "tilting"]
+__all__ = ["changed", "gradients", "manifold", "tilting"]
 
 # of tests
 LEVEL = 0.05
@@ -181,3 +181,35 @@ def _projections_agree(networks: Mapping[str, pd.DataFrame], names: Sequence[str
         "the standard one"
     )
     return judged(statement, source, bool(same == len(table) - 1 and order > 0), figure)
+
+
+def gradients(frames: Mapping[str, pd.DataFrame]) -> list[Claim]:
+    """Section 3.3 on Figure 6: l-infinity training gives sparse, l2 training smooth gradients.
+
+    Args:
+        frames: measures of gradients by network.
+    """
+    chosen: dict[str, str] = {}
+    for name in sorted(frames, key=lambda name: Adversary.of(name).epsilon):
+        norm = Adversary.of(name).norm
+        if norm is not None:
+            chosen[norm] = name  # the strongest
+    if len(chosen) < 2:
+        return []
+    claims = []
+    for statement, measure in (
+        ("Gradients of linf-trained networks are sparser than those of l2-trained ones", "gini"),
+        ("Gradients of l2-trained networks are smoother", "variation"),
+    ):
+        column = f"{measure}, direction"
+        linf, l2 = (frames[chosen[norm]][column].dropna() for norm in ("linf", "l2"))
+        if min(len(linf), len(l2)) < 5:
+            claims.append(judged(statement, "Section 3.3, Figure 6", None, "too few gradients"))
+            continue
+        p = float(mannwhitneyu(linf, l2, alternative="greater").pvalue)
+        figure = (
+            f"median {measure} {linf.median():.3f} ({chosen['linf']}) against {l2.median():.3f} "
+            f"({chosen['l2']}), one-sided Mann-Whitney p = {p:.2g} (images of one network each)"
+        )
+        claims.append(judged(statement, "Section 3.3, Figure 6", p < LEVEL, figure))
+    return claims

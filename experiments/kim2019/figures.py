@@ -11,7 +11,7 @@ from scipy.stats import gaussian_kde
 
 from tfrobust.report import figures
 
-__all__ = ["adversarials", "boundaries", "densities", "mode_of", "on_paper_axis"]
+__all__ = ["adversarials", "boundaries", "densities", "gradients", "mode_of", "on_paper_axis"]
 
 # points per class that are drawn
 _DRAWN = 1500
@@ -108,6 +108,33 @@ def adversarials(
         axis.set_xticks([])
         axis.set_yticks([])
         axis.grid(visible=False)
+    return figure
+
+
+def gradients(images: np.ndarray, labels: np.ndarray, maps: Mapping[str, np.ndarray]) -> Figure:
+    """Figure 6: images, and below each its gradient against several networks.
+
+    Args:
+        images: (count, height, width, channels) in [-1, 1].
+        labels: (count,).
+        maps: per network (count, height, width, channels).
+    """
+    figure, axes = figures.new(len(maps) + 1, len(images), width=1.4, height=1.4)
+    for axis, image, label in zip(axes[0], images, labels, strict=True):
+        pixels = (image + 1) / 2
+        axis.imshow(pixels if image.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
+        axis.set_title(f"class {label}")
+    for line, gradient in zip(axes[1:], maps.values(), strict=True):
+        for axis, each in zip(line, gradient.sum(axis=-1), strict=True):
+            low, high = np.percentile(each, [0.5, 99.5])
+            top = max(-low, high) or 1.0
+            axis.imshow(np.clip(each, low, high), cmap="bwr", vmin=-top, vmax=top)
+    for line, name in zip(axes, ["original", *maps], strict=True):
+        line[0].set_ylabel(name, fontsize=8)
+        for axis in line:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.grid(visible=False)
     return figure
 
 

@@ -67,7 +67,7 @@ def _names(radii: dict[str, tuple[float, ...]], objectives: tuple[str, ...]) -> 
 PRESETS = {
     "demo": Settings(
         dataset="digits",
-        adversaries=(STANDARD, "l2-1-xent", "l2-2-xent"),
+        adversaries=(STANDARD, "l2-1-xent", "l2-2-xent", "linf-0.1-xent"),
         filters=(16, 16),
         dense=128,
         epochs=5,

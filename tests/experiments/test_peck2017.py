@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from experiments.common import experiment as common
 from experiments.common.members import Progress
+from experiments.common.whole_study import execute_study
 from experiments.peck2017 import (
     __main__ as everything,
 )
@@ -117,14 +118,14 @@ def test_every_experiment_in_small(name, tmp_path, monkeypatch):
 
 def test_the_index_links_every_page(tmp_path, monkeypatch):
     names = ("linear", "random-mlps")
-    some = {name: everything.EXPERIMENTS[name] for name in names}
-    monkeypatch.setattr(everything, "EXPERIMENTS", some)
+    some = {name: everything.STUDY.parts[name] for name in names}
+    small_study = dataclasses.replace(everything.STUDY, parts=some)
     monkeypatch.setitem(linear.PRESETS, "demo", linear.Settings(features=(2,), inputs=5))
     small = random_mlps.Settings(
         depths=(1,), activations=("tanh",), networks=1, inputs=3, attack="none"
     )
     monkeypatch.setitem(random_mlps.PRESETS, "demo", small)
-    index = everything.main(["--preset", "demo", "--out", str(tmp_path)])
+    index = execute_study(small_study, ["--preset", "demo", "--out", str(tmp_path)])
     html = index.read_text()
     for name in names:
         assert f'href="{name}/report.html"' in html and (tmp_path / name / "report.html").exists()
@@ -135,10 +136,12 @@ def test_the_index_links_every_page(tmp_path, monkeypatch):
 def test_every_experiment_is_in_the_index_and_tried_here():
     folder = Path(everything.__file__).parent
     runnable = {path.stem for path in folder.glob("*.py") if "EXPERIMENT =" in path.read_text()}
-    assert {name.replace("-", "_") for name in everything.EXPERIMENTS} == runnable
-    assert everything.EXPERIMENTS.keys() == SMALL.keys()
-    for name, (module, _) in everything.EXPERIMENTS.items():
-        assert module is SMALL[name][0] and module.PRESETS.keys() == study.SCALES.keys()
+    assert {name.replace("-", "_") for name in everything.STUDY.parts} == runnable
+    assert everything.STUDY.parts.keys() == SMALL.keys()
+    for name, part in everything.STUDY.parts.items():
+        module, _ = SMALL[name]
+        assert part.experiment is module.EXPERIMENT
+        assert module.PRESETS.keys() == study.SCALES.keys()
 
 
 def made_up():

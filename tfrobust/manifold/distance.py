@@ -71,7 +71,7 @@ def distance(
     step_size = as_positive("step_size", step_size)
     x = vae.checked(x)
     first = int(np.random.SeedSequence([seed]).generate_state(1)[0].view(np.int32))
-    seeds = np.stack([np.full(len(x), first), np.arange(len(x)) * starts], 1).astype(np.int32)
+    seeds = np.stack([np.full(len(x), first), np.arange(len(x))], 1).astype(np.int32)
     if by == "search":
         run = vae.compiled(_search, starts, steps, step_size)
     else:
@@ -153,6 +153,6 @@ def _normal(seeds: tf.Tensor, offset: int, size: int) -> tf.Tensor:
     """Standard normal numbers of each image's own seed, (batch, size)."""
 
     def of_one(seed: tf.Tensor) -> tf.Tensor:
-        return tf.random.stateless_normal([size], tf.stack([seed[0], seed[1] + offset]))
+        return tf.random.stateless_normal([size], tf.stack([seed[0] + offset, seed[1]]))
 
     return tf.map_fn(of_one, seeds, fn_output_signature=tf.TensorSpec([size], tf.float32))

@@ -92,13 +92,13 @@ def compile_step(
         draws = tf.random.stateless_normal(
             [count, 2, tf.shape(x)[0], vae.latent_size], tf.stack([seed, number]), dtype=x.dtype
         )
-        _, parts = _update(vae, "encoder", optimizers, lambda: encoder_loss(vae, x, draws[0, 0]))
+        _, parts = update(vae, "encoder", optimizers, lambda: encoder_loss(vae, x, draws[0, 0]))
         losses = dict(parts)
-        losses["decoder"], _ = _update(
+        losses["decoder"], _ = update(
             vae, "decoder", optimizers, lambda: (decoder_loss(vae, x, *_pair(draws, 1), weight), {})
         )
         for k in range(2, count):
-            losses["discriminator"], _ = _update(
+            losses["discriminator"], _ = update(
                 vae,
                 "discriminator",
                 optimizers,
@@ -110,7 +110,7 @@ def compile_step(
     return tf.function(lambda x, number: strategy.run(step, args=(x, number)), autograph=False)
 
 
-def _update(
+def update(
     vae: VaeGan,
     name: str,
     optimizers: Mapping[str, keras.optimizers.Optimizer],

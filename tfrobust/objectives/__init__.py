@@ -1,8 +1,9 @@
 """Training objectives: sums of terms."""
 
 from tfrobust.objectives.adversarial import AdversarialTraining
-from tfrobust.objectives.base import ForwardPass, Objective, Term
+from tfrobust.objectives.base import Objective, Term
 from tfrobust.objectives.cross_entropy import CrossEntropy, WeightDecay
+from tfrobust.objectives.forward_pass import ForwardPass
 from tfrobust.objectives.input_gradients import AlignmentPenalty, DoubleBackprop
 from tfrobust.objectives.last_layer import LastLayerRobustness
 

@@ -15,7 +15,8 @@ from tfrobust.classifier import all_layers, unchanged_statistics
 from tfrobust.distribution import replica_count
 from tfrobust.errors import InputError, InputTypeError
 from tfrobust.norms import clip_to_range
-from tfrobust.objectives.base import ForwardPass, Term
+from tfrobust.objectives.base import Term
+from tfrobust.objectives.forward_pass import ForwardPass
 
 __all__ = ["AdversarialTraining"]
 

@@ -6,7 +6,8 @@ import dataclasses
 
 import tensorflow as tf
 
-from tfrobust.objectives.base import ForwardPass, Term, check_weight
+from tfrobust.objectives.base import Term, check_weight
+from tfrobust.objectives.forward_pass import ForwardPass
 
 __all__ = ["CrossEntropy", "WeightDecay"]
 

@@ -10,7 +10,8 @@ import tensorflow as tf
 from tfrobust.distribution import replica_count
 from tfrobust.errors import InputError
 from tfrobust.norms import flatten, inner
-from tfrobust.objectives.base import ForwardPass, Term, check_weight
+from tfrobust.objectives.base import Term, check_weight
+from tfrobust.objectives.forward_pass import ForwardPass
 
 __all__ = ["AlignmentPenalty", "DoubleBackprop"]
 

@@ -8,7 +8,8 @@ import keras
 import tensorflow as tf
 
 from tfrobust.errors import InputError
-from tfrobust.objectives.base import ForwardPass, Term, check_weight
+from tfrobust.objectives.base import Term, check_weight
+from tfrobust.objectives.forward_pass import ForwardPass
 
 __all__ = ["LastLayerRobustness"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -49,17 +50,23 @@ class OccludedStream:
         batches = self._arrays.training_batches(
             batch_size, share, seed=seed, epoch=epoch, first_step=first_step
         )
-        return batches.map(self._occlude)
+        return _occluded(batches, self._pixels, self._colour)
 
     def evaluation_batches(self, batch_size: int, *, workers: int, worker: int) -> tf.data.Dataset:
         batches = self._arrays.evaluation_batches(batch_size, workers=workers, worker=worker)
-        return batches.map(self._occlude)
+        return _occluded(batches, self._pixels, self._colour)
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
         return self._arrays.errors()
 
-    def _occlude(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        batch = dict(batch)
-        replaced = tf.gather(self._pixels, batch.pop(_ROW))
-        images = tf.where(replaced[..., None], self._colour, batch["images"])
-        return {**batch, "images": images}
+
+@functools.partial(tf.function, autograph=False)
+def _occluded(batches: tf.data.Dataset, pixels: tf.Tensor, colour: tf.Tensor) -> tf.data.Dataset:
+    """The same batches with some pixels replaced; traced once for data sets of one size."""
+
+    def occlude(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        others = {name: tensor for name, tensor in batch.items() if name != _ROW}
+        replaced = tf.gather(pixels, batch[_ROW])[..., None]
+        return {**others, "images": tf.where(replaced, colour, batch["images"])}
+
+    return batches.map(occlude).prefetch(2)

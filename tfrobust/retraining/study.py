@@ -33,6 +33,8 @@ __all__ = ["Study"]
 
 # numbers of the kinds of retrains, in their seeds
 _KINDS = {"roar": 0, "kar": 1, "random": 2, "unoccluded": 3}
+# bytes of images that are worth a full garbage collection, which takes a third of a second
+_LARGE = 2**25
 # from 0 (training) or 1 (test), a fraction and a retrain's seed to which pixels are replaced
 _Occlusion = Callable[[int, float, int], np.ndarray]
 
@@ -69,8 +71,10 @@ class Study:
 
     def close(self) -> None:
         """Free the copies of the images that TensorFlow holds."""
-        if "_arrays" in vars(self):
-            del self._arrays
+        arrays = vars(self).pop("_arrays", ())
+        size = sum(each.tensors["images"].nbytes for each in arrays)
+        del arrays
+        if size > _LARGE:
             gc.collect()  # compiled pipelines refer to them in circles
 
     def score(
@@ -139,28 +143,25 @@ class Study:
             settings: what the results depend on besides `self._settings`.
         """
         accuracies = np.full((len(fractions), as_count("retrains", retrains, 1)), np.nan)
-        known = [
-            {**self._settings, "fraction": fraction, **(settings or {})}
-            for fraction in fractions.tolist()
-        ]
-
-        def name(row: int, retrain: int) -> str:
-            return f"{kind}-{fractions[row]:g}-{retrain}"
-
+        missing = []
         for row, retrain in np.ndindex(accuracies.shape):
-            finished = self._finished.read(name(row, retrain), known[row])
+            fraction = float(fractions[row])
+            seed = self._seed_of(kind, fraction, retrain)
+            name = f"{kind}-{fraction:g}-{retrain}"
+            own = {"fraction": fraction, "training_seed": seed, **(settings or {})}
+            finished = self._finished.read(name, self._settings | own)
             if finished is not None:
                 accuracies[row, retrain] = finished["accuracy"]
-        missing = np.argwhere(np.isnan(accuracies)).tolist()
+            else:
+                missing.append((row, retrain, seed, name, own))
         bar = tqdm(missing, desc=kind, unit="retrain", leave=False, disable=self._hidden)
         data, made_for = None, None
-        for row, retrain in bar:
-            seed = self._seed_of(kind, fractions[row], retrain)
+        for row, retrain, seed, name, own in bar:
             wanted = (row, retrain if kind == "random" else 0)  # random pixels: new ones each time
             if wanted != made_for:
-                data, made_for = self._occluded(occlusion, fractions[row], seed), wanted
+                data, made_for = self._occluded(occlusion, own["fraction"], seed), wanted
             result = self._retrained(*data, seed)
-            self._finished.write(name(row, retrain), known[row], result)
+            self._finished.write(name, self._settings | own, result)
             accuracies[row, retrain] = result["accuracy"]
         return accuracies
 

@@ -1,0 +1,350 @@
+"""Projected gradient descent against Foolbox (and ART, where installed): speed and strength.
+
+    python -m benchmarks.attacks [--data mnist]
+
+Trains a classifier plainly and one adversarially, on the training set's first images. Speed: ratios
+of medians, each pair timed in turn, A B A B. Strength: the same attack, from the same start, by
+both libraries; attacks that this library did not write on the adversarially trained classifier; how
+much the floors of released codes weaken an attack. Exits with status 1 if a limit is missed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import foolbox
+import keras
+import numpy as np
+import tensorflow as tf
+import tyro
+
+import reference_models
+from benchmarks.speed import Comparison, compare
+from tfrobust import (
+    AdversarialTraining,
+    CrossEntropy,
+    ThreatModel,
+    data,
+    evaluate,
+    fit,
+    minimal,
+    pgd,
+    robust_accuracy,
+)
+from tfrobust.classifier import logits_model
+from tfrobust.commands import run
+from tfrobust.report import versions
+from tfrobust.training import RepeatedFit, computing_in
+
+BATCH, STEPS = 100, 40
+EPSILON = {2: 1.5, math.inf: 0.1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is attacked."""
+
+    data: Literal["digits", "mnist"] = "digits"
+    """MNIST has to be prepared."""
+    train_examples: int = 5000
+    """Of the training set, at most."""
+    attacked: int = 500
+    """Test images whose robust accuracy is compared."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A figure with its limit."""
+
+    name: str
+    figure: str
+    held: bool
+
+
+def trained(settings: Settings, threat: ThreatModel | None, train: data.Dataset) -> keras.Model:
+    """A classifier of the released MNIST architecture of Etmann 2019."""
+    keras.utils.set_random_seed(0)
+    model = reference_models.build("mnist_cnn")
+    objective: Any = CrossEntropy()
+    if threat is not None:
+        objective += AdversarialTraining(threat)
+    fit(
+        model,
+        train.arrays,
+        objective,
+        optimizer=keras.optimizers.Adam(1e-3),
+        epochs=5 if len(train) > 2000 else 12,
+        progress=False,
+    )
+    return model
+
+
+def foolbox_model(model: keras.Model) -> foolbox.TensorFlowModel:
+    """The logits in inference mode, as Foolbox takes them."""
+    logits = logits_model(model)
+    return foolbox.TensorFlowModel(lambda x: logits(x, training=False), bounds=(0, 1))
+
+
+def foolbox_pgd(norm: float, steps: int) -> Any:
+    """Foolbox's attack with the step size and start of ours."""
+    attack = foolbox.attacks.L2PGD if norm == 2 else foolbox.attacks.LinfPGD
+    return attack(abs_stepsize=2.5 * EPSILON[norm] / steps, steps=steps, random_start=False)
+
+
+def speed(model: keras.Model, half: keras.Model, x: np.ndarray, y: np.ndarray) -> list[Comparison]:
+    """PGD-40 in l2 on one batch."""
+    options: dict[str, Any] = {"norm": 2, "epsilon": EPSILON[2], "steps": STEPS, "stop": "last"}
+    theirs, theirs_model = foolbox_pgd(2, STEPS), foolbox_model(model)
+    images, labels = tf.constant(x), tf.constant(y)
+    logits = logits_model(model)
+    forward = tf.function(lambda rows: logits(rows, training=False))
+
+    def ours() -> None:
+        pgd(model, x, y, **options)
+
+    def passes() -> None:
+        for _ in range(2 * STEPS):
+            result = forward(images)
+        result.numpy()
+
+    found = [
+        compare(
+            "PGD-40 l2 / Foolbox",
+            ours,
+            lambda: theirs(theirs_model, images, labels, epsilons=EPSILON[2]),
+            limit=1 / 2.3,
+        ),
+        compare("PGD-40 l2 / 80 forward passes", ours, passes, limit=1.8),
+        compare("PGD-40 l2 in bfloat16 / float32", lambda: pgd(half, x, y, **options), ours),
+        compare(
+            "worst case / every restart (three)",
+            lambda: _worst_case(model, x, y, every_restart=False),
+            lambda: _worst_case(model, x, y, every_restart=True),
+            limit=0.5,
+        ),
+    ]
+    if importlib.util.find_spec("art") is not None:
+        found.append(compare("PGD-40 l2 / ART", ours, _art(model, x, y), limit=1 / 2.3))
+    return found
+
+
+def _worst_case(model: keras.Model, x: np.ndarray, y: np.ndarray, *, every_restart: bool) -> Any:
+    threat = ThreatModel(norm=2, epsilon=EPSILON[2], steps=STEPS, random_start="ball")
+    return robust_accuracy(model, (x, y), threat, every_restart=every_restart, stop="last")
+
+
+def _art(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Callable[[], Any]:
+    """The same attack by the Adversarial Robustness Toolbox."""
+    from art.attacks.evasion import ProjectedGradientDescentTensorFlowV2
+    from art.estimators.classification import TensorFlowV2Classifier
+
+    logits = logits_model(model)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    classifier = TensorFlowV2Classifier(
+        logits, nb_classes=10, input_shape=x.shape[1:], loss_object=loss, clip_values=(0, 1)
+    )
+    attack = ProjectedGradientDescentTensorFlowV2(
+        classifier,
+        norm=2,
+        eps=EPSILON[2],
+        eps_step=2.5 * EPSILON[2] / STEPS,
+        max_iter=STEPS,
+        batch_size=len(x),
+        verbose=False,
+    )
+    return lambda: attack.generate(x, y)
+
+
+def adversarial_epoch(train: data.Dataset) -> Check:
+    """Seconds per step of adversarial training against its passes: steps, and a plain step."""
+    few = train.take(min(len(train), 10 * BATCH))
+    seconds = {}
+    for steps in (0, 5, 10):
+        keras.utils.set_random_seed(0)
+        objective: Any = CrossEntropy()
+        if steps:
+            objective += AdversarialTraining(ThreatModel(norm=2, epsilon=1.5, steps=steps))
+        history = fit(
+            reference_models.build("mnist_cnn"),
+            few.arrays,
+            objective,
+            optimizer=keras.optimizers.SGD(1e-3),
+            epochs=5,
+            progress=False,
+        )
+        times = [record["seconds"] for record in history.records[1:]]
+        seconds[steps] = float(np.median(times)) / (len(few) // BATCH)
+    slope = (seconds[10] - seconds[5]) / 5
+    predicted = seconds[0] + 10 * slope
+    figure = (
+        f"plain {1e3 * seconds[0]:.0f} ms, one attack step {1e3 * slope:.0f} ms, PGD-10 step "
+        f"{1e3 * seconds[10]:.0f} ms, sum of its passes {1e3 * predicted:.0f} ms"
+    )
+    return Check("adversarial step = its passes", figure, seconds[10] < 1.15 * predicted)
+
+
+def retrain_start(train: data.Dataset) -> Check:
+    """Seconds before the first step of a second retrain."""
+    few = train.take(2 * BATCH)
+    repeated = RepeatedFit(
+        lambda: reference_models.build("mnist_cnn"),
+        CrossEntropy(),
+        optimizer=lambda: keras.optimizers.Adam(1e-3),
+        epochs=1,
+    )
+    times = []
+    for seed in range(4):
+        start = time.perf_counter()
+        repeated.train(few.arrays, seed=seed, progress=False)
+        times.append(time.perf_counter() - start)
+    later = float(np.median(times[1:]))
+    figure = f"first {times[0]:.2f} s, later ones {later:.2f} s, two steps included"
+    return Check("a later retrain starts in .2 s", figure, later < 0.2)
+
+
+def agreement(model: keras.Model, test: data.Dataset) -> list[Check]:
+    """Success of the same attack by both libraries: same start, last iterate."""
+    checks = []
+    x, y = test.arrays
+    for norm, scale in ((2, 1.0), (2, 0.5), (math.inf, 1.0), (math.inf, 0.5)):
+        epsilon = EPSILON[norm] * scale
+        ours = pgd(model, x, y, norm=norm, epsilon=epsilon, steps=STEPS, stop="last")
+        attack = type(foolbox_pgd(norm, STEPS))(
+            abs_stepsize=2.5 * epsilon / STEPS, steps=STEPS, random_start=False
+        )
+        _, _, theirs = attack(
+            foolbox_model(model), tf.constant(x), tf.constant(y), epsilons=epsilon
+        )
+        share = float(np.mean(theirs.numpy()))
+        name = f"success, {'l2' if norm == 2 else 'linf'} {epsilon:g}: ours, Foolbox"
+        figure = f"{ours.success_rate:.4f}, {share:.4f}"
+        checks.append(Check(name, figure, abs(ours.success_rate - share) <= 0.005))
+    return checks
+
+
+def strength(robust: keras.Model, plain: keras.Model, test: data.Dataset) -> list[Check]:
+    """What an adversarially trained classifier withstands."""
+    x, y = test.arrays
+    clean = evaluate(robust, x, y)["accuracy"]
+    checks = []
+    accuracies = {}
+    for steps in (5, 10, 20, STEPS, 100):
+        threat = ThreatModel(norm=2, epsilon=EPSILON[2], steps=steps, step_size=0.2)
+        accuracies[steps] = robust_accuracy(robust, (x, y), threat)[0].worst_case
+    values = list(accuracies.values())
+    figure = f"clean {clean:.3f}; " + ", ".join(f"{k} {v:.3f}" for k, v in accuracies.items())
+    checks.append(Check("more steps are never weaker", figure, values == sorted(values)[::-1]))
+
+    few = slice(0, min(len(x), 200))
+    ours = accuracies[STEPS]
+    for name in ("deepfool", "carlini_wagner"):
+        settings = {"binary_search_steps": 5, "steps": 200} if name == "carlini_wagner" else {}
+        found = minimal(robust, x[few], name, labels=y[few], **settings)
+        share = float(np.mean(found.distance > EPSILON[2]))
+        checks.append(
+            Check(f"Foolbox's {name} leaves", f"{share:.3f} (PGD {ours:.3f})", share > ours - 0.05)
+        )
+    theirs = foolbox.attacks.L2PGD(rel_stepsize=0.02, steps=200)
+    _, _, success = theirs(
+        foolbox_model(robust), tf.constant(x[few]), tf.constant(y[few]), epsilons=EPSILON[2]
+    )
+    share = 1 - float(np.mean(success.numpy()))
+    checks.append(
+        Check("Foolbox's PGD-200 leaves", f"{share:.3f} (PGD {ours:.3f})", share > ours - 0.05)
+    )
+
+    transferred = pgd(plain, x, y, norm=2, epsilon=EPSILON[2], steps=STEPS, stop="last")
+    black = evaluate(robust, np.clip(x + transferred.perturbation, 0, 1), y)["accuracy"]
+    checks.append(
+        Check(
+            "black-box is no stronger", f"leaves {black:.3f}, white-box {ours:.3f}", black >= ours
+        )
+    )
+    found = pgd(
+        robust, x, y, norm=2, epsilon=EPSILON[2], steps=STEPS, stop="last", record_loss=True
+    )
+    loss = found.loss.mean(axis=0)
+    rising = bool((np.diff(loss[: STEPS // 2]) > -1e-3).all())
+    shown = " ".join(f"{loss[k]:.3f}" for k in (0, 1, 2, 5, 10, 20, 40))
+    checks.append(Check("mean loss along the attack rises (0 1 2 5 10 20 40)", shown, rising))
+    return checks
+
+
+def floors(plain: keras.Model, half: keras.Model, test: data.Dataset) -> list[Check]:
+    """Accuracy under attacks that divide by a floor, on the plainly trained classifier."""
+    x, y = test.arrays
+    checks = []
+    for scale in (0.25, 0.5, 1.0):
+        parts = []
+        for floor in (0.0, 1e-8, 1e-6 * BATCH):
+            threat = ThreatModel(norm=2, epsilon=scale * EPSILON[2], steps=STEPS, floor=floor)
+            result = robust_accuracy(plain, (x, y), threat, stop="last")[0]
+            parts.append(f"{floor:g}: {result.worst_case:.3f} (zero {result.zero_gradient.sum()})")
+        name = f"robust accuracy, l2 {scale * EPSILON[2]:g}, by floor"
+        checks.append(Check(name, ", ".join(parts), held=True))
+    threat = ThreatModel(norm=2, epsilon=0.5 * EPSILON[2], steps=STEPS)
+    full, low = (robust_accuracy(m, (x, y), threat)[0].worst_case for m in (plain, half))
+    checks.append(
+        Check(
+            "robust accuracy, float32 and bfloat16",
+            f"{full:.3f}, {low:.3f}",
+            abs(full - low) <= 0.005,
+        )
+    )
+    return checks
+
+
+def main() -> None:
+    """Print every ratio and figure.
+
+    Raises:
+        SystemExit: status 1 where a limit is missed.
+        DataNotFoundError: MNIST is not prepared.
+    """
+    settings = tyro.cli(Settings, prog="benchmarks.attacks")
+    train = data.load(settings.data, "train")
+    train = train.take(min(settings.train_examples, len(train)))
+    test = data.load(settings.data, "test")
+    test = test.take(min(settings.attacked, len(test)))
+    print(versions()["machine"], "- TensorFlow", tf.__version__)
+    print(f"{settings.data}: {len(train)} training images, {len(test)} attacked")
+    plain = trained(settings, None, train)
+    threat = ThreatModel(norm=2, epsilon=EPSILON[2], steps=10, random_start="ball")
+    robust = trained(settings, threat, train)
+    with computing_in("mixed_bfloat16"):
+        half = reference_models.build("mnist_cnn")
+    half.set_weights(plain.get_weights())
+    comparisons = speed(plain, half, test.images[:BATCH], test.labels[:BATCH])
+    checks = [
+        adversarial_epoch(train),
+        retrain_start(train),
+        *agreement(plain, test),
+        *strength(robust, plain, test),
+        *floors(plain, half, test),
+    ]
+    print(f"\n{'':40} {'ours ms':>9} {'other ms':>9} {'ratio':>6} {'spread':>13} {'limit':>6}")
+    for item in comparisons:
+        limit = "" if item.limit is None else f"{item.limit:.2f}"
+        spread = f"{item.spread[0]:.2f}..{item.spread[1]:.2f}"
+        print(
+            f"{item.name:40} {1e3 * item.ours:9.1f} {1e3 * item.other:9.1f} {item.ratio:6.2f} "
+            f"{spread:>13} {limit:>6}"
+        )
+    print()
+    for check in checks:
+        print(f"{'' if check.held else 'NOT HELD '}{check.name}: {check.figure}")
+    failed = [item.name for item in comparisons if item.limit and item.ratio > item.limit]
+    failed += [check.name for check in checks if not check.held]
+    if failed:
+        sys.exit(f"\nOVER THE LIMIT: {', '.join(failed)}")
+    print("\nwithin all limits")
+
+
+if __name__ == "__main__":
+    run(main)
