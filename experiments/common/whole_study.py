@@ -49,6 +49,11 @@ class Study:
     parts: Mapping[str, Part]
     """By the name of their folder."""
 
+    @property
+    def settings(self) -> dict[str, Settings]:
+        """The presets' settings, as the command line takes them."""
+        return dict.fromkeys(self.presets, Settings())
+
 
 def execute_study(study: Study, arguments: Sequence[str] | None = None) -> Path:
     """Run every experiment; the index page, which is written after each, is at this path.
@@ -61,8 +66,7 @@ def execute_study(study: Study, arguments: Sequence[str] | None = None) -> Path:
         SystemExit: a malformed command line (status 2).
         TfrobustError, OSError: of an experiment; pages of those before it are complete.
     """
-    presets = dict.fromkeys(study.presets, Settings())
-    command = parse(presets, study.name, arguments, about=study.presets)
+    command = parse(study.settings, study.name, arguments, about=study.presets)
     shared = _shared_arguments(command)
     pages: dict[str, Path] = {}
     for name, part in study.parts.items():

@@ -30,6 +30,7 @@ STUDY = Study(
         "retrain": Part(retrain.EXPERIMENT, "Figures 4 and 5"),
     },
 )
+PRESETS = STUDY.settings
 main = partial(execute_study, STUDY)
 
 

@@ -37,6 +37,7 @@ STUDY = Study(
         "normalisation": Part(normalisation.EXPERIMENT, "Table 5.3"),
     },
 )
+PRESETS = STUDY.settings
 main = partial(execute_study, STUDY)
 
 

@@ -186,3 +186,17 @@ def test_bad_input(cnn, images, labels, changes, message):
     some = images * changes.pop("scale", 1), changes.pop("y", labels)
     with pytest.raises(InputError, match=message):
         robust_accuracy(cnn, some, **{"threat_models": L2, **changes})
+
+
+def test_outputs_that_are_not_finite_are_no_correct_classification():
+    # the logit of class 1 is log(x_0 - .5): NaN where the search of class 1 leads
+    inputs = keras.Input((1,))
+    lead = keras.ops.log(inputs - 0.5) + 5
+    model = keras.Model(inputs, keras.ops.concatenate([0 * lead, lead], axis=1))
+    x = np.array([[0.9], [0.52]], np.float32)
+    threat = ThreatModel(norm=math.inf, epsilon=0.05, step_size=0.05, steps=1)
+    (result,) = robust_accuracy(model, (x, np.array([1, 1])), threat)
+    assert result.correct.tolist() == [True, True]
+    assert result.resisted[:, 0].tolist() == [True, False]
+    found = pgd(model, x, [1, 1], norm=math.inf, epsilon=0.05, step_size=0.05, steps=1)
+    assert found.adversarial_label.tolist() == [1, -1] and not found.success.any()

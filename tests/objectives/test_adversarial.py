@@ -221,7 +221,7 @@ def test_objectives_with_one_search_only():
     one = AdversarialTraining(L2)
     with pytest.raises(InputError, match="one term that perturbs images, not several"):
         CrossEntropy() + one + one.named("second")
-    with pytest.raises(InputError, match="two terms named 'adversarial_training'"):
+    with pytest.raises(InputError, match="one term that perturbs images, not several"):
         CrossEntropy() + one + one
 
 

@@ -33,7 +33,8 @@ class BoundedPerturbation:
         success: (batch,) bool: the attacked image is misclassified, or, in a targeted attack,
             classified as the target. Layers compute in float32 where this is decided.
         labels: (batch,) int32, the classes to leave, or to reach in a targeted attack.
-        adversarial_label: (batch,) int32, the class of the attacked image.
+        adversarial_label: (batch,) int32, the class of the attacked image; -1 where the model's
+            outputs are not finite.
         zero_gradient: (batch,) bool: in the last restart of the example its gradient was zero, or
             not finite, at some step before its class had changed. The search stands still there:
             robustness that is measured so is the attack's failure.

@@ -217,14 +217,16 @@ class _Restarts:
         for restart in range(count):
             if not len(searched):
                 break
-            _, success, _, stalled, _ = self.search(
+            _, success, predicted, stalled, _ = self.search(
                 tf.constant(self.images[searched]),
                 tf.constant(self.classes[searched]),
                 tf.fill([len(searched)], np.float32(self.threat.epsilon)),
                 tf.constant(seeds_of(self.seed, restart, self.rows[searched])),
             )
-            resisted[searched, restart] = ~success
+            # outputs that are not finite are no correct classification
+            survived = ~success & (predicted >= 0)
+            resisted[searched, restart] = survived
             zero_gradient[searched] |= stalled
             if not every_restart:
-                searched = searched[~success]
+                searched = searched[survived]
         return self.rows, correct, resisted, zero_gradient

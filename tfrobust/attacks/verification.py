@@ -51,7 +51,8 @@ def verified(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Perturbations, classes of the perturbed examples, and whether they are adversarial.
 
-    Adversarial are those that have left the class `labels`, or reached it if `targeted`.
+    Adversarial are those that have left the class `labels`, or reached it if `targeted`. The class
+    is -1 where the outputs are not finite: neither adversarial nor classified correctly.
     """
     low, high = value_range
     candidates = tf.cast(candidates, x.dtype)
@@ -62,6 +63,7 @@ def verified(
     changes = tf.where(norms.per_example(valid, x), clipped - x, tf.zeros_like(x))
     # evaluated at x + perturbation, as a user would, not at the attack's image
     outputs = original(norms.clip_to_range(x + changes, value_range))
-    classes = np.argmax(outputs, axis=1).astype(np.int32)
+    finite = all_finite(outputs).numpy()
+    classes = np.where(finite, np.argmax(outputs, axis=1), -1).astype(np.int32)
     adversarial = (classes == labels.numpy()) if targeted else (classes != labels.numpy())
-    return changes.numpy(), classes, adversarial & valid.numpy() & all_finite(outputs).numpy()
+    return changes.numpy(), classes, adversarial & valid.numpy() & finite

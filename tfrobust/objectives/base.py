@@ -180,6 +180,8 @@ class Objective:
                     f"{type(term).__name__} is not a term: derive it from Term and make it a "
                     "dataclass, so that its settings can be written down"
                 )
+        if sum(bool(term.accuracy_names) for term in self.terms) > 1:
+            raise InputError("an objective can have one term that perturbs images, not several")
         names = set()
         for term in self.terms:
             if term.name in names:
@@ -188,8 +190,6 @@ class Objective:
                     f'{type(term).__name__}(...).named("second")'
                 )
             names.add(term.name)
-        if sum(bool(term.accuracy_names) for term in self.terms) > 1:
-            raise InputError("an objective can have one term that perturbs images, not several")
 
     def __add__(self, other: Term | Objective) -> Objective:
         if isinstance(other, Objective):

@@ -206,8 +206,10 @@ def _check_objective(objective: Objective, data: Stream, batch_size: int) -> Non
     """
     if not objective.names:
         raise InputError("the objective has nothing to minimise: add CrossEntropy()")
-    perturbing = [term for term in objective.terms if term.accuracy_names]
-    if not perturbing:
+    checking = [
+        term for term in objective.terms if type(term).check_images is not Term.check_images
+    ]
+    if not checking:
         return
     if isinstance(data, Arrays):
         images = data.tensors["images"]
@@ -216,7 +218,7 @@ def _check_objective(objective: Objective, data: Stream, batch_size: int) -> Non
         with data.errors():
             batches = data.training_batches(batch_size, share, seed=0, epoch=0)
             images = next(iter(batches))["images"].numpy()
-    for term in perturbing:
+    for term in checking:
         term.check_images(images)
 
 
