@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -80,6 +80,18 @@ def compare(
     first, second = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratios = [a / b for a, b in pairs]
     return Comparison(name, first, second, (min(ratios), max(ratios)), limit)
+
+
+def print_table(comparisons: Sequence[Comparison]) -> None:
+    """Times, ratios with their spread, and limits."""
+    print(f"\n{'':46} {'ours ms':>9} {'other ms':>9} {'ratio':>6} {'spread':>13} {'limit':>6}")
+    for item in comparisons:
+        limit = "" if item.limit is None else f"{item.limit:.2f}"
+        spread = f"{item.spread[0]:.2f}..{item.spread[1]:.2f}"
+        print(
+            f"{item.name:46} {1e3 * item.ours:9.1f} {1e3 * item.other:9.1f} {item.ratio:6.2f} "
+            f"{spread:>13} {limit:>6}"
+        )
 
 
 def training_steps() -> list[Comparison]:
@@ -268,14 +280,7 @@ def main() -> None:
     # first: on Linux a child's peak begins at its parent's
     peaks = memory()
     comparisons = [*training_steps(), *measures()]
-    print(f"\n{'':46} {'ours ms':>9} {'other ms':>9} {'ratio':>6} {'spread':>13} {'limit':>6}")
-    for item in comparisons:
-        limit = "" if item.limit is None else f"{item.limit:.1f}"
-        spread = f"{item.spread[0]:.2f}..{item.spread[1]:.2f}"
-        print(
-            f"{item.name:46} {1e3 * item.ours:9.1f} {1e3 * item.other:9.1f} {item.ratio:6.2f} "
-            f"{spread:>13} {limit:>6}"
-        )
+    print_table(comparisons)
     growth = max(peaks.values()) / min(peaks.values())
     print("\npeak memory of measure, less the images:", end=" ")
     print(", ".join(f"{count} images {peak:.0f} MiB" for count, peak in peaks.items()))

@@ -51,24 +51,10 @@ class Settings(study.TrainingSettings):
 _STRONGEST = (STANDARD, "linf-0.2-xent", "l2-4-xent")
 PRESETS = {
     "demo": Settings(
-        dataset="digits",
-        adversaries=(STANDARD, "linf-0.1-xent", "l2-2-xent"),
-        filters=(16, 16),
-        dense=128,
-        epochs=5,
-        training_steps=5,
-        measured=200,
+        **study.DIGITS, adversaries=(STANDARD, "linf-0.1-xent", "l2-2-xent"), measured=200
     ),
-    "reduced": Settings(
-        dataset="mnist",
-        train_examples=10_000,
-        adversaries=_STRONGEST,
-        epochs=3,
-        training_steps=10,
-    ),
-    "paper": Settings(
-        dataset="mnist", train_examples=55_000, adversaries=_STRONGEST, measured=10_000
-    ),
+    "reduced": Settings(**study.REDUCED_MNIST, adversaries=_STRONGEST),
+    "paper": Settings(**study.MNIST, adversaries=_STRONGEST, measured=10_000),
 }
 
 

@@ -66,12 +66,8 @@ def _names(radii: dict[str, tuple[float, ...]], objectives: tuple[str, ...]) -> 
 
 PRESETS = {
     "demo": Settings(
-        dataset="digits",
+        **study.DIGITS,
         adversaries=(STANDARD, "l2-1-xent", "l2-2-xent", "linf-0.1-xent"),
-        filters=(16, 16),
-        dense=128,
-        epochs=5,
-        training_steps=5,
         vae_epochs=6,
         attacked=100,
         attack_steps=10,
@@ -79,19 +75,15 @@ PRESETS = {
         search_steps=40,
     ),
     "reduced": Settings(
-        dataset="mnist",
-        train_examples=10_000,
+        **study.REDUCED_MNIST,
         adversaries=(*_names(_RADII, ("xent",)), "l2-4-cw", "linf-0.2-cw"),
-        epochs=3,
-        training_steps=10,
         vae_examples=20_000,
         vae_epochs=10,
         attacked=500,
         searched=100,
     ),
     "paper": Settings(
-        dataset="mnist",
-        train_examples=55_000,
+        **study.MNIST,
         vae_examples=55_000,
         adversaries=_names(_RADII, ("xent", "cw")),
     ),

@@ -17,12 +17,13 @@ from tfrobust.report import figures
 __all__ = ["curves", "scores"]
 
 
-def scores(frame: pd.DataFrame, column: str) -> Figure:
+def scores(frame: pd.DataFrame, column: str, *, published: bool) -> Figure:
     """mu of every network, a panel per metric and objective.
 
     Args:
         frame: one row per network, metric and attribution.
         column: the horizontal axis, "strength" or "accuracy".
+        published: draw the paper's points, which are of CIFAR-10.
     """
     panels: dict[str, list[tuple[str, str, pd.DataFrame]]] = {}
     for metric, family, attribution, rows in retrain_claims.series(frame):
@@ -43,7 +44,8 @@ def scores(frame: pd.DataFrame, column: str) -> Figure:
                 linewidth=1,
                 capsize=2,
             )
-            _published(axis, key, f"{norm} {attribution}", column, f"C{number}")
+            if published:
+                _published(axis, key, f"{norm} {attribution}", column, f"C{number}")
         axis.axhline(0, color="0.6", linewidth=0.6)
         axis.set(title=key.upper().replace("XENT", "XEnt"), xlabel=column, ylabel="mu")
         axis.legend(fontsize=6, ncols=2)

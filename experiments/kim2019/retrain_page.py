@@ -42,7 +42,7 @@ def report(
         lead=f"{SCALES[task.preset]} {ABOUT} Retrained networks: {settings.retrains} per fraction "
         f"and attribution, {settings.random_retrains} for random pixels.",
         tables=_tables(settings.dataset, frame),
-        drawings=_drawings(frame, curves) if len(frame) else [],
+        drawings=_drawings(settings.dataset, frame, curves) if len(frame) else [],
         claims=retrain_claims.retraining(frame),
     )
 
@@ -102,7 +102,7 @@ def _tables(dataset: str, frame: pd.DataFrame) -> list[Table]:
         Table(
             "Correlations",
             "Of mu with the attack's strength (Figure 4) and with test accuracy (Figure 5), with "
-            "95 % bootstrap intervals; published: the legends' coefficients.",
+            "95 % bootstrap intervals; published: the legends' coefficients, of CIFAR-10.",
             _correlations(frame),
         ),
     ]
@@ -138,8 +138,12 @@ def _correlations(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _drawings(frame: pd.DataFrame, curves: Mapping[str, pd.DataFrame]) -> list[Drawing]:
+def _drawings(
+    dataset: str, frame: pd.DataFrame, curves: Mapping[str, pd.DataFrame]
+) -> list[Drawing]:
     drawings = []
+    published = dataset == "cifar10"
+    text = "; faint lines: published points, read off." if published else "."
     for number, column, about in (
         (4, "strength", "attack strength in training"),
         (5, "accuracy", "test accuracy"),
@@ -147,10 +151,9 @@ def _drawings(frame: pd.DataFrame, curves: Mapping[str, pd.DataFrame]) -> list[D
         drawings.append(
             Drawing(
                 f"Figure {number}",
-                f"mu against {about}; bars: standard error of retrains; faint lines: published "
-                "points, read off.",
+                f"mu against {about}; bars: standard error of retrains{text}",
                 f"figure{number}",
-                partial(retrain_figures.scores, frame, column),
+                partial(retrain_figures.scores, frame, column, published=published),
             )
         )
     drawings.append(

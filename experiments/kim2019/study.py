@@ -21,6 +21,9 @@ from tfrobust.training import Precision
 
 __all__ = [
     "ABOUT",
+    "DIGITS",
+    "MNIST",
+    "REDUCED_MNIST",
     "SCALES",
     "ImageData",
     "TrainingSettings",
@@ -41,6 +44,23 @@ ABOUT = "Pixels lie in [-1, 1]; attacks start at the image and take every step, 
 ImageData = Literal["digits", "mnist", "fashion_mnist", "cifar10"]
 # training and validation split together, as the paper trains
 _ALL_TRAINING = ("train", "validation")
+
+
+# of classifiers, by preset, so that experiments can share them
+DIGITS: dict[str, Any] = {
+    "dataset": "digits",
+    "filters": (16, 16),
+    "dense": 128,
+    "epochs": 5,
+    "training_steps": 5,
+}
+REDUCED_MNIST: dict[str, Any] = {
+    "dataset": "mnist",
+    "train_examples": 10_000,
+    "epochs": 3,
+    "training_steps": 10,
+}
+MNIST: dict[str, Any] = {"dataset": "mnist", "train_examples": 55_000}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

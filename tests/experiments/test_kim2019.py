@@ -1,13 +1,14 @@
 """experiments/kim2019: measures in closed form, names of adversaries, every module in small."""
 
-import json
 import math
 from pathlib import Path
+from typing import get_args
 
 import keras
 import numpy as np
 import pytest
 from helpers.commands import usage_error
+from helpers.pages import shown_claims
 
 from experiments.kim2019 import __main__ as everything
 from experiments.kim2019 import adversaries, figures, gradients, manifold, retrain, study, tilting
@@ -15,6 +16,7 @@ from experiments.kim2019.adversaries import Adversary
 from experiments.kim2019.boundary import boundary_of
 from tfrobust.errors import InputError, MissingFileError
 from tfrobust.objectives import AdversarialTraining
+from tfrobust.report import Verdict
 
 TINY = ["--filters", "2", "2", "--dense", "4", "--epochs", "1", "--training-steps", "1"]
 SMALL = {
@@ -57,16 +59,9 @@ def test_every_experiment_in_small(name, tmp_path, monkeypatch):
     module, overrides = SMALL[name]
     given = ["--preset", "demo", "--out", str(tmp_path / "run"), *overrides]
     page = module.main(given)
-    html = page.read_text()
-    assert f"<h1>{TITLES[name]}</h1>" in html
-    judged = json.loads((page.parent / "claims.json").read_text())
+    html, judged = page.read_text(), shown_claims(page, TITLES[name])
+    assert {claim["verdict"] for claim in judged} <= set(get_args(Verdict))
     assert judged
-    cells = html.replace("&#39;", "'").replace("&gt;", ">").replace("&amp;", "&")
-    for claim in judged:
-        assert f"<td>{claim['statement']}</td>" in cells
-        assert claim["verdict"] in ("held", "not held", "not decided", "not tested")
-    assert html.count("<img") == len(list(page.parent.glob("figures/*.png"))) > 0
-    assert "Missing from this page" not in html
     # a second call draws the page from what is there
     for function in ("tfrobust.training.fit", "tfrobust.manifold.train"):
         monkeypatch.setattr(function, lambda *_, **__: pytest.fail("trained again"))

@@ -3,20 +3,13 @@
 import keras
 import numpy as np
 import pytest
+from helpers.nets import CountsTraces
 from helpers.small_training import small_data, weights_of
 
 from tfrobust.objectives import CrossEntropy, WeightDecay
 from tfrobust.training import NonFiniteLossError, RepeatedFit, computing_in, evaluate, fit
 
 layers = keras.layers
-
-
-class CountsTraces(layers.Layer):
-    traces = 0
-
-    def call(self, inputs):
-        CountsTraces.traces += 1
-        return inputs
 
 
 def build():

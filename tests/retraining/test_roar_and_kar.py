@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from helpers.nets import CountsTraces
 
 from tfrobust.objectives import CrossEntropy
 from tfrobust.retraining import (
@@ -46,14 +47,6 @@ def perfect(count):
 
 
 PERFECT = perfect(240), perfect(200)
-
-
-class CountsTraces(layers.Layer):
-    traces = 0
-
-    def call(self, inputs):
-        CountsTraces.traces += 1
-        return inputs
 
 
 def build():
