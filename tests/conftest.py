@@ -32,6 +32,9 @@ SLOW_TIMEOUT = 1800
 LONGEST = (
     "test_etmann2019_mnist.py",
     "test_peck2017.py",
+    "test_kim2019.py",
+    "test_vae_gan_training.py",
+    "test_adversarial_training.py",
     "test_sketch.py",
     "test_certified.py",
     "test_snippets.py",
