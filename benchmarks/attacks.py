@@ -239,14 +239,17 @@ def finish(failed: list[str], checks: list[Check]) -> None:
     print("\nwithin all limits")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print every ratio and figure.
+
+    Args:
+        arguments: the command line; sys.argv where None.
 
     Raises:
         SystemExit: status 1 where a limit is missed.
         DataNotFoundError: MNIST is not prepared.
     """
-    settings = tyro.cli(Settings, prog="benchmarks.attacks")
+    settings = tyro.cli(Settings, prog="benchmarks.attacks", args=arguments)
     train, test = prepared(settings)
     plain = trained(None, train)
     half = in_bfloat16(plain)

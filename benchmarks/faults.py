@@ -40,8 +40,8 @@ FAULTS = (
     Fault(
         "norms: l1 projection's rank off by one",
         "tfrobust/norms.py",
-        "tf.cast(last + 1, x.dtype)",
-        "tf.cast(last + 2, x.dtype)",
+        "tf.range(1, tf.shape(flat)[1] + 1, dtype=x.dtype)",
+        "tf.range(2, tf.shape(flat)[1] + 2, dtype=x.dtype)",
         ("tests/test_norms.py",),
     ),
     Fault(

@@ -129,14 +129,17 @@ def floors(plain: keras.Model, half: keras.Model, test: data.Dataset) -> list[Ch
     return checks
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print every figure.
+
+    Args:
+        arguments: the command line; sys.argv where None.
 
     Raises:
         SystemExit: status 1 where a check fails.
         DataNotFoundError: MNIST is not prepared.
     """
-    settings = tyro.cli(Settings, prog="benchmarks.robustness")
+    settings = tyro.cli(Settings, prog="benchmarks.robustness", args=arguments)
     train, test = prepared(settings)
     plain = trained(None, train)
     threat = ThreatModel(norm=2, epsilon=EPSILON[2], steps=10, random_start="ball")

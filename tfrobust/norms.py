@@ -82,14 +82,17 @@ def project_ball(x: tf.Tensor, radius: float | tf.Tensor, p: float = 2) -> tf.Te
         return x * per_example(scale, x)
     if p == 1:
         flat = flatten(x)
-        magnitudes = tf.sort(tf.abs(flat), axis=1, direction="DESCENDING")
-        excess = tf.cumsum(magnitudes, axis=1) - radius[:, None]
+        # largest - |x_i| instead of |x_i|: what is left of the largest entry is a sum of positive
+        # numbers, not a difference of large ones
+        gaps = tf.reduce_max(tf.abs(flat), axis=1, keepdims=True) - tf.abs(flat)
+        sorted_gaps = tf.sort(gaps, axis=1)
         ranks = tf.range(1, tf.shape(flat)[1] + 1, dtype=x.dtype)
-        kept = tf.reduce_sum(tf.cast(magnitudes * ranks > excess, tf.int32), axis=1)
-        last = tf.maximum(kept - 1, 0)
-        threshold = tf.gather(excess, last, batch_dims=1) / tf.cast(last + 1, x.dtype)
-        threshold = tf.maximum(threshold, 0.0)[:, None]
-        return tf.reshape(tf.sign(flat) * tf.nn.relu(tf.abs(flat) - threshold), tf.shape(x))
+        levels = (radius[:, None] + tf.cumsum(sorted_gaps, axis=1)) / ranks
+        kept = tf.reduce_sum(tf.cast(levels > sorted_gaps, tf.int32), axis=1)
+        level = tf.gather(levels, tf.maximum(kept - 1, 0), batch_dims=1)
+        inside = tf.reduce_sum(tf.abs(flat), axis=1) <= radius
+        projected = tf.sign(flat) * tf.nn.relu(level[:, None] - gaps)
+        return tf.reshape(tf.where(inside[:, None], flat, projected), tf.shape(x))
     raise InputError(f"p must be 1, 2 or infinity, got {p!r}")
 
 
