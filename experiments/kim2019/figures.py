@@ -83,7 +83,7 @@ def densities(panels: Mapping[str, Mapping[str, np.ndarray]], test_images: np.nd
                 plot.plot(axis, density(axis), label=f"{name} ({len(values)})")
         plot.set(title=family, xlabel="distance to the manifold, scaled", xlim=(0, 1))
         plot.set_ylim(bottom=0)
-        plot.legend(loc="upper left")
+        plot.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     axes[0, 0].set_ylabel("density")
     return figure
 
