@@ -9,7 +9,18 @@ import numpy as np
 
 from tfrobust.errors import InputError
 
-__all__ = ["as_count", "as_not_negative", "as_positive", "as_range"]
+__all__ = [
+    "PIXEL_ROUNDING",
+    "as_count",
+    "as_not_negative",
+    "as_pixels",
+    "as_positive",
+    "as_range",
+    "check_pixels",
+]
+
+# float rounding that is clipped away, relative to the width of the value range
+PIXEL_ROUNDING = 1e-6
 
 
 def as_range(value_range: Any) -> tuple[float, float]:
@@ -28,6 +39,31 @@ def as_range(value_range: Any) -> tuple[float, float]:
     if not (np.isfinite([low, high]).all() and low < high):
         raise InputError(f"value_range must be (minimum, maximum), got {value_range!r}")
     return low, high
+
+
+def as_pixels(name: str, x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    """x clipped to the range, which it may leave by rounding only.
+
+    Raises:
+        InputError: values further outside.
+    """
+    check_pixels(name, x, value_range)
+    return np.clip(x, *value_range)
+
+
+def check_pixels(name: str, x: np.ndarray, value_range: tuple[float, float]) -> None:
+    """Refuse values outside the range by more than rounding.
+
+    Raises:
+        InputError: names the values and the range.
+    """
+    low, high = value_range
+    slack = PIXEL_ROUNDING * (high - low)
+    if x.min() < low - slack or x.max() > high + slack:
+        raise InputError(
+            f"{name} holds values from {x.min():g} to {x.max():g}, outside value_range "
+            f"({low:g}, {high:g}): rescale the images, or give the range of the model's input"
+        )
 
 
 def as_count(name: str, value: Any, least: int) -> int:

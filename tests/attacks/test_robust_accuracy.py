@@ -200,3 +200,6 @@ def test_outputs_that_are_not_finite_are_no_correct_classification():
     assert result.resisted[:, 0].tolist() == [True, False]
     found = pgd(model, x, [1, 1], norm=math.inf, epsilon=0.05, step_size=0.05, steps=1)
     assert found.adversarial_label.tolist() == [1, -1] and not found.success.any()
+    # argmax of NaN is 0: neither is the unperturbed image a correct one of class 0
+    (broken,) = robust_accuracy(model, (np.array([[0.4]], np.float32), np.array([0])), threat)
+    assert (broken.accuracy, broken.worst_case) == (0, 0)

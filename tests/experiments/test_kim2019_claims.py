@@ -18,7 +18,14 @@ ORDER = ["standard", "l2-0.25-xent", "l2-0.5-xent"]
 
 def tilts(values, accuracy=1.0):
     rows = [
-        {"adversary": name, "seed": seed, "accuracy": accuracy, "tilt": tilt, "distance": tilt / 50}
+        {
+            "adversary": name,
+            "seed": seed,
+            "accuracy": 0.9998,
+            "accuracy on new points": accuracy,
+            "tilt": tilt,
+            "distance": tilt / 50,
+        }
         for seed, row in enumerate(values)
         for name, tilt in zip(ORDER, row, strict=True)
     ]
@@ -36,9 +43,9 @@ def tilts(values, accuracy=1.0):
 def test_tilting(values, verdict):
     found = verdicts(claims.tilting(tilts(values), ORDER))
     assert found["The boundary's tilt falls with epsilon"] == verdict
-    assert found["All networks classify every training point correctly"] == "held"
+    assert found["All networks reach 100 % test accuracy"] == "held"
     below = verdicts(claims.tilting(tilts(values, accuracy=0.999), ORDER))
-    assert below["All networks classify every training point correctly"] == "not held"
+    assert below["All networks reach 100 % test accuracy"] == "not held"
 
 
 def test_tilting_of_nothing_and_of_one_network():

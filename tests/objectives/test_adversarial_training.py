@@ -221,7 +221,7 @@ def test_half_precision_with_a_loss_scale():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scale": 255}, "images hold values from 0 to 255, outside the threat model's value_ra"),
+        ({"scale": 255}, "images holds values from 0 to 255, outside value_range"),
         ({"threat": ThreatModel(norm=np.inf, epsilon=2)}, "epsilon 2 exceeds 1, the largest dist"),
         ({"options": {"mix": 0.01}}, "choose a larger batch_size, or mix=0"),
         ({"names": ["clean_images"]}, "the data has a tensor 'clean_images', a name of adversari"),

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import pandas as pd
 
-from tfrobust.arguments import as_count, as_range
+from tfrobust.arguments import as_count, as_pixels, as_range
 from tfrobust.attacks.minimal import minimal
-from tfrobust.attacks.verification import as_valid_images, predictions
+from tfrobust.attacks.verification import predictions
 from tfrobust.classifier import as_images
 from tfrobust.errors import InputError, InputTypeError
 from tfrobust.norms import norm as norm_of
@@ -110,7 +110,7 @@ def iterate(
     if attack_steps is not None:
         settings["steps"] = attack_steps
     low, high = as_range(value_range)
-    images = [as_valid_images(as_images(model, x), (low, high))]
+    images = [as_pixels("x", as_images(model, x), (low, high))]
     labels = [predictions(model, images[0], batch_size)]
     distances, successes = [], [np.ones(len(images[0]), bool)]
     for _ in range(steps):

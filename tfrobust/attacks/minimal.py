@@ -11,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import norms
-from tfrobust.arguments import as_range
+from tfrobust.arguments import as_pixels, as_range
 from tfrobust.attacks.direction import AttackFunction
 from tfrobust.attacks.registry import prepare
 from tfrobust.attacks.result import MinimalPerturbation
-from tfrobust.attacks.verification import as_valid_images, predictions, verified
+from tfrobust.attacks.verification import predictions, verified
 from tfrobust.classifier import Classifier, as_images, as_labels, in_batches
 from tfrobust.errors import InputError
 
@@ -70,7 +70,7 @@ def minimal(
         raise InputError(f"norm must be 1, 2 or infinity, got {norm!r}")
     x = as_images(model, x)
     value_range = as_range(value_range)
-    x = as_valid_images(x, value_range)
+    x = as_pixels("x", x, value_range)
     classifier = Classifier.of(model, x)
     if labels is not None:
         labels = as_labels(labels, len(x), classifier.classes)

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from tfrobust.arguments import as_count
+from tfrobust.arguments import as_count, as_pixels
 from tfrobust.attacks.search import Stop, build_search
 from tfrobust.attacks.threat_model import RandomStart, SearchObjective, ThreatModel, as_epsilon
-from tfrobust.attacks.verification import as_valid_images, predictions, verified
+from tfrobust.attacks.verification import predictions, verified
 from tfrobust.classifier import Classifier, as_images, as_labels, in_batches
 from tfrobust.errors import InputError
 from tfrobust.norms import norm as norm_of
@@ -147,7 +147,7 @@ def pgd(
     radii = as_epsilon(threat, epsilon, len(x), x.shape[1:])
     restarts = check_restarts(threat, restarts)
     run = prepare_search(model, x, threat, stop=stop, targeted=targeted, record_loss=record_loss)
-    x = as_valid_images(x, threat.value_range)
+    x = as_pixels("x", x, threat.value_range)
     if y is None:
         if targeted:
             raise InputError("a targeted attack needs y, the classes to reach")

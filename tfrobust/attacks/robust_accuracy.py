@@ -13,11 +13,11 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
-from tfrobust.arguments import as_count
+from tfrobust.arguments import as_count, as_pixels
+from tfrobust.attacks.direction import all_finite
 from tfrobust.attacks.projected_gradient import check_restarts, prepare_search, seeds_of
 from tfrobust.attacks.search import Stop
 from tfrobust.attacks.threat_model import ThreatModel
-from tfrobust.attacks.verification import as_valid_images
 from tfrobust.classifier import Classifier
 from tfrobust.data import Data, as_stream
 from tfrobust.distribution import gather_rows, is_chief, worker_count, worker_index
@@ -161,12 +161,14 @@ def robust_accuracy(
 
     parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in threats]
     for rows, images, classes in _batches(stream, batch_size):
-        predicted = np.argmax(outputs(images), axis=1).astype(np.int32)
+        values = outputs(images)
+        predicted = np.argmax(values, axis=1).astype(np.int32)
         classes = predicted if labels == "predicted" else classes
+        correct = (predicted == classes) & all_finite(values).numpy()
         for part, threat, search, count in zip(parts, threats, searches, counts, strict=True):
-            images = as_valid_images(images, threat.value_range)
+            images = as_pixels("images", images, threat.value_range)
             run = _Restarts(search, threat, images, classes, rows, seed)
-            part.append(run.take(count, predicted == classes, every_restart))
+            part.append(run.take(count, correct, every_restart))
     results = []
     for threat, part in zip(threats, parts, strict=True):
         columns = [gather_rows(np.concatenate(column)) for column in zip(*part, strict=True)]

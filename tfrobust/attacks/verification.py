@@ -1,4 +1,4 @@
-"""The images that an attack takes, and its candidates, checked on the model itself."""
+"""An attack's candidates, checked on the model itself."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import norms
+from tfrobust.arguments import PIXEL_ROUNDING
 from tfrobust.attacks.direction import all_finite
 from tfrobust.classifier import Classifier, in_batches
-from tfrobust.errors import InputError
 
-__all__ = ["as_valid_images", "predictions", "verified"]
-
-# float rounding that is clipped away, relative to the width of the value range
-ROUNDING = 1e-6
+__all__ = ["predictions", "verified"]
 
 
 def predictions(
@@ -26,18 +23,6 @@ def predictions(
     original = Classifier.of(model, x).compiled_outputs(in_single_precision=in_single_precision)
     outputs = in_batches(original, x, batch_size=batch_size, description="predictions")
     return np.argmax(outputs, axis=1).astype(np.int32)
-
-
-def as_valid_images(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """x clipped to the range, which it may leave by rounding only."""
-    low, high = value_range
-    slack = ROUNDING * (high - low)
-    if x.min() < low - slack or x.max() > high + slack:
-        raise InputError(
-            f"x holds values from {x.min():g} to {x.max():g}, outside value_range "
-            f"({low:g}, {high:g}): give the range of the model's input"
-        )
-    return np.clip(x, low, high)
 
 
 def verified(
@@ -56,7 +41,7 @@ def verified(
     """
     low, high = value_range
     candidates = tf.cast(candidates, x.dtype)
-    slack = ROUNDING * (high - low)
+    slack = PIXEL_ROUNDING * (high - low)
     valid = (candidates >= low - slack) & (candidates <= high + slack)  # false for NaN
     valid = tf.reduce_all(norms.flatten(valid), axis=1)
     clipped = norms.clip_to_range(candidates, value_range)

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 __all__ = [
+    "FUNCTIONAL",
     "Producer",
     "all_layers",
     "exact_batch_statistics",
@@ -90,7 +91,7 @@ def local_variable(error: BaseException, name: str) -> Any:
 
 _ANY = keras.Input((1,))
 # the class of Functional models, which has no public name
-_FUNCTIONAL = type(keras.Model(_ANY, _ANY))
+FUNCTIONAL = type(keras.Model(_ANY, _ANY))
 _HALF = ("float16", "bfloat16")
 _PATCH_LOCK = threading.Lock()
 # (class, name) to (original, number of blocks in which it is replaced, over all threads)
@@ -176,7 +177,7 @@ def single_precision() -> Iterator[None]:
         replaced_method(layer_type, "dtype_policy", dtype_policy),
         replaced_method(layer_type, "compute_dtype", compute_dtype),
         replaced_method(keras.Sequential, "input_dtype", input_dtype),
-        replaced_method(_FUNCTIONAL, "_convert_inputs_to_tensors", _uncast_inputs),
+        replaced_method(FUNCTIONAL, "_convert_inputs_to_tensors", _uncast_inputs),
         replaced_method(normalization, "call", call),
     ):
         yield

@@ -25,7 +25,12 @@ from tfrobust.classifier.checks import (
     probe_batch,
 )
 from tfrobust.classifier.inputs import model_input_shape
-from tfrobust.classifier.keras_internals import producer, takes_training, with_attributes
+from tfrobust.classifier.keras_internals import (
+    FUNCTIONAL,
+    producer,
+    takes_training,
+    with_attributes,
+)
 from tfrobust.classifier.traced import TracedModel, ends_in_softmax
 from tfrobust.errors import InputTypeError
 
@@ -40,9 +45,8 @@ _UNBOUNDED = (None, keras.activations.linear, keras.activations.relu)
 _SOFTMAXES = (keras.activations.softmax, keras.ops.softmax, tf.nn.softmax)
 # created by `views`, so known to be logits
 _VIEWS: weakref.WeakSet[keras.Model] = weakref.WeakSet()
-_ANY = keras.Input((1,))
 # Sequential and Functional; the latter has no public name
-_GRAPHS = (keras.Sequential, type(keras.Model(_ANY, _ANY)))
+_GRAPHS = (keras.Sequential, FUNCTIONAL)
 
 
 @keras.saving.register_keras_serializable("tfrobust")

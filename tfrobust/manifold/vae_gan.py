@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.arguments import as_range
+from tfrobust.arguments import as_pixels, as_range
 from tfrobust.classifier import as_images
 from tfrobust.errors import InputError
 
@@ -99,12 +99,4 @@ class VaeGan:
         Raises:
             InputError: another size, not finite, or outside the range by more than rounding.
         """
-        x = as_images(self.encoder, x, name)
-        low, high = self.value_range
-        slack = 1e-6 * (high - low)
-        if x.min() < low - slack or x.max() > high + slack:
-            raise InputError(
-                f"{name} holds values from {x.min():g} to {x.max():g}, but the VAE-GAN's images "
-                f"lie in ({low:g}, {high:g}): rescale them"
-            )
-        return np.clip(x, low, high)
+        return as_pixels(name, as_images(self.encoder, x, name), self.value_range)

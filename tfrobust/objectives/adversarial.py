@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.arguments import check_pixels
 from tfrobust.attacks import Stop, ThreatModel, draws_of_batch, search, start_at
 from tfrobust.classifier import all_layers, unchanged_statistics
 from tfrobust.distribution import replica_count
@@ -20,8 +21,6 @@ from tfrobust.objectives.forward_pass import ForwardPass
 
 __all__ = ["AdversarialTraining"]
 
-# images may leave the value range by rounding only, relative to its width
-_ROUNDING = 1e-6
 # of a number of images: .29 * 100 is a little less than 29
 _SLACK = 1e-9
 
@@ -92,13 +91,7 @@ class AdversarialTraining(Term):
 
     def check_images(self, images: np.ndarray) -> None:
         self.threat.check_epsilon(images.shape[1:])
-        low, high = self.threat.value_range
-        slack = _ROUNDING * (high - low)
-        if images.min() < low - slack or images.max() > high + slack:
-            raise InputError(
-                f"images hold values from {images.min():g} to {images.max():g}, outside the threat "
-                f"model's value_range ({low:g}, {high:g})"
-            )
+        check_pixels("images", images, self.threat.value_range)
 
     def prepare(
         self, logits_model: keras.Model, tensors: Mapping[str, tf.Tensor], seed: tf.Tensor
