@@ -72,8 +72,9 @@ def _joined(
 def _tables(dataset: str, frame: pd.DataFrame) -> list[Table]:
     if frame.empty:
         return []
-    networks = frame.drop_duplicates("network")[["network", "strength", "accuracy"]]
+    networks = frame.drop_duplicates("network")[["network", "strength", "accuracy"]].copy()
     published = ACCURACY.get(dataset, {})
+    networks["accuracy"] *= 100
     networks = networks.assign(published=[published.get(n, np.nan) for n in networks["network"]])
     wide = frame.pivot(index="network", columns=["metric", "attribution"], values="mu")
     wide = wide.reindex(networks["network"])
@@ -84,7 +85,7 @@ def _tables(dataset: str, frame: pd.DataFrame) -> list[Table]:
     return [
         Table(
             "Networks",
-            "Test accuracy; published in per cent. Strength: epsilon over 1.6 (l2) or .04 (linf).",
+            "Test accuracy in per cent. Strength: epsilon over 1.6 (l2) or .04 (linf).",
             networks,
         ),
         Table(
@@ -103,17 +104,18 @@ def _tables(dataset: str, frame: pd.DataFrame) -> list[Table]:
             "Correlations",
             "Of mu with the attack's strength (Figure 4) and with test accuracy (Figure 5), with "
             "95 % bootstrap intervals; published: the legends' coefficients, of CIFAR-10.",
-            _correlations(frame),
+            _correlations(dataset, frame),
         ),
     ]
 
 
-def _correlations(frame: pd.DataFrame) -> pd.DataFrame:
+def _correlations(dataset: str, frame: pd.DataFrame) -> pd.DataFrame:
+    known = CORRELATION if dataset == "cifar10" else {}
     rows = []
     for metric, family, attribution, points in retrain_claims.series(frame):
         norm, objective = family.split()
         for figure, column in (("figure 4", "strength"), ("figure 5", "accuracy")):
-            published = CORRELATION[figure].get(f"{metric} {objective}", {})
+            published = known.get(figure, {}).get(f"{metric} {objective}", {})
             pearson, spearman = published.get(f"{norm} {attribution}", (np.nan, np.nan))
             row = {
                 "figure": figure,
