@@ -15,6 +15,7 @@ from reference_models.lenet import lenet5
 from reference_models.mlp import linear, mlp
 from reference_models.mnist_cnn import mnist_cnn
 from reference_models.network_in_network import cifar_nin
+from reference_models.noack2020 import noack_mnist_cnn
 from reference_models.vae_gan import vae_gan_28, vae_gan_32
 from reference_models.wide_resnet import wide_resnet
 from tfrobust.errors import InputError
@@ -55,6 +56,8 @@ _BUILDERS: dict[str, Callable[..., keras.Model | VaeGan]] = {
     "kim_toy_mlp": kim_toy_mlp,
     "vae_gan_28": vae_gan_28,
     "vae_gan_32": vae_gan_32,
+    # Noack 2020
+    "noack_mnist_cnn": noack_mnist_cnn,
 }
 
 

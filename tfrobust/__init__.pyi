@@ -49,6 +49,8 @@ from .objectives import (
     AlignmentPenalty,
     CrossEntropy,
     DoubleBackprop,
+    InterpretationRegularization,
+    JacobianRegularization,
     LastLayerRobustness,
     WeightDecay,
 )
@@ -66,7 +68,9 @@ __all__ = [
     "Decomposition",
     "DoubleBackprop",
     "GradientGaps",
+    "InterpretationRegularization",
     "IteratedPerturbation",
+    "JacobianRegularization",
     "LastLayerRobustness",
     "MinimalPerturbation",
     "NotLogitsError",

@@ -1,4 +1,4 @@
-"""Layers of the papers' networks, all differentiable twice: normalisations and lp pooling."""
+"""Layers of the papers' networks, all differentiable twice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ import tensorflow as tf
 from tfrobust.arguments import as_count, as_not_negative, as_positive
 from tfrobust.errors import InputError
 
-__all__ = ["FrozenBatchNormalization", "LocalResponseNormalization", "LpPooling2D"]
+__all__ = [
+    "FrozenBatchNormalization",
+    "LocalResponseNormalization",
+    "LpPooling2D",
+    "SoftmaxAsLogits",
+]
 
 
 @keras.saving.register_keras_serializable("tfrobust")
@@ -195,6 +200,29 @@ class LpPooling2D(keras.layers.Layer):
             "padding": self.padding,
             "p": self.p,
         }
+
+
+@keras.saving.register_keras_serializable("tfrobust")
+class SoftmaxAsLogits(keras.layers.Layer):
+    """The softmax over the last axis, for a model whose probabilities are to be taken for logits.
+
+    A softmax of Keras at a model's end is left out by this library. This one stays where the model
+    is a graph of layers (Sequential or Functional): cross-entropy is that of softmax(softmax(z)),
+    "the gradient of the logit" is the probability's, and attacks act on probabilities.
+
+    It is no good idea: the outputs lie in [0, 1], so that with K classes the cross-entropy cannot
+    fall below log(1 + (K - 1) / e), 1.46 for ten classes, and the gradients of confident examples
+    vanish. It is here to reproduce networks that were trained this way, such as the wide residual
+    network of Noack 2020's released code. For any other model end in Dense(classes).
+
+    Inputs are (batch, ..., classes); outputs have the same shape, and are float32 where inputs are
+    in half precision. A subclassed model that ends in it is refused (`NotLogitsError`), as others
+    whose outputs are probabilities.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        # no softmax operation, which would be cut off from a traced model's end unnoticed
+        return tf.exp(tf.nn.log_softmax(_wide(inputs)))
 
 
 # below this a largest value is too small a divisor in single precision

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -12,7 +12,7 @@ from tfrobust import training
 from tfrobust.distribution import is_chief
 from tfrobust.objectives import Objective
 from tfrobust.report import Run
-from tfrobust.training import Precision, Schedule, computing_in
+from tfrobust.training import Callback, Precision, Schedule, computing_in
 
 __all__ = ["say", "train_or_load"]
 
@@ -40,6 +40,8 @@ def train_or_load(
     schedule: Schedule | None = None,
     precision: Precision = "float32",
     jit: bool = False,
+    callbacks: Sequence[Callback] = (),
+    finish: Callable[[keras.Model], None] | None = None,
 ) -> keras.Model:
     """A trained classifier: loaded where it is finished, else trained from its last checkpoint.
 
@@ -61,6 +63,8 @@ def train_or_load(
         schedule: of the learning rate.
         precision: of training; the classifier that is returned computes in float32.
         jit: compile training steps with XLA.
+        callbacks: called after each epoch, as `fit` does.
+        finish: called on the trained classifier before it is written.
 
     Raises:
         NonFiniteLossError: training diverged.
@@ -85,7 +89,10 @@ def train_or_load(
         folder=run.folder / folder / "training",
         seed=seed,
         jit=jit,
+        callbacks=callbacks,
     )
+    if finish is not None:
+        finish(model)
     if precision != "float32":  # measured in full precision, whatever it was trained in
         trained, model = model, build()
         model.set_weights(trained.get_weights())

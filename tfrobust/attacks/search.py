@@ -18,7 +18,7 @@ from tfrobust.attacks.direction import (
 )
 from tfrobust.attacks.threat_model import ThreatModel
 from tfrobust.classifier import gradients_at, layers_behind
-from tfrobust.distribution import replica_count
+from tfrobust.distribution import place_in_batch
 from tfrobust.norms import clip_to_range, norm, per_example, project_ball
 
 __all__ = [
@@ -102,10 +102,8 @@ def draws_of_batch(
     """
     if threat.random_start is None:
         return tf.zeros_like(x), tf.zeros(tf.shape(x)[:1], x.dtype)
-    context = tf.distribute.get_replica_context()
     rows, shape = tf.shape(x)[0], tf.shape(x)[1:]
-    first = rows * (context.replica_id_in_sync_group if context else 0)
-    count = rows * replica_count()
+    first, count = place_in_batch(rows)
     draw = tf.random.stateless_normal if _is_l2_ball(threat) else tf.random.stateless_uniform
     field = draw(tf.concat([[count], shape], 0), seed, dtype=x.dtype)
     other_seed = tf.stack([seed[0] + (1 << 30), seed[1]])

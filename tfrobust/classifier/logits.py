@@ -33,6 +33,7 @@ from tfrobust.classifier.keras_internals import (
 )
 from tfrobust.classifier.traced import TracedModel, ends_in_softmax
 from tfrobust.errors import InputTypeError
+from tfrobust.layers import SoftmaxAsLogits
 
 __all__ = ["NotLogitsError", "WithoutActivation", "is_graph", "logits_model", "views"]
 
@@ -92,8 +93,9 @@ def logits_model(model: keras.Model, x: Any = None) -> keras.Model:
     """A Keras model of `model`'s logits, sharing its weights.
 
     A softmax at the end, as a layer or fused into one, also inside a nested model, is left out; a
-    model that already returns logits is returned unchanged. Where a softmax was left out,
-    softmax(logits) is compared with the model's output, at `x` or at random inputs.
+    model that already returns logits is returned unchanged, and so is a graph of layers that ends
+    in `tfrobust.layers.SoftmaxAsLogits`, whose probabilities are taken for logits. Where a softmax
+    was left out, softmax(logits) is compared with the model's output, at `x` or at random inputs.
 
     Args:
         model: classifier with output (batch, classes): Sequential, Functional or subclassed.
@@ -184,7 +186,7 @@ def _without_softmax(output: Any, model: keras.Model, x: Any) -> Any:
     if kind in _RESHAPING:
         source = _without_softmax(inputs[0], model, x)
         return output if source is inputs[0] else layer(source)
-    if isinstance(layer, WithoutActivation):
+    if isinstance(layer, (WithoutActivation, SoftmaxAsLogits)):
         return output
     if _is_softmax(activation):
         _check_normalised_axis(model, layer, output)

@@ -1,4 +1,4 @@
-"""The command `tfrobust`: measure, rank, evaluate and list."""
+"""The command `tfrobust`: measure, rank, evaluate, report and list."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "measure": ("measure", "alignment, linearized robustness and saliency maps of one model"),
     "rank": ("rank", "saved models by certified bound, linearized robustness, attack distance"),
     "evaluate": ("evaluate", "one model: accuracy, robust and certified accuracy, alignment"),
+    "report": ("report", "trained classifiers of several studies' run folders in one table"),
     "list": ("catalogue", "the repository's experiments: needs and cost of their presets"),
 }
 _USAGE_ERROR = 2

@@ -15,7 +15,7 @@ from tfrobust.errors import InputError
 
 __all__ = ["Data", "as_stream"]
 
-Data = tuple[Any, Any] | Mapping[str, Any] | Stream | Dataset
+Data = tuple[Any, Any] | tuple[Any, Any, Any] | Mapping[str, Any] | Stream | Dataset
 
 
 def as_stream(model: keras.Model, data: Data, name: str) -> Stream:
@@ -23,8 +23,8 @@ def as_stream(model: keras.Model, data: Data, name: str) -> Stream:
 
     Args:
         model: any Keras classifier.
-        data: images and labels, a dict of named tensors with "images" and "labels" among them, a
-            `Stream` or a `Dataset`.
+        data: images and labels; images, labels and "targets"; a dict of named tensors with
+            "images" and "labels" among them; a `Stream` or a `Dataset`.
         name: of the argument, for messages.
 
     Raises:
@@ -36,14 +36,12 @@ def as_stream(model: keras.Model, data: Data, name: str) -> Stream:
     if isinstance(data, Dataset):
         data = data.arrays
     if not isinstance(data, Mapping):
-        try:
-            images, labels = data
-        except (TypeError, ValueError):
+        if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
             raise InputError(
-                f"{name} must be a pair, images and labels, a dict of named tensors, a Stream or a "
-                "Dataset"
-            ) from None
-        data = {"images": images, "labels": labels}
+                f"{name} must be a pair, images and labels, a triple with target maps, a dict of "
+                "named tensors, a Stream or a Dataset"
+            )
+        data = dict(zip(("images", "labels", "targets"), data, strict=False))
     missing = [key for key in ("images", "labels") if key not in data]
     if missing:
         raise InputError(f"{name} must have images and labels, got {', '.join(map(str, data))}")

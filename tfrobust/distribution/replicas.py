@@ -21,6 +21,7 @@ __all__ = [
     "is_chief",
     "is_mirrored",
     "local_replica_count",
+    "place_in_batch",
     "replica_count",
     "replica_values",
     "run_sharded",
@@ -33,6 +34,17 @@ __all__ = [
 def replica_count() -> int:
     """Number of replicas over all workers."""
     return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def place_in_batch(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """In a graph: where this device's part of a global batch starts, and the batch's rows.
+
+    Args:
+        rows: of the part, equally many on all devices.
+    """
+    context = tf.distribute.get_replica_context()
+    first = rows * (context.replica_id_in_sync_group if context else 0)
+    return first, rows * replica_count()
 
 
 def worker_count() -> int:

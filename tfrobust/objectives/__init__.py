@@ -5,6 +5,8 @@ from tfrobust.objectives.base import Objective, Term
 from tfrobust.objectives.cross_entropy import CrossEntropy, WeightDecay
 from tfrobust.objectives.forward_pass import ForwardPass
 from tfrobust.objectives.input_gradients import AlignmentPenalty, DoubleBackprop
+from tfrobust.objectives.interpretation import InterpretationRegularization
+from tfrobust.objectives.jacobian import JacobianRegularization
 from tfrobust.objectives.last_layer import LastLayerRobustness
 
 __all__ = [
@@ -13,6 +15,8 @@ __all__ = [
     "CrossEntropy",
     "DoubleBackprop",
     "ForwardPass",
+    "InterpretationRegularization",
+    "JacobianRegularization",
     "LastLayerRobustness",
     "Objective",
     "Term",

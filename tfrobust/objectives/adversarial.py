@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfrobust.arguments import check_pixels
 from tfrobust.attacks import Stop, ThreatModel, draws_of_batch, search, start_at
 from tfrobust.classifier import all_layers, unchanged_statistics
-from tfrobust.distribution import replica_count
+from tfrobust.distribution import place_in_batch, replica_count
 from tfrobust.errors import InputError, InputTypeError
 from tfrobust.norms import clip_to_range
 from tfrobust.objectives.base import Term
@@ -120,9 +120,8 @@ class AdversarialTraining(Term):
 
     def _perturbed(self, labels: tf.Tensor) -> tf.Tensor:
         """Which rows are attacked: the same of a global batch for any number of devices."""
-        context = tf.distribute.get_replica_context()
         rows = tf.shape(labels)[0]
-        first = rows * (context.replica_id_in_sync_group if context else 0)
+        first, _ = place_in_batch(rows)
         clean = self._clean_before(first + tf.range(rows + 1))
         return clean[1:] == clean[:-1]
 

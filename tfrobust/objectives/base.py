@@ -72,6 +72,15 @@ class Term:
         return {"term": self.name, **dataclasses.asdict(self)}
 
     @property
+    def measured_names(self) -> tuple[str, ...]:
+        """Names in records of what the term measures besides its value."""
+        return ()
+
+    def measured(self, batch: ForwardPass) -> dict[str, tf.Tensor]:
+        """In a graph: a mean over the batch under each of `measured_names`; not minimised."""
+        return {}
+
+    @property
     def accuracy_names(self) -> tuple[str, ...]:
         """Names in records of accuracies on the batch; none where the term perturbs no images."""
         return ()
@@ -141,6 +150,14 @@ class _Named(Term):
         return self.term.has_value
 
     @property
+    def measured_names(self) -> tuple[str, ...]:
+        return tuple(f"{self.label}_{name}" for name in self.term.measured_names)
+
+    def measured(self, batch: ForwardPass) -> dict[str, tf.Tensor]:
+        found = self.term.measured(batch)
+        return {f"{self.label}_{name}": value for name, value in found.items()}
+
+    @property
     def accuracy_names(self) -> tuple[str, ...]:
         return self.term.accuracy_names
 
@@ -190,6 +207,13 @@ class Objective:
                     f'{type(term).__name__}(...).named("second")'
                 )
             names.add(term.name)
+        for name in self.measured_names:
+            if name in names:
+                raise InputError(
+                    f"records of this objective would have two columns {name!r}: give one of its "
+                    'terms another name, as in term.named("second")'
+                )
+            names.add(name)
 
     def __add__(self, other: Term | Objective) -> Objective:
         if isinstance(other, Objective):
@@ -215,7 +239,7 @@ class Objective:
         """The pass that this objective's terms need, on the batch that they prepare.
 
         Args:
-            seed: (2,) int32, for `Term.prepare`; zeros where None.
+            seed: (2,) int32, for what terms draw; zeros where None.
 
         The other arguments are those of `ForwardPass`.
         """
@@ -228,6 +252,7 @@ class Objective:
             training=training,
             input_gradients=self.needs_input_gradients,
             gradient_scale=gradient_scale,
+            seed=seed,
         )
 
     def parts(self, batch: ForwardPass) -> dict[str, tf.Tensor]:
@@ -247,6 +272,15 @@ class Objective:
             if term.accuracy_names:
                 return term.accuracies(batch, hits)
         return {"accuracy": tf.reduce_mean(hits)}
+
+    @property
+    def measured_names(self) -> tuple[str, ...]:
+        """Names in records of what terms measure besides their values."""
+        return tuple(name for term in self.terms for name in term.measured_names)
+
+    def measured(self, batch: ForwardPass) -> dict[str, tf.Tensor]:
+        """Means over the batch under each of `measured_names`."""
+        return {name: value for term in self.terms for name, value in term.measured(batch).items()}
 
     @property
     def names(self) -> list[str]:

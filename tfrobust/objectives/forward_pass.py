@@ -35,6 +35,8 @@ class ForwardPass:
         input_gradients: watch the images; False where no term reads input gradients.
         gradient_scale: losses are multiplied by it and their input gradients divided by it, so that
             these do not underflow in half precision.
+        seed: (2,) int32, of what terms draw; different in every step of training, equal on all
+            devices. Zeros where None.
 
     Attributes:
         model: the logits model.
@@ -43,6 +45,7 @@ class ForwardPass:
         labels: the labels.
         logits: (batch, classes), in the images' precision.
         losses: cross-entropy of each example, (batch,).
+        seed: (2,) int32.
     """
 
     def __init__(
@@ -53,7 +56,9 @@ class ForwardPass:
         training: bool,
         input_gradients: bool,
         gradient_scale: tf.Tensor | None = None,
+        seed: tf.Tensor | None = None,
     ):
+        self.seed = tf.zeros([2], tf.int32) if seed is None else seed
         self.model = logits_model
         self.tensors = _Tensors(tensors)
         self.x, self.labels = self.tensors["images"], self.tensors["labels"]
@@ -79,26 +84,42 @@ class ForwardPass:
         return tf.nn.sparse_softmax_cross_entropy_with_logits(self.labels, self.logits)
 
     @property
+    def targets(self) -> tf.Tensor:
+        """The tensor "targets" of the data, in the images' precision: target saliency maps."""
+        return tf.cast(self.tensors["targets"], self.x.dtype)
+
+    @property
     def loss_gradients(self) -> tf.Tensor:
         """Gradient of each example's cross-entropy with respect to the example, (batch, *input)."""
-        return self._once("loss", lambda: self._gradient(self.losses))
+        return self.once("loss", lambda: self._pull_back(self.losses))
 
     @property
     def logit_gradients(self) -> tf.Tensor:
         """Gradient of the label's logit with respect to the example, (batch, *input)."""
-        return self._once("logit", lambda: self._gradient(self._label_logits))
+        return self.once("logit", lambda: self._pull_back(self._label_logits))
 
-    def _once(self, name: str, compute: Callable[[], tf.Tensor]) -> tf.Tensor:
+    def gradient_along(self, direction: tf.Tensor) -> tf.Tensor:
+        """Gradient of each example's <v, logits> with respect to the example, (batch, *input).
+
+        Args:
+            direction: v, (batch, classes), taken as constant.
+        """
+        return self._pull_back(self.logits, direction)
+
+    def once(self, name: str, compute: Callable[[], tf.Tensor]) -> tf.Tensor:
+        """What `compute` returns, computed once per batch under this name."""
         # not functools.cached_property: in Python 3.11 it holds one lock for all replicas, which
         # have to wait for one another while the property is computed
         if name not in self._computed:
             self._computed[name] = compute()
         return self._computed[name]
 
-    def _gradient(self, values: tf.Tensor) -> tf.Tensor:
+    def _pull_back(self, values: tf.Tensor, cotangent: tf.Tensor | None = None) -> tf.Tensor:
+        """Gradient of sum(cotangent * values); of the sum of the values where None."""
         if self._tape is None:
             raise RuntimeError("set input_gradients=True: a term needs input gradients")
         if self._scale is None:
-            return self._tape.gradient(values, self.x)
-        scaled = tf.fill(tf.shape(values), tf.cast(self._scale, values.dtype))
+            return self._tape.gradient(values, self.x, cotangent)
+        scale = tf.cast(self._scale, values.dtype)
+        scaled = tf.fill(tf.shape(values), scale) if cotangent is None else scale * cotangent
         return self._tape.gradient(values, self.x, scaled) / self._scale

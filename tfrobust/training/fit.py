@@ -28,7 +28,7 @@ from tfrobust.training.loop import Loop, NonFiniteLossError, Progress, worker_lo
 from tfrobust.training.run_folder import RunFolder, run_settings
 from tfrobust.training.schedules import Schedule
 
-__all__ = ["History", "fit"]
+__all__ = ["Callback", "History", "fit"]
 
 # columns of a record besides the terms of the objective
 _COLUMNS = {
@@ -108,7 +108,9 @@ def fit(
             epoch. Choose it so that these steps take much longer than writing a checkpoint.
         seed: of the order of examples. Weights and dropout have their own seeds.
         jit: compile gradients with XLA; faster on GPUs, not on CPUs.
-        callbacks: called after each epoch, on every worker, with its record and the model.
+        callbacks: called after each epoch, on every worker, with its record and the model. One with
+            an attribute `repeatable` that is true is called again for the last finished epoch when
+            training is resumed, as the run may have been killed before the call.
         progress: show a bar with the parts of the objective.
 
     Returns:
@@ -141,6 +143,10 @@ def fit(
     settings = run_settings(objective, optimizer, schedule, epochs, batch_size, seed, data)
     run_folder = RunFolder(folder, settings, model, optimizer, loop.loss_scale)
     records, resumed = run_folder.resume()
+    if records and resumed is None:
+        for callback in callbacks:
+            if getattr(callback, "repeatable", False):
+                callback(records[-1], model)
     hidden = not (progress and is_chief())
     with tqdm(total=loop.steps, disable=hidden or None, leave=False, unit="step", delay=1) as bar:
         for epoch in range(len(records), epochs):
@@ -235,7 +241,9 @@ def _as_interval(checkpoint_every: int | None, folder: str | Path | None) -> int
 def _check_columns(objective: Objective, schedule: Schedule | None, *, validated: bool) -> None:
     """Refuse terms named like another column of records, and a schedule of an unknown column."""
     names = [term.name for term in objective.terms]
-    columns = [*objective.names, *objective.accuracy_names]
+    measured = objective.measured_names
+    columns = [*objective.names, *measured, *objective.accuracy_names]
+    names += measured
     taken = [name for name in names if name in _COLUMNS or name.startswith("validation_")]
     if taken:
         raise InputError(f"a term cannot be named {taken[0]!r}: records have a column of that name")

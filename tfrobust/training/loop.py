@@ -105,7 +105,7 @@ class Loop:
         self._model, self._optimizer, self._objective = model, optimizer, objective
         self._data, self._batch_size, self._seed = data, batch_size, seed
         self._share = Share.of(batch_size, replica_count(), worker_count(), worker_index())
-        self._parts = [*objective.names, *objective.accuracy_names]
+        self._parts = [*objective.names, *objective.measured_names, *objective.accuracy_names]
         optimizer.build(model.trainable_variables)
         self._run = compile_steps(logits, objective, optimizer, self.loss_scale, seed=seed, jit=jit)
 

@@ -86,7 +86,7 @@ def _gradients(
         values = tape.gradient(total, variables)
         if scaled:
             values = [None if value is None else value / scale for value in values]
-        return values, {**parts, **objective.accuracies(batch)}
+        return values, {**parts, **objective.measured(batch), **objective.accuracies(batch)}
 
     return gradients
 
