@@ -89,7 +89,7 @@ def test_what_is_measured_against_numpy():
     seed=st.integers(0, 100),
     of=st.sampled_from(["maps", "logits"]),
 )
-@settings(max_examples=30)
+@settings(max_examples=16)
 def test_the_cosine_depends_on_no_scale(exponent, other, seed, of):
     """In single precision; that of maps may differ among images."""
     model, tensors = linear(seed)
@@ -123,7 +123,7 @@ def linear(seed=0, count=4):
 
 
 @given(seed=st.integers(0, 1000), lambda_d=st.floats(0, 10), lambda_m=st.floats(0, 10))
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_the_value_is_within_lambda_d_of_the_norm(seed, lambda_d, lambda_m):
     model, tensors = linear(seed)
     term = InterpretationRegularization(lambda_d, lambda_m)
@@ -209,7 +209,7 @@ def flat():
     exponent=st.floats(-30, 30),
     offset=st.sampled_from([0.0, 1.0, -100.0]),
 )
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_the_threshold_of_a_step_is_that_of_numpy(seed, phi, exponent, offset):
     rng = np.random.default_rng(seed)
     maps = (rng.normal(offset, 1, (4, 6, 6, 3)) * 10.0**exponent).astype("float32")

@@ -35,7 +35,7 @@ def networks():
 
 
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 20))
-@settings(max_examples=20)
+@settings(max_examples=10)
 def test_footnote_2(seed, scale):
     """J = (diag(p) - p p^T) grad f: of probabilities, of their norm, and of the label's."""
     model, probabilities = networks()
@@ -90,7 +90,7 @@ def linear(classes, features):
     rank=st.integers(1, 5),
     spread=st.floats(0, 6),
 )
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_equations_2_to_4(seed, size, rank, spread):
     """||J d|| = ||s * V^T d|| <= |s| . |V^T d| = ||s|| ||V^T d|| cos, and ||s|| = ||J||_F."""
     rng = np.random.default_rng(seed)

@@ -67,13 +67,18 @@ def write_page(
         lead=f"Trained on {', '.join(sets)} in {', '.join(names)}; measured on the first "
         f"{settings.examples:,} test examples of each data set, or all where there are fewer.",
         sections=(
-            Section("Every classifier", _explanation(settings, norm), table=visible),
+            Section("Every classifier", _UNITS, table=visible),
             *_reasons(measured),
+            Section(
+                "Columns",
+                "All numbers, with architectures and the files' hashes, are in classifiers.csv.",
+                table=_meanings(settings, norm),
+            ),
             *_others(left_out),
             Section(
                 "Robust accuracy against accuracy",
                 f"Worst case over {settings.restarts} {_plural('restart', settings.restarts)}, "
-                f"{norm} {settings.epsilon:g}. Below the dashed line there is no classifier.",
+                f"{norm} {settings.epsilon:g}. No classifier can lie above the dashed line.",
                 figure=figures.save(
                     _accuracies(measured, table, sets, names, colors), folder, "accuracies"
                 ),
@@ -92,29 +97,38 @@ def write_page(
     return report.write(page, run.folder / "report.html")
 
 
-def _explanation(settings: Settings, norm: str) -> str:
-    return (
-        "Lengths of images are in units of the pixel range, as if every network took pixels in "
-        "[0, 1], whatever range it was trained on: epsilon, radii of adversarial training, "
-        "linearized robustness, attack distance, certified bound and alignment; gradients are with "
-        "respect to these pixels. Lengths of tables and of points are in the units of their "
-        f"features. Robust accuracy: {norm} {settings.epsilon:g}, projected gradient descent, "
-        f"{settings.steps} steps, {settings.restarts} random "
-        f"{_plural('start', settings.restarts)}: the mean over them, and the worst case. Attack "
-        f"distance: {settings.attack}, {norm}, infinite where it failed; certified bound: {norm}; "
-        "linearized robustness and alignment: l2. These four are medians over correctly classified "
-        "examples. ‖J_c‖: l2 norm of the gradient of the label's logit, mean. Cosine: of that "
-        "gradient at the first training examples with the SmoothGrad maps of an adversarially "
-        f"trained network, values within {PHI:g} standard deviation of a map's mean set to zero; "
-        "mean. All numbers, with architectures and the files' hashes, are in classifiers.csv."
-    )
+_UNITS = (
+    "Lengths of images are in units of the pixel range, as if every network took pixels in [0, 1], "
+    "whatever range it was trained on; gradients are with respect to these pixels. Lengths of "
+    "tables and of points are in the units of their features."
+)
+
+
+def _meanings(settings: Settings, norm: str) -> pd.DataFrame:
+    right = "median over correctly classified examples"
+    starts = f"{settings.restarts} random {_plural('start', settings.restarts)}"
+    rows = {
+        "objective": "what was minimised; radii of adversarial training are lengths too",
+        "robust, %": f"accuracy under projected gradient descent, {norm} {settings.epsilon:g}, "
+        f"{settings.steps} steps, {starts}: mean over them",
+        "worst case, %": "share that is classified correctly and resists all of them",
+        "certified bound": f"no smaller perturbation changes the class, {norm}; {right}",
+        "ρ~": f"linearized robustness, l2 (Etmann 2019, eq. (9)); {right}",
+        "attack distance": f"{settings.attack}, {norm}, infinite where it failed; {right}",
+        "alignment": f"l2 (Etmann 2019, eq. (7)); {right}",
+        "‖J_c‖": "l2 norm of the gradient of the label's logit; mean over all examples",
+        "cosine": "of that gradient, at the first training examples, with the SmoothGrad maps of "
+        f"an adversarially trained network, values within {PHI:g} standard deviation of a map's "
+        "mean set to zero (Noack 2020); mean",
+    }
+    return pd.DataFrame(rows.items(), columns=["column", "meaning"])
 
 
 def _reasons(measured: Sequence[Measured]) -> list[Section]:
     """The table of empty cells, one row per column and reason."""
     cells: dict[tuple[str, str], list[str]] = {}
     for each in measured:
-        for column, reason in each.reasons.items():
+        for column, reason in each.empty.items():
             cells.setdefault((column, reason), []).append(str(each.found))
     if not cells:
         return []

@@ -212,7 +212,7 @@ def _measured(
         reasons["certified bound"] = uncertified
     too_large = classifier.no_robust_accuracy(settings)
     if too_large:
-        reasons["robust accuracy"] = too_large
+        reasons["robust, %"] = too_large
     if maps:
         # other maps, or more of them, are another step
         digest = hashlib.sha256(b"".join((each.folder / "maps.json").read_bytes() for each in maps))

@@ -42,9 +42,11 @@ _SHOWN = {
     "objective": "objective",
     "seed": "seed",
     "accuracy": "accuracy, %",
-    "robust_accuracy_mean": "robust accuracy, %, mean",
-    "robust_accuracy_worst": "worst case",
-    **DISTANCES,
+    "robust_accuracy_mean": "robust, %",
+    "robust_accuracy_worst": "worst case, %",
+    "certified_bound": "certified bound",
+    "linearized_robustness": "ρ~",
+    "attack_distance": "attack distance",
     "alignment": "alignment",
     "gradient_norm": "‖J_c‖",
     "cosine": "cosine",
@@ -73,6 +75,17 @@ class Measured:
     """NaN where there are no target maps."""
     reasons: Mapping[str, str]
     """Why a column is empty, by its title on the page."""
+
+    @property
+    def empty(self) -> dict[str, str]:
+        """The reasons, with those that the results tell."""
+        right = self.examples[self.examples["correct"]]
+        if right.empty:
+            return {**self.reasons, "all medians": "no example is classified correctly"}
+        if right["alignment"].isna().all():
+            reason = "its gradient is zero at every correctly classified example"
+            return {**self.reasons, "alignment": reason}
+        return dict(self.reasons)
 
 
 def terms_of(record: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -186,4 +199,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     result = table[list(_SHOWN)].copy()
     for name in _SHARES:
         result[name] = [f"{100 * value:.1f}" if value == value else "" for value in result[name]]
+    result["cosine"] = [f"{value:.3f}" if value == value else "" for value in result["cosine"]]
+    if result["data"].nunique() == 1:  # the page's first sentence names it
+        del result["data"]
     return result.rename(columns=_SHOWN)
