@@ -95,9 +95,17 @@ def trade_off(frame: pd.DataFrame) -> Figure:
     figure, axes = figures.new(1, 1, width=4.5, height=3.4)
     axis = axes[0, 0]
     for number, (kind, rows) in enumerate(frame.groupby("kind", sort=False)):
-        axis.scatter(rows["accuracy"], rows["attacked"], s=16, color=f"C{number}", label=kind)
+        axis.scatter(
+            rows["accuracy"], rows["attacked"], s=16, color=f"C{number}", label=kind.upper()
+        )
         for _, row in rows.iterrows():
-            axis.annotate(row["weights"], (row["accuracy"], row["attacked"]), fontsize=5)
+            axis.annotate(
+                row["weights"],
+                (row["accuracy"], row["attacked"]),
+                xytext=(4, 3),
+                textcoords="offset points",
+                fontsize=6,
+            )
     axis.set(xlabel="standard accuracy, %", ylabel="accuracy under attack, %")
     axis.legend()
     return figure

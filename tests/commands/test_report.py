@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -15,6 +16,7 @@ import tfrobust
 from tfrobust import AdversarialTraining, CrossEntropy, ThreatModel, WeightDecay, data, saliency
 from tfrobust.commands import main
 from tfrobust.commands.report import records, steps, table
+from tfrobust.commands.report.settings import Found, Settings, classifiers_in
 from tfrobust.objectives import DoubleBackprop, InterpretationRegularization
 from tfrobust.report import Run
 
@@ -156,7 +158,9 @@ def test_the_range_of_the_pixels_does_not_matter(reported):
     names = [name for name in rows if isinstance(plain[name], float) and name != "cosine"]
     assert len(names) == 9
     for name in names:
-        assert rescaled[name] == pytest.approx(plain[name], rel=1e-4), name
+        # what a bound takes off for rounding depends on the layers
+        rel = 1e-3 if name == "certified_bound" else 1e-4
+        assert rescaled[name] == pytest.approx(plain[name], rel=rel), name
     assert rescaled["cosine"] == pytest.approx(plain["cosine"], rel=1e-4)
 
 
@@ -201,16 +205,23 @@ def again(copy, *more):
     report(first, second, *FEW, "--out", copy / "report", *more)
 
 
-def counted(monkeypatch):
-    """The networks that are measured, as they are."""
-    measured, original = [], steps.benchmark
+def counted(monkeypatch, frame=None):
+    """The networks that are measured, as they are; with `frame` as their results, if given."""
+    measured, original = [], steps._measured_examples
 
-    def benchmark(model, *given, **options):
-        measured.append(model.name)
-        return original(model, *given, **options)
+    def measure(classifier, settings):
+        measured.append(classifier.found.network)
+        return original(classifier, settings) if frame is None else frame
 
-    monkeypatch.setattr(steps, "benchmark", benchmark)
+    monkeypatch.setattr(steps, "_measured_examples", measure)
     return measured
+
+
+def made_up(count, **columns):
+    """Results of a network that is always right."""
+    numbers = (*table.DISTANCES, "alignment", "gradient_norm")
+    frame = {"label": 0, "predicted": 0, "correct": True, "uncertified": "", "resisted_1": True}
+    return pd.DataFrame({**frame, **dict.fromkeys(numbers, 1.0), **columns}, index=range(count))
 
 
 def test_a_second_call_computes_nothing(copy, monkeypatch):
@@ -223,15 +234,12 @@ def test_a_second_call_computes_nothing(copy, monkeypatch):
 
 def test_what_a_killed_report_had_measured_is_kept(copy, monkeypatch):
     before = rows_of(copy / "report")
-    (last,) = [
-        path
-        for path in copy.rglob("examples.parquet")
-        if pd.read_parquet(path)["label"].max() == 2  # iris
-    ]
+    frames = {path: pd.read_parquet(path) for path in copy.rglob("examples.parquet")}
+    (last,) = [path for path, frame in frames.items() if frame["label"].max() == 2]  # iris
     last.unlink()
-    measured = counted(monkeypatch)
+    measured = counted(monkeypatch, frames[last])
     again(copy)
-    assert measured == ["iris_mlp"]
+    assert measured == ["plain"]
     pd.testing.assert_frame_equal(rows_of(copy / "report"), before)
 
 
@@ -241,7 +249,7 @@ def test_a_changed_network_is_measured_again(copy, monkeypatch):
     save(folder, table_network(1), data.load("iris"), STANDARD)
     measured = counted(monkeypatch)
     again(copy)
-    assert measured == ["iris_mlp"]
+    assert measured == ["plain"]
     after = rows_of(copy / "report")
     assert after.loc["plain", "sha256"] != before.loc["plain", "sha256"]
     assert after.loc["plain", "gradient_norm"] != before.loc["plain", "gradient_norm"]
@@ -262,13 +270,11 @@ def test_maps_that_are_not_finished(copy, capsys):
     assert "holds 0 of 50 target maps" in (copy / "report/report.html").read_text()
 
 
-def test_what_does_not_fit_is_left_out_and_named(studies, tmp_path):
+def test_what_does_not_fit_is_left_out_and_named(tmp_path, monkeypatch):
+    counted(monkeypatch, made_up(5))
     run, train, cross = tmp_path / "run", data.load("iris"), CrossEntropy()
     Run(run, Nothing())
     save(run / "good", table_network(), train, STANDARD)
-    constant = table_network()
-    constant.layers[-1].set_weights([np.zeros((5, 3)), np.eye(3)[2]])
-    save(run / "good-constant", constant, train, STANDARD)
     four = keras.Sequential([keras.Input((4,)), layers.Dense(4)])
     save(run / "classes", four, train, cross)
     save(run / "shape", means(), train, cross)
@@ -283,9 +289,7 @@ def test_what_does_not_fit_is_left_out_and_named(studies, tmp_path):
     shutil.copytree(run / "good", run / "no record")
     (run / "no record/model.keras.json").unlink()
     report(run, "--examples", 5, "--out", tmp_path / "report", "--steps", 1, "--restarts", 1)
-    rows = rows_of(tmp_path / "report")
-    assert list(rows.index) == ["good", "good-constant"]
-    assert np.isnan(rows.loc["good-constant", "alignment"])
+    assert list(rows_of(tmp_path / "report").index) == ["good"]
     page = (tmp_path / "report/report.html").read_text()
     for name, reason in {
         "classes": "it has 4 classes, iris has 3",
@@ -295,7 +299,6 @@ def test_what_does_not_fit_is_left_out_and_named(studies, tmp_path):
         "unknown": "its data set, mine, is none of cifar10, digits, ",
         "processing": "its training data were &#39;not at all&#39;; iris is now ",
         "no record": "no provenance beside ",
-        "good-constant": "its gradient is zero at every correctly classified example",
     }.items():
         assert f"<td>run/{name}</td>" in page and reason in page, name
 
@@ -346,25 +349,50 @@ def test_what_a_user_can_mend(arguments, message, studies, tmp_path, monkeypatch
     assert not (tmp_path / "report").exists()
 
 
+def test_medians_that_do_not_exist():
+    def empty(**columns):
+        found = Found("run", Path("run"), "net", Path("run/net/model.keras"))
+        frame = made_up(3, **columns)
+        each = table.Measured(found, {}, "iris", "", True, frame, np.nan, {"cosine": "no maps"})
+        (row,) = table.table_of([each], Settings()).to_dict("records")
+        return row, each.empty
+
+    row, reasons = empty(alignment=np.nan, linearized_robustness=np.inf)
+    assert np.isnan(row["alignment"]) and np.isinf(row["linearized_robustness"])
+    reason = "its gradient is zero at every correctly classified example"
+    assert reasons == {"cosine": "no maps", "α": reason}
+    row, reasons = empty(correct=False)
+    assert row["accuracy"] == 0 and np.isnan(row["attack_distance"])
+    assert reasons["all medians"] == "no example is classified correctly"
+
+
 def test_an_epsilon_that_is_too_large_for_points(tmp_path):
     points = data.kim_toy(seed=2, count=100)
     model = randomise(keras.Sequential([keras.Input((2,)), layers.Dense(2)]), 0)
     Run(tmp_path / "run", Nothing())
     save(tmp_path / "run/a", model, points, CrossEntropy())
-    report(tmp_path / "run", "--examples", 9, "--epsilon", 3, "--out", tmp_path / "report")
+    report(
+        tmp_path / "run",
+        "--examples",
+        9,
+        "--epsilon",
+        3,
+        "--norm",
+        "inf",
+        "--out",
+        tmp_path / "report",
+    )
     row = rows_of(tmp_path / "report").iloc[0]
     test = data.kim_toy("test", seed=2, count=100).take(9)
     predicted = tfrobust.predict_logits(model, test.images).argmax(1)
     assert row["accuracy"] == np.mean(predicted == test.labels)
     assert np.isnan(row["robust_accuracy_mean"]) and np.isnan(row["robust_accuracy_worst"])
     page = (tmp_path / "report/report.html").read_text()
-    assert "epsilon 3 exceeds 2.82843, the widest distance there" in page
+    assert "epsilon 3 exceeds 2, the widest distance there" in page
 
 
 def test_runs_of_one_name_and_runs_given_twice(studies, tmp_path):
     shutil.copytree(studies / "first", tmp_path / "other/first")
-    from tfrobust.commands.report.settings import classifiers_in
-
     twice, _ = classifiers_in([str(studies), str(studies / "first")])
     assert len(twice) == 5 and len({each.path for each in twice}) == 5
     both, _ = classifiers_in([str(studies / "first"), str(tmp_path / "other/first")])

@@ -186,9 +186,9 @@ def test_gradients_are_computed_once_and_only_where_needed(monkeypatch):
     with pytest.raises(RuntimeError, match="input_gradients=True"):
         _ = plain.loss_gradients
     calls = []
-    original = ForwardPass._gradient
+    original = ForwardPass._pull_back
     monkeypatch.setattr(
-        ForwardPass, "_gradient", lambda self, v: calls.append(1) or original(self, v)
+        ForwardPass, "_pull_back", lambda self, *given: calls.append(1) or original(self, *given)
     )
     batch = (CrossEntropy() + DoubleBackprop(1.0)).forward(
         model, {"images": x, "labels": labels}, training=False

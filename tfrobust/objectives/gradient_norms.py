@@ -22,17 +22,17 @@ def check_norm_scale(norm_scale: str) -> None:
 
 
 def squared_norms(gradients: tf.Tensor) -> tf.Tensor:
-    """In a graph: ||g_i||^2, (batch,)."""
-    return tf.reduce_sum(tf.square(flatten(gradients)), axis=1)
+    """In a graph: ||g_i||^2, (batch,) float64, whose squares neither under- nor overflow."""
+    return tf.reduce_sum(tf.square(tf.cast(flatten(gradients), tf.float64)), axis=1)
 
 
-def mean_norm(squares: tf.Tensor) -> tf.Tensor:
-    """In a graph: mean_i sqrt(s_i); zero, with a zero derivative, where s_i is zero."""
-    return tf.reduce_mean(_root(squares))
+def mean_norm(squares: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """In a graph: mean_i sqrt(s_i) in `dtype`; zero, with a zero derivative, where s_i is zero."""
+    return tf.cast(tf.reduce_mean(_root(squares)), dtype)
 
 
-def batch_norm(squares: tf.Tensor) -> tf.Tensor:
-    """In a graph: sqrt(sum_i s_i) over the global batch, as the mean over devices of the results.
+def batch_norm(squares: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """In a graph: sqrt(sum_i s_i) over the global batch in `dtype`, as a mean over devices.
 
     With R devices and N the norm, device r returns R S_r / (2 N) + N / 2, where S_r is its part of
     the sum and N is constant: the mean is N, its derivative sum_r dS_r / (2 N) = dN.
@@ -40,12 +40,15 @@ def batch_norm(squares: tf.Tensor) -> tf.Tensor:
     count = replica_count()
     own = tf.reduce_sum(squares)
     if count == 1:
-        return _root(own)
+        return tf.cast(_root(own), dtype)
     context = tf.distribute.get_replica_context()
     norm = _root(tf.stop_gradient(context.all_reduce("SUM", own)))
-    return tf.math.divide_no_nan(count * own, 2 * norm) + norm / 2
+    return tf.cast(
+        tf.math.divide_no_nan(tf.cast(count, own.dtype) * own, 2 * norm) + norm / 2, dtype
+    )
 
 
 def _root(squares: tf.Tensor) -> tf.Tensor:
     positive = squares > 0
-    return tf.where(positive, tf.sqrt(tf.where(positive, squares, 1)), 0)
+    safe = tf.where(positive, squares, tf.ones_like(squares))
+    return tf.where(positive, tf.sqrt(safe), tf.zeros_like(squares))

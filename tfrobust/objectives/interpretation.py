@@ -76,7 +76,7 @@ class InterpretationRegularization(Term):
         gradients, targets = batch.logit_gradients, self._targets(batch)
         return {
             "cosine": tf.reduce_mean(_cosines(gradients, targets)),
-            "gradient_norm": mean_norm(squared_norms(gradients)),
+            "gradient_norm": mean_norm(squared_norms(gradients), batch.x.dtype),
             "zero_gradients": _zero_share(gradients),
             "zero_targets": _zero_share(targets),
         }
@@ -86,7 +86,9 @@ class InterpretationRegularization(Term):
         squares = squared_norms(gradients)
         norm_of = batch_norm if self.norm_scale == "batch" else mean_norm
         cosines = _cosines(gradients, self._targets(batch))
-        return self.lambda_m * norm_of(squares) - self.lambda_d * tf.reduce_mean(cosines)
+        return self.lambda_m * norm_of(squares, batch.x.dtype) - self.lambda_d * tf.reduce_mean(
+            cosines
+        )
 
     def _targets(self, batch: ForwardPass) -> tf.Tensor:
         targets = batch.targets

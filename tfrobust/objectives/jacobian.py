@@ -74,16 +74,16 @@ class JacobianRegularization(Term):
         return ("jacobian_norm",)
 
     def measured(self, batch: ForwardPass) -> dict[str, tf.Tensor]:
-        return {"jacobian_norm": mean_norm(self._squares(batch))}
+        return {"jacobian_norm": mean_norm(self._squares(batch), batch.x.dtype)}
 
     def __call__(self, batch: ForwardPass) -> tf.Tensor:
         squares = self._squares(batch)
         if self.form == "half_square":
-            return self.weight / 2 * tf.reduce_mean(squares)
+            return self.weight / 2 * tf.cast(tf.reduce_mean(squares), batch.x.dtype)
         if self.form == "printed":
             squares /= batch.logits.shape[1]
         norm_of = batch_norm if self.norm_scale == "batch" else mean_norm
-        return self.weight * norm_of(squares)
+        return self.weight * norm_of(squares, batch.x.dtype)
 
     def _squares(self, batch: ForwardPass) -> tf.Tensor:
         """||J(x_i)||_F^2, or its estimate, (batch,); the same for both uses in a step."""

@@ -115,7 +115,7 @@ def _meanings(settings: Settings, norm: str) -> pd.DataFrame:
         "certified bound": f"no smaller perturbation changes the class, {norm}; {right}",
         "ρ~": f"linearized robustness, l2 (Etmann 2019, eq. (9)); {right}",
         "attack distance": f"{settings.attack}, {norm}, infinite where it failed; {right}",
-        "alignment": f"l2 (Etmann 2019, eq. (7)); {right}",
+        "α": f"alignment, l2 (Etmann 2019, eq. (7)); {right}",
         "‖J_c‖": "l2 norm of the gradient of the label's logit; mean over all examples",
         "cosine": "of that gradient, at the first training examples, with the SmoothGrad maps of "
         f"an adversarially trained network, values within {PHI:g} standard deviation of a map's "

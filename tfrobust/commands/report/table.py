@@ -47,7 +47,7 @@ _SHOWN = {
     "certified_bound": "certified bound",
     "linearized_robustness": "ρ~",
     "attack_distance": "attack distance",
-    "alignment": "alignment",
+    "alignment": "α",
     "gradient_norm": "‖J_c‖",
     "cosine": "cosine",
 }
@@ -84,7 +84,7 @@ class Measured:
             return {**self.reasons, "all medians": "no example is classified correctly"}
         if right["alignment"].isna().all():
             reason = "its gradient is zero at every correctly classified example"
-            return {**self.reasons, "alignment": reason}
+            return {**self.reasons, "α": reason}
         return dict(self.reasons)
 
 
@@ -115,13 +115,14 @@ def words_of(record: Mapping[str, Any], *, is_table: bool) -> str:
 
 def _numbers(name: str, term: Mapping[str, Any], is_table: bool) -> list[str]:
     threat = term.get("threat")
-    if isinstance(threat, dict):
+    if isinstance(threat, dict) and threat.keys() >= {"norm", "epsilon", "value_range"}:
         low, high = threat["value_range"]
         unit = 1.0 if is_table else high - low
         # JSON has Python's infinity
         norm = "linf" if threat["norm"] == float("inf") else f"l{threat['norm']:g}"
         return [f"{norm} {threat['epsilon'] / unit:.4g}"]
-    weights = [v for k, v in term.items() if k == "weight" or k.startswith("lambda")]
+    named = [value for key, value in term.items() if key == "weight" or key.startswith("lambda")]
+    weights = [value for value in named if isinstance(value, int | float)]
     if name == "CrossEntropy" and weights == [1.0]:
         return []
     return [f"{weight:g}" for weight in weights]
