@@ -65,7 +65,8 @@ def test_draws_depend_on_the_seed_only(linear, x):
     vae, *_ = linear
     whole = distance(vae, x, by="sample", seed=5)
     parts = distance(vae, x, by="sample", seed=5, batch_size=2)
-    np.testing.assert_array_equal(whole.latent, parts.latent)
+    # the draws; matrix products of other sizes are rounded otherwise on some processors
+    np.testing.assert_allclose(whole.latent, parts.latent, rtol=1e-5, atol=1e-6)
     assert (distance(vae, x, by="sample", seed=6).latent != whole.latent).all()
 
 

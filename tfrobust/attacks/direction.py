@@ -8,7 +8,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from tfrobust.classifier import gradients_at
+from tfrobust.classifier import gradients_at, softmax
 from tfrobust.norms import flatten, norm, per_example
 
 __all__ = [
@@ -48,7 +48,7 @@ def loss_cotangent(values: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     # cross-entropy = softplus(logsumexp_{j != y} z_j - z_y): the gradient of the argument is
     # parallel to that of the loss
     is_label = tf.one_hot(labels, values.shape[1], dtype=values.dtype)
-    others = tf.nn.softmax(tf.where(is_label > 0, values.dtype.min, values))
+    others = softmax(tf.where(is_label > 0, values.dtype.min, values))
     return others - is_label
 
 

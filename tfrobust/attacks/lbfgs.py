@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from tfrobust.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, misclassified
-from tfrobust.classifier import Classifier, gradients_at, values_of
+from tfrobust.classifier import Classifier, gradients_at, softmax, values_of
 from tfrobust.errors import InputError
 
 __all__ = ["lbfgs"]
@@ -193,6 +193,6 @@ def _loss(logits: keras.Model) -> Callable[..., Any]:
         values, pull_back = gradients_at(logits, x)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(target, values)
         one_hot = tf.one_hot(target, values.shape[1], dtype=values.dtype)
-        return loss, pull_back(tf.nn.softmax(values) - one_hot), misclassified(values, label)
+        return loss, pull_back(softmax(values) - one_hot), misclassified(values, label)
 
     return run

@@ -17,7 +17,7 @@ from tfrobust.attacks.direction import (
     unit_direction,
 )
 from tfrobust.attacks.threat_model import ThreatModel
-from tfrobust.classifier import gradients_at, layers_behind
+from tfrobust.classifier import gradients_at, layers_behind, softmax
 from tfrobust.distribution import place_in_batch
 from tfrobust.norms import clip_to_range, norm, per_example, project_ball
 
@@ -241,7 +241,7 @@ def _cotangent(threat: ThreatModel, values: tf.Tensor, y: tf.Tensor, targeted: b
         active = _lead(values, one_hot, rivals, targeted) + threat.kappa > 0
         return tf.where(active[:, None], rival - one_hot, tf.zeros_like(values))
     if threat.floor > 0:  # d/dz (logsumexp(z) - z_y), which underflows
-        return tf.nn.softmax(values) - tf.one_hot(y, values.shape[1], dtype=values.dtype)
+        return softmax(values) - tf.one_hot(y, values.shape[1], dtype=values.dtype)
     return loss_cotangent(values, y)
 
 

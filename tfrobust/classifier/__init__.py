@@ -11,6 +11,7 @@ from tfrobust.classifier.derivatives import (
     jvp,
     predict_logits,
     push_forward,
+    softmax,
     vjp,
 )
 from tfrobust.classifier.inputs import as_images, as_labels, in_batches, model_input_shape
@@ -51,6 +52,7 @@ __all__ = [
     "producer",
     "push_forward",
     "replaced_method",
+    "softmax",
     "takes_training",
     "unchanged_statistics",
     "values_of",

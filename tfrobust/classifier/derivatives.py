@@ -26,6 +26,7 @@ __all__ = [
     "jvp",
     "predict_logits",
     "push_forward",
+    "softmax",
     "vjp",
 ]
 
@@ -186,3 +187,13 @@ def _as_directions(v: Any, shape: tuple[int, ...]) -> np.ndarray:
     if not np.isfinite(v).all():
         raise InputError("v holds NaN or infinite values")
     return v
+
+
+def softmax(logits: tf.Tensor) -> tf.Tensor:
+    """In a graph: class probabilities, (batch, classes), exactly 1 and 0 where they saturate.
+
+    On some processors `tf.nn.softmax` multiplies by an approximate reciprocal and gives 1 - 6e-8
+    there, so that whether the loss's gradient underflows would depend on the machine.
+    """
+    powers = tf.exp(logits - tf.reduce_max(logits, axis=1, keepdims=True))
+    return powers / tf.reduce_sum(powers, axis=1, keepdims=True)

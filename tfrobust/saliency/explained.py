@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.classifier import Classifier, as_images, as_labels, predict_logits
+from tfrobust.classifier import Classifier, as_images, as_labels, predict_logits, softmax
 from tfrobust.errors import InputError
 
 __all__ = ["Explained", "as_explained", "cotangent"]
@@ -53,5 +53,5 @@ def cotangent(of: Explained, values: tf.Tensor, classes: tf.Tensor) -> tf.Tensor
     if of == "logit":
         return one_hot
     if of == "loss":
-        return tf.nn.softmax(values) - one_hot
-    return tf.nn.softmax(tf.where(one_hot > 0, values.dtype.min, values)) - one_hot
+        return softmax(values) - one_hot
+    return softmax(tf.where(one_hot > 0, values.dtype.min, values)) - one_hot
