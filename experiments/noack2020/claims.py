@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 
@@ -51,7 +52,7 @@ class Comparison:
 def joined(
     statement: str,
     source: str,
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[Comparison | _Together],
     *,
     most: bool = False,
 ) -> Claim:
@@ -75,6 +76,21 @@ def joined(
         positive, negative = held == len(verdicts), against > 0
     verdict = "held" if positive else "not held" if negative else "not decided"
     return Claim(statement, verdict, figure, source)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Together:
+    """Comparisons of which all have to hold, counted as one."""
+
+    parts: Sequence[Comparison]
+
+    @property
+    def verdict(self) -> bool | None:
+        verdicts = [part.verdict for part in self.parts]
+        return False if False in verdicts else None if None in verdicts else True
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.parts))
 
 
 def mean_of(attacks: pd.DataFrame, row: str, attack: str) -> list[float]:
@@ -123,6 +139,7 @@ def table(networks: pd.DataFrame, attacks: pd.DataFrame, source: str) -> list[Cl
         for row in known
     ]
     in_jr = compared(of_networks, ["label", "others"], "ir-r-smg", "jr")
+    in_jr += compared(under, columns, "ir-r-smg", "jr") if in_jr else []
     return [
         joined("Every defence lowers standard accuracy", source, lower),
         _order(under, columns, known, source),
@@ -173,7 +190,7 @@ def _order(
     values: Callable[[str, str], list[float]], columns: list[str], known: list[str], source: str
 ) -> Claim:
     """Adversarial training first, Interpretation Regularization second, for most attacks."""
-    comparisons = []
+    by_attack = []
     for column in columns:
         best = {
             kind: max(
@@ -185,13 +202,14 @@ def _order(
         }
         if None in best.values():
             continue
-        comparisons += compared(values, [column], best["at"], best["ir"])
+        parts = compared(values, [column], best["at"], best["ir"])
         for other in ("jr", "standard"):
-            comparisons += compared(values, [column], best["ir"], other)
+            parts += compared(values, [column], best["ir"], other)
+        by_attack.append(_Together(parts))
     return joined(
         "Adversarial training is most robust, IR second, for most attacks",
         source,
-        comparisons,
+        by_attack,
         most=True,
     )
 
