@@ -96,8 +96,8 @@ FAULTS = (
     Fault(
         "saliency: the loss gradient's sign",
         "tfrobust/saliency/explained.py",
-        "return tf.nn.softmax(values) - one_hot",
-        "return one_hot - tf.nn.softmax(values)",
+        "return softmax(values) - one_hot",
+        "return one_hot - softmax(values)",
         ("tests/saliency",),
     ),
     Fault(

@@ -1,4 +1,4 @@
-"""Import TensorFlow without the lines about its build and devices that it writes to stderr."""
+"""Import TensorFlow with its faster kernels, without the lines about its build on stderr."""
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ def import_tensorflow() -> None:
     if "tensorflow" in sys.modules:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # from here on: errors
+    # TensorFlow turns oneDNN on only for processors with AVX512-VNNI or newer instructions; without
+    # it convolutions take two to three times longer on the others, strided ones up to 15 times
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     with _filtered_stderr():
         import tensorflow as tf
 
