@@ -21,13 +21,18 @@ import h5py
 import keras
 import numpy as np
 
+from reference_models.hdf5 import check_hdf5, content_sha256
 from reference_models.storage import ModelFileError
 from tfrobust.classifier import all_layers
+from tfrobust.errors import InputError
+from tfrobust.files import atomic_path, check_archive
 from tfrobust.layers import FrozenBatchNormalization
 
-__all__ = ["finalize", "load_weights", "weight_file"]
+__all__ = ["finalize", "load_weights", "save_weights", "weight_file"]
 
 _FORMATS = "Keras 3's .weights.h5 and .keras, and the legacy .h5 of Keras Applications"
+# attribute of a file that `save_weights` wrote
+_DIGEST = "tfrobust_sha256"
 # (class, index among the layers of that class), one entry per level of nested models
 _Key = tuple[tuple[str, int], ...]
 
@@ -70,7 +75,8 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
     """Load the weights in a file of the same architecture into a Functional model.
 
     In the Keras 3 formats layers are matched by class and by order within the class; in a legacy
-    file by name where all names agree, else by order, as in Keras.
+    file by name where all names agree, else by order, as in Keras. Links and data outside the file
+    are refused; a file of `save_weights` is compared with its digest.
 
     Args:
         model: built; unchanged unless everything fits.
@@ -104,14 +110,36 @@ def finalize(model: keras.Model) -> None:
             layer.finalize_state()
 
 
+def save_weights(model: keras.Model, path: str | Path) -> Path:
+    """Write the weights of `model` to `path` (.weights.h5), atomically, with their digest.
+
+    Raises:
+        InputError: the path does not end in .weights.h5.
+        StorageError: the file could not be written.
+    """
+    path = Path(path)
+    if not path.name.endswith(".weights.h5"):
+        raise InputError(f"a file of weights ends in .weights.h5, got {path.name!r}")
+    with atomic_path(path) as temporary:
+        model.save_weights(temporary)
+        with h5py.File(temporary, "r+") as file:
+            file.attrs[_DIGEST] = content_sha256(file)
+    return path
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
+    """The HDF5 file at `path`, or in the archive there, once it was checked."""
     try:
         content = path
         if _first_bytes(path) == b"PK\3\4":
+            check_archive(path)
             with zipfile.ZipFile(path) as archive:
                 content = io.BytesIO(archive.read("model.weights.h5"))
         with h5py.File(content, "r") as file:
+            check_hdf5(file)
+            if _DIGEST in file.attrs and file.attrs[_DIGEST] != content_sha256(file):
+                raise ModelFileError(f"{path} is damaged: its weights are not those of its digest")
             yield file
     except ModelFileError:
         raise

@@ -2,11 +2,12 @@
 
 import errno
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from tfrobust.files import atomic_path, writable_folder
+from tfrobust.files import atomic_path, check_archive, writable_folder
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -43,11 +44,10 @@ def test_a_string_is_a_path(tmp_path):
 @pytest.mark.parametrize("name", ["model.weights.h5", "model.keras", "table.csv", "noending"])
 def test_the_temporary_path_is_beside_the_file_with_all_its_suffixes(tmp_path, name):
     with atomic_path(tmp_path / name) as path:
-        assert path.parent == tmp_path
-        assert path.name != name
-        assert path.suffix == Path(name).suffix
-        assert path.name.endswith(name)
+        assert path.parent.parent == tmp_path
+        assert path.name == name
         path.write_text("x")
+        assert list(tmp_path.glob(f"*{path.suffix}")) == [path.parent][: not path.suffix]
     assert names(tmp_path) == [name]
 
 
@@ -176,3 +176,17 @@ def test_a_folder_on_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryFile", full)
     with pytest.raises(OSError, match=r"cannot write to the folder .*No space left on device"):
         writable_folder(tmp_path)
+
+
+def test_archives_that_would_fill_the_memory(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(2**20))
+    check_archive(path)  # a thousand times its size, but small
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part in range(5):
+            with archive.open(f"zeros{part}", "w") as file:
+                for _ in range(60):
+                    file.write(bytes(2**20))
+    with pytest.raises(ValueError, match=rf"{path} would expand from \d+ to 314572800 bytes"):
+        check_archive(path)

@@ -14,7 +14,7 @@ CODE = [
 ]
 # from the ground up; a room imports from its own floor or from below
 FLOORS = (
-    ("arguments", "errors", "files", "lazy", "norms"),
+    ("arguments", "errors", "files", "lazy", "locks", "norms"),
     ("layers",),
     ("distribution",),
     ("classifier", "data"),

@@ -14,6 +14,8 @@ __all__ = [
     "StorageError",
     "TfrobustError",
     "TfrobustWarning",
+    "UnlockedFolderWarning",
+    "WaitingForFolderWarning",
 ]
 
 
@@ -71,3 +73,11 @@ class InexactDecompositionWarning(TfrobustWarning):
 
 class PrintedRulesWarning(TfrobustWarning):
     """The thesis's printed rules are not always lower bounds (Peck 2017; see the errata)."""
+
+
+class UnlockedFolderWarning(TfrobustWarning):
+    """The storage of a folder has no file locks: two processes in it are not kept apart."""
+
+
+class WaitingForFolderWarning(TfrobustWarning):
+    """A member of a cohort waits for a folder that another process is working in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -82,8 +83,8 @@ class _Job:
         files = {name: path for name, path in named.items() if path is not None}
         return Run(self.folder, self.settings, files=files)
 
-    def task(self, data: Any) -> Task:
-        return Task(self.run(), self.settings, self.preset, data)
+    def task(self, run: Run, data: Any) -> Task:
+        return Task(run, self.settings, self.preset, data)
 
 
 def execute(experiment: Experiment, arguments: Sequence[str] | None = None) -> Path:
@@ -107,22 +108,25 @@ def execute(experiment: Experiment, arguments: Sequence[str] | None = None) -> P
         experiment, command.settings, command.preset, command.data_dir, command.out.resolve()
     )
     members = list(experiment.members(command.settings))
-    if command.scheduler:
-        data = experiment.load(job.settings, job.preset, job.data_dir)
-        task = job.task(data)
-        one = functools.partial(_make_on_worker, job, members)
-        distribution.map_cohort(one, members, scheduler=command.scheduler, timeout=TIMEOUT)
-        chief = True
-    else:
-        with distribution.strategy(command.strategy).scope():
+    with contextlib.ExitStack() as stack:
+        if command.scheduler:
             data = experiment.load(job.settings, job.preset, job.data_dir)
-            task = job.task(data)
-            one = functools.partial(_make, experiment, task, members)
-            distribution.map_cohort(one, members)
-            chief = is_chief()
+            task = job.task(stack.enter_context(contextlib.closing(job.run())), data)
+            task.run.share()
+            one = functools.partial(_make_on_worker, job, members)
+            distribution.map_cohort(one, members, scheduler=command.scheduler, timeout=TIMEOUT)
+            chief = True
+        else:
+            with distribution.strategy(command.strategy).scope():
+                data = experiment.load(job.settings, job.preset, job.data_dir)
+                task = job.task(stack.enter_context(contextlib.closing(job.run())), data)
+                one = functools.partial(_make, experiment, task, members)
+                distribution.map_cohort(one, members)
+                chief = is_chief()
+        if chief:
+            _write_page(experiment, task, members, redraw=True)
     page = job.folder / "report.html"
     if chief:
-        _write_page(experiment, task, members, redraw=True)
         show(page, open_it=command.open)
     return page
 
@@ -167,7 +171,8 @@ def _make(experiment: Experiment, task: Task, members: Sequence[Member], member:
 def _make_on_worker(job: _Job, members: Sequence[Member], member: Member) -> None:
     """The same on a worker of a cluster, which reads the data once."""
     data = _loaded(job.experiment.load, job.settings, job.preset, job.data_dir)
-    _make(job.experiment, job.task(data), members, member)
+    with contextlib.closing(job.run()) as run:
+        _make(job.experiment, job.task(run, data), members, member)
 
 
 @functools.lru_cache(maxsize=1)

@@ -87,13 +87,13 @@ def write_page(
         sections=(
             *_missing(progress),
             *(Section(table.title, table.text, table=table.frame) for table in content.tables),
-            *draw(content.drawings, run.folder / "figures", redraw=redraw),
+            *draw(content.drawings, run.path("figures"), redraw=redraw),
         ),
         claims=judged,
         settings={"preset": preset, **record["settings"], "started": record["started"]},
         versions=record["versions"],
     )
-    return report.write(page, run.folder / "report.html")
+    return report.write(page, run.path("report.html"))
 
 
 def draw(drawings: Sequence[Drawing], folder: Path, *, redraw: bool = True) -> list[Section]:

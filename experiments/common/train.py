@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,13 +15,46 @@ from tfrobust.objectives import Objective
 from tfrobust.report import Run
 from tfrobust.training import Callback, Precision, Schedule, computing_in
 
-__all__ = ["say", "train_or_load"]
+__all__ = ["checked_model", "load_model", "save_model", "say", "train_or_load"]
+
+# key of a model's record: digest of the settings of its run
+_SEAL = "run_sha256"
 
 
 def say(text: str) -> None:
     """Print on the chief only."""
     if is_chief():
         print(text, flush=True)
+
+
+def save_model(run: Run, file: str, model: keras.Model, provenance: dict[str, Any]) -> None:
+    """Write a model into a run folder, with what it was made by and the settings of the run."""
+    seal = {} if run.seal is None else {_SEAL: run.seal}
+    reference_models.save(model, run.path(file), provenance={**provenance, **seal})
+
+
+def load_model(run: Run, file: str) -> keras.Model:
+    """A model of a run folder.
+
+    Raises:
+        RunFolderError: it is of other or unknown settings.
+        ModelFileError: it cannot be read.
+    """
+    return reference_models.load(checked_model(run, file))
+
+
+def checked_model(run: Run, file: str) -> Path:
+    """The path of a model of a run folder, by its record one of the run's settings.
+
+    Raises:
+        RunFolderError: it is of other or unknown settings.
+        ModelFileError: its record cannot be read.
+    """
+    path = run.folder / file
+    if run.seal is not None:
+        known = run.exists(f"{file}.json")
+        run.check_seal(file, reference_models.provenance(path).get(_SEAL) if known else None)
+    return path
 
 
 def train_or_load(
@@ -69,10 +103,11 @@ def train_or_load(
     Raises:
         NonFiniteLossError: training diverged.
         ModelFileError: the finished model cannot be read.
+        RunFolderError: it is of other or unknown settings.
     """
     file = f"{folder}/model.keras"
     if run.has(file):
-        return reference_models.load(run.folder / file)
+        return load_model(run, file)
     say(f"{name}: training for {epochs} epochs")
     keras.utils.set_random_seed(seed)
     with computing_in(precision):
@@ -99,10 +134,11 @@ def train_or_load(
     run.write_json(f"{folder}/history.json", list(history.records))
     if is_chief():
         optimizer_settings = {k: v for k, v in optimizer.get_config().items() if k != "name"}
-        reference_models.save(
+        save_model(
+            run,
+            file,
             model,
-            run.path(file),
-            provenance={
+            {
                 "objective": objective.describe(),
                 "optimizer": {"class": type(optimizer).__name__, **optimizer_settings},
                 "schedule": None if schedule is None else repr(schedule),

@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         SystemExit: unknown or missing arguments, with a message.
         CohortError: a folder that holds no finished run, or the wrong one.
+        RunFolderError: a file of a run is damaged; names it.
         OSError: the folder cannot be written to.
     """
     command = tyro.cli(Command, prog="experiments.etmann2019.both", args=arguments)

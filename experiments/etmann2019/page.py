@@ -41,18 +41,18 @@ def report(task: Task, progress: Progress, *, saturates: bool) -> Report:
         progress: how far its members are.
         saturates: see `claims.judge`.
     """
-    study, folder = task.data, task.run.folder
+    study = task.data
     cohort = Cohort(
         name=study.name,
         lead=study.lead,
-        members=read_members(folder, progress.finished),
+        members=read_members(task.run, progress.finished),
         pictures=study.pictures,
         settings=task.run.settings,
         record=task.run.record,
     )
     unfinished = {}
     for member in (*(failed for failed, _ in progress.failed), *progress.pending):
-        summary = partial_summary(folder / member.folder)
+        summary = partial_summary(task.run, member.folder)
         if summary is not None:
             unfinished[member.settings["lambda"]] = summary
     return report_on(cohort, unfinished, saturates=saturates)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,14 @@ import pandas as pd
 from experiments.common import members
 from tfrobust import alignment
 from tfrobust.errors import InputError
+from tfrobust.report import Results
 
 ATTACK_NAMES = {
     "gradient": "gradient attack",
     "basic_iterative": "l2 basic iterative",
     "carlini_wagner": "Carlini-Wagner l2",
 }
+_SHARED = ("run.json", "cohort.json", "pictures.npz")
 COMPLETE = ("summary.json", "gradients.npz")
 """Files of a finished classifier."""
 
@@ -104,63 +105,77 @@ def read(folder: str | Path) -> Cohort:
 
     Raises:
         CohortError: the folder holds no cohort, or one that is not finished.
+        RunFolderError: a file in it is damaged, or of other settings; names it.
     """
     folder = Path(folder)
-    try:
-        record = json.loads((folder / "run.json").read_text())
-        shared = json.loads((folder / "cohort.json").read_text())
-        with np.load(folder / "pictures.npz", allow_pickle=False) as archive:
-            pictures = archive["pictures"]
-        all_members = [members.Member(**each) for each in shared["members"]]
-        progress = members.progress_of(folder, all_members, COMPLETE)
-        results = read_members(folder, progress.finished)
-    except (OSError, ValueError, KeyError) as error:
+    missing = [name for name in _SHARED if not (folder / name).exists()]
+    if missing:
         raise CohortError(
-            f"{folder} holds no run of a cohort ({type(error).__name__}: {error}). Give the folder "
-            "that `python -m experiments.etmann2019.mnist` or `.imagenet` wrote."
+            f"{folder} holds no run of a cohort (it has no {missing[0]}). Give the folder that "
+            "`python -m experiments.etmann2019.mnist` or `.imagenet` wrote."
+        )
+    results = Results.open(folder)
+    shared, pictures = results.read_json("cohort.json"), results.read_arrays("pictures.npz")
+    try:
+        all_members = [members.Member(**each) for each in shared["members"]]
+        name, lead, pictures = shared["name"], shared["lead"], pictures["pictures"]
+    except (KeyError, TypeError) as error:
+        raise CohortError(
+            f"{folder / 'cohort.json'} or pictures.npz is not of a cohort ({error!r}): run it "
+            "again with the same settings"
         ) from error
+    progress = members.progress_of(folder, all_members, COMPLETE)
     if progress.pending:
         names = ", ".join(member.name for member in progress.pending)
         raise CohortError(
             f"the run in {folder} is not finished ({names}). Run it again with the same settings: "
             "it is resumed where it stopped."
         )
-    return Cohort(shared["name"], shared["lead"], results, pictures, record["settings"], record)
+    record, finished = results.record, read_members(results, progress.finished)
+    return Cohort(name, lead, finished, pictures, record["settings"], record)
 
 
-def read_members(folder: Path, finished: Sequence[members.Member]) -> tuple[Member, ...]:
-    """The results of finished members."""
-    return tuple(_read_member(folder / member.folder, member) for member in finished)
+def read_members(results: Results, finished: Sequence[members.Member]) -> tuple[Member, ...]:
+    """The results of finished members.
+
+    Raises:
+        RunFolderError: one is damaged, or of other settings.
+    """
+    return tuple(_read_member(results, member) for member in finished)
 
 
-def partial_summary(place: Path) -> dict[str, Any] | None:
-    """The summary of a member, of the steps that are finished; None before the first is."""
-    if (place / "summary.json").exists():
-        return json.loads((place / "summary.json").read_text())
-    if not (place / "test.json").exists():
+def partial_summary(results: Results, place: str) -> dict[str, Any] | None:
+    """The summary of the member in a folder, of the steps that are finished; None before the first.
+
+    Raises:
+        RunFolderError: a result is damaged, or of other settings.
+    """
+    if results.exists(f"{place}/summary.json"):
+        return results.read_json(f"{place}/summary.json")
+    if not results.exists(f"{place}/test.json"):
         return None
-    measured = place / "alignment.parquet"
+    measured = f"{place}/alignment.parquet"
     return summarize(
-        json.loads((place / "test.json").read_text()),
-        pd.read_parquet(measured) if measured.exists() else None,
-        _distances(place),
+        results.read_json(f"{place}/test.json"),
+        results.read_frame(measured) if results.exists(measured) else None,
+        _distances(results, place),
     )
 
 
-def _read_member(place: Path, member: members.Member) -> Member:
-    with np.load(place / "gradients.npz", allow_pickle=False) as archive:
-        gradients = archive["gradients"]
+def _read_member(results: Results, member: members.Member) -> Member:
+    place = member.folder
     return Member(
         settings=member.settings,
-        summary=json.loads((place / "summary.json").read_text()),
-        alignment=pd.read_parquet(place / "alignment.parquet"),
-        distances=_distances(place),
-        gradients=gradients,
+        summary=results.read_json(f"{place}/summary.json"),
+        alignment=results.read_frame(f"{place}/alignment.parquet"),
+        distances=_distances(results, place),
+        gradients=results.read_arrays(f"{place}/gradients.npz")["gradients"],
     )
 
 
-def _distances(place: Path) -> dict[str, pd.DataFrame]:
+def _distances(results: Results, place: str) -> dict[str, pd.DataFrame]:
     known = list(ATTACK_NAMES)
-    names = [path.stem.removeprefix("attack-") for path in sorted(place.glob("attack-*.parquet"))]
+    files = sorted((results.folder / place).glob("attack-*.parquet"))
+    names = [path.stem.removeprefix("attack-") for path in files]
     names.sort(key=lambda name: known.index(name) if name in known else len(known))
-    return {name: pd.read_parquet(place / f"attack-{name}.parquet") for name in names}
+    return {name: results.read_frame(f"{place}/attack-{name}.parquet") for name in names}

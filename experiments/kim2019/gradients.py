@@ -20,7 +20,7 @@ from experiments.common.checks import DISTINCT, Count, Index
 from experiments.common.experiment import Experiment, Task, execute
 from experiments.common.members import Member, Progress, grid
 from experiments.common.page import Drawing, Report, Table
-from experiments.common.train import say
+from experiments.common.train import save_model, say
 from experiments.kim2019 import claims, figures, study
 from experiments.kim2019.adversaries import ADVERSARY, STANDARD
 from tfrobust import evaluate, saliency
@@ -97,7 +97,7 @@ def _network(task: Task, member: Member) -> keras.Model:
         source = Path(task.settings.networks).resolve() / member.name / "model.keras"
         say(f"{member.name}: copied from {source.parent}")
         record = {**reference_models.provenance(source), "copied from": str(source)}
-        reference_models.save(reference_models.load(source), task.run.path(file), provenance=record)
+        save_model(task.run, file, reference_models.load(source), record)
     return study.classifier(task, member, member.name)
 
 

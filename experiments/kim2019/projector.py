@@ -12,7 +12,7 @@ import numpy as np
 
 import reference_models
 from experiments.common.experiment import Task
-from experiments.common.train import say
+from experiments.common.train import checked_model, save_model, say
 from tfrobust import manifold
 from tfrobust.distribution import is_chief
 
@@ -73,6 +73,8 @@ def trained_projector(task: Task, folder: str) -> Projector:
     settings = task.settings
     paths = {name: f"{folder}/{name}.keras" for name in _NETWORKS}
     if all(task.run.has(path) for path in paths.values()):
+        for path in paths.values():
+            checked_model(task.run, path)
         return _loaded(task.run.folder / folder, settings.seed)
     data = task.data["vae"]
     chosen = SETTINGS[settings.dataset]
@@ -105,5 +107,5 @@ def trained_projector(task: Task, folder: str) -> Projector:
     }
     if is_chief():
         for name, model in vae.networks.items():
-            reference_models.save(model, task.run.path(paths[name]), provenance=provenance)
+            save_model(task.run, paths[name], model, provenance)
     return _loaded(task.run.folder / folder, settings.seed)

@@ -14,7 +14,7 @@ import reference_models
 from experiments.common.checks import Count, Index, NotNegative, Positive
 from experiments.common.experiment import Task
 from experiments.common.members import Member
-from experiments.common.train import train_or_load
+from experiments.common.train import load_model, train_or_load
 from experiments.kim2019.adversaries import Adversary, objective_of, threat_model
 from tfrobust import ThreatModel, data, predict_logits
 from tfrobust.training import Precision
@@ -175,7 +175,7 @@ def finished_classifier(task: Task, name: str) -> keras.Model:
     Raises:
         ModelFileError: it is not there, since its training failed.
     """
-    return reference_models.load(task.run.folder / name / "model.keras")
+    return load_model(task.run, f"{name}/model.keras")
 
 
 def predicted(model: keras.Model, images: np.ndarray) -> np.ndarray:

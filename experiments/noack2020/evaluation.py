@@ -117,7 +117,7 @@ def cosines(task: Task, model: keras.Model, targets: np.ndarray, count: int) -> 
 def tested(task: Task, model: keras.Model, folder: str) -> dict[str, Any]:
     """Accuracies of the chosen epoch, and the epochs that both rules choose."""
     validation = evaluate(model, *task.data["validation"].arrays, batch_size=500)
-    best = BestEpoch(task.run.folder / folder, task.settings.epochs, task.data["test"])
+    best = BestEpoch(task.run, folder, task.settings.epochs, task.data["test"])
     return {
         "accuracy": evaluate(model, *task.data["test"].arrays, batch_size=500)["accuracy"],
         "validation_accuracy": validation["accuracy"],

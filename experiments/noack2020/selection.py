@@ -7,17 +7,16 @@ validation images; what the code's rule would have reported is written beside it
 
 from __future__ import annotations
 
-import json
 import operator
-from pathlib import Path
 from typing import Any
 
 import keras
 
+import reference_models
 from tfrobust import data, evaluate
 from tfrobust.distribution import is_chief
 from tfrobust.errors import StorageError
-from tfrobust.files import atomic_path
+from tfrobust.report import Run
 
 __all__ = ["RECORD", "BestEpoch"]
 
@@ -30,15 +29,17 @@ class BestEpoch:
     Resumed training goes on from the record. With equal accuracies the earlier epoch is kept.
 
     Args:
-        folder: of the network.
+        run: the run folder.
+        folder: of the network, in it.
         epochs: in all; those past the half compete, the last always does.
         test: images for the accuracy that the released code's rule selects by.
     """
 
     repeatable = True
 
-    def __init__(self, folder: Path, epochs: int, test: data.Dataset):
-        self._folder, self._epochs, self._test = folder, epochs, test
+    def __init__(self, run: Run, folder: str, epochs: int, test: data.Dataset):
+        self._run, self._epochs, self._test = run, epochs, test
+        self._weights, self._record = f"{folder}/{_WEIGHTS}", f"{folder}/{RECORD}"
 
     def __call__(self, record: dict[str, float], model: keras.Model) -> None:
         if record["epoch"] <= self._epochs / 2 and record["epoch"] != self._epochs:
@@ -49,20 +50,14 @@ class BestEpoch:
         entry = {name: record[name] for name in ("epoch", "validation_accuracy", "validation_loss")}
         entry["test_accuracy"] = evaluate(model, *self._test.arrays, batch_size=500)["accuracy"]
         best = max((e["validation_accuracy"] for e in known["epochs"]), default=-1.0)
-        if not is_chief():
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if entry["validation_accuracy"] > best:
-            with atomic_path(self._folder / _WEIGHTS) as path:
-                model.save_weights(path)
+        if is_chief() and entry["validation_accuracy"] > best:
+            reference_models.save_weights(model, self._run.path(self._weights))
         known["epochs"].append(entry)
-        with atomic_path(self._folder / RECORD) as path:
-            path.write_text(json.dumps(known, indent=2) + "\n")
+        self._run.write_json(self._record, known)
 
     def record(self) -> dict[str, Any]:
         """{"epochs": the competing epochs so far}."""
-        path = self._folder / RECORD
-        return json.loads(path.read_text()) if path.exists() else {"epochs": []}
+        return self._run.read_json(self._record) if self._run.has(self._record) else {"epochs": []}
 
     def chosen(self) -> dict[str, Any]:
         """The chosen epoch, and the one of the released code's rule."""
@@ -77,8 +72,9 @@ class BestEpoch:
 
         Raises:
             StorageError: they are not there.
+            ModelFileError: they are damaged.
         """
-        path = self._folder / _WEIGHTS
+        path = self._run.folder / self._weights
         if not path.exists():
-            raise StorageError(f"{path} is missing: delete {self._folder} to train again")
-        model.load_weights(path)
+            raise StorageError(f"{path} is missing: delete {path.parent} to train again")
+        reference_models.load_weights(model, path)

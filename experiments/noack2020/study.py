@@ -13,7 +13,7 @@ import numpy as np
 import reference_models
 from experiments.common.checks import Count, Index, NotNegative, Positive, Rule
 from experiments.common.experiment import Task
-from experiments.common.train import train_or_load
+from experiments.common.train import load_model, save_model, train_or_load
 from experiments.noack2020.rows import Row, threat_model
 from experiments.noack2020.selection import BestEpoch
 from experiments.noack2020.targets import ROBUST, reference_targets, targets_of
@@ -296,7 +296,8 @@ def trained(
     divisor = settings.jr_divisor if row.kind == "jr" else 1
     rate = settings.learning_rate / divisor
     best = BestEpoch(
-        task.run.folder / folder,
+        task.run,
+        folder,
         settings.epochs,
         task.data["test"],
     )
@@ -324,8 +325,8 @@ def _untrained(task: Task, folder: str, build: Any, seed: int) -> keras.Model:
     file = f"{folder}/model.keras"
     if not task.run.has(file):
         keras.utils.set_random_seed(seed)
-        reference_models.save(build(), task.run.path(file), provenance={"row": "random"})
-    return reference_models.load(task.run.folder / file)
+        save_model(task.run, file, build(), {"row": "random"})
+    return load_model(task.run, file)
 
 
 def targets(task: Task, row: Row, seed: int, *, permuted: float | None = None) -> np.ndarray:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import reference_models
 from experiments.common.experiment import Task
-from experiments.common.train import say
+from experiments.common.train import save_model, say
 from experiments.noack2020.selection import RECORD
 from experiments.noack2020.study import folder_of
 from tfrobust.errors import MissingFileError
+from tfrobust.report import Results
 
 __all__ = ["check", "take"]
 
@@ -43,6 +43,7 @@ def take(task: Task, folder: str | None, name: str, seed: int) -> None:
     source = _source(folder, name, seed)
     say(f"{name}: copied from {source.parent}")
     record = {**reference_models.provenance(source), "copied from": str(source)}
-    selection = json.loads((source.parent / RECORD).read_text())
+    other = Results.open(Path(folder).resolve())
+    selection = other.read_json(f"{folder_of(name, seed)}/{RECORD}")
     task.run.write_json(f"{folder_of(name, seed)}/{RECORD}", selection)
-    reference_models.save(reference_models.load(source), task.run.path(file), provenance=record)
+    save_model(task.run, file, reference_models.load(source), record)

@@ -239,13 +239,12 @@ def report(task: Task, progress: Progress) -> Report:
 def _drawings(
     task: Task, name: str, network: Network, test: Dataset, frame: pd.DataFrame
 ) -> list[Drawing]:
-    folder, title = task.run.folder, network.title
+    title = network.title
     first, second = network.figures
-    with np.load(folder / name / "perturbations.npz") as arrays:
-        changes = arrays["perturbation"]
-    with np.load(folder / name / "iterated.npz") as arrays:
-        # norm and names are arrays without dimensions
-        iterated = {key: v if v.ndim else v.item() for key, v in arrays.items()}
+    changes = task.run.read_arrays(f"{name}/perturbations.npz")["perturbation"]
+    # norm and names are arrays without dimensions
+    arrays = task.run.read_arrays(f"{name}/iterated.npz")
+    iterated = {key: v if v.ndim else v.item() for key, v in arrays.items()}
     return [
         *figures.histograms_of({title: frame}, f"Figure {first}", f"figure{first}"),
         *figures.scatter_of({title: frame}, f"Figure {second}", f"figure{second}"),
@@ -263,7 +262,7 @@ def _drawings(
             partial(
                 plots.iterated_perturbation,
                 attacks.IteratedPerturbation(**iterated),
-                folder / "figures" / f"iterated-{name}.png",
+                task.run.folder / "figures" / f"iterated-{name}.png",
                 value_range=test.value_range,
             ),
         ),

@@ -93,8 +93,9 @@ def report(task: Task, progress: Progress) -> Report:
     images = len(task.data["test"].images[: settings.images])
     tables, drawings, judged = [], [], []
     for member in progress.finished:
-        folder = task.run.folder / member.folder
-        scaled, layers = pd.read_parquet(folder / SCALED), pd.read_parquet(folder / LAYERS)
+        scaled, layers = (
+            task.run.read_frame(f"{member.folder}/{file}") for file in (SCALED, LAYERS)
+        )
         tables = _tables(scaled, layers)
         drawings = _drawings(settings.scales, scaled, layers)
         judged = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -217,14 +216,14 @@ class Result:
 
 def frame_of(task: Task, member: Member) -> pd.DataFrame:
     """`compare`'s results for a finished member."""
-    return pd.read_parquet(task.run.folder / member.folder / BOUNDED)
+    return task.run.read_frame(f"{member.folder}/{BOUNDED}")
 
 
 def read_results(task: Task, progress: Progress) -> list[Result]:
     """Results of the finished networks, in the cohort's order."""
     results = []
     for member in progress.finished:
-        test = json.loads((task.run.folder / member.folder / TESTED).read_text())
+        test = task.run.read_json(f"{member.folder}/{TESTED}")
         results.append(Result(member.settings, test["accuracy"], frame_of(task, member)))
     return results
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tfrobust.report.runs import Run, RunFolderError, versions
+from tfrobust.report import Run, RunFolderError, versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ def test_a_step_that_fails_leaves_nothing(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run.frame_step("t.parquet", fail)
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "run.json"]
 
 
 def test_the_record_holds_settings_and_versions(tmp_path):

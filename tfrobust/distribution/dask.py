@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from tfrobust.errors import TfrobustError
+from tfrobust.locks import shared_with_members
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -42,7 +43,8 @@ def map_cohort(
     Without a scheduler the members run in sequence in this process; otherwise on the workers of a
     running Dask scheduler, one member per worker process at a time. When a worker dies, its member
     is sent to another one; a function that writes checkpoints to shared storage then resumes after
-    its last finished epoch.
+    its last finished epoch. Members of one cohort share its run folder; for a folder that only one
+    process may write to, such as that of `fit`, a member waits.
 
     Args:
         function: importable on the workers, or small enough to be pickled; returns plain data and
@@ -188,7 +190,7 @@ def _has_workers(client: Client, timeout: float) -> bool:
 
 
 def _run_member(function: Callable[[Any], Any], member: Any) -> Any:
-    with _ONE_MEMBER_PER_PROCESS, _private_random_generator():
+    with _ONE_MEMBER_PER_PROCESS, _private_random_generator(), shared_with_members():
         return function(member)
 
 

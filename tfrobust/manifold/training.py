@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -19,7 +20,7 @@ from tfrobust.arguments import as_count, as_not_negative, as_positive
 from tfrobust.data import Arrays, Share
 from tfrobust.distribution import replica_count
 from tfrobust.errors import InputError
-from tfrobust.files import writable_folder
+from tfrobust.locks import FolderLock
 from tfrobust.manifold.pictures import save_pictures
 from tfrobust.manifold.steps import LOSSES, compile_step
 from tfrobust.manifold.vae_gan import VaeGan
@@ -86,7 +87,9 @@ def train(
     Raises:
         InputError: images of another size or outside the range, fewer than a batch, or a setting
             out of range.
-        SettingsChangedError: the folder holds training with other settings or images.
+        SettingsChangedError: the folder holds training with other settings or images, or more
+            epochs.
+        FolderInUseError: another process, or another call in this one, is training in the folder.
         DamagedCheckpointError: the newest checkpoint cannot be read.
         NonFiniteLossError: a loss is infinite or NaN; the networks are restored from the newest
             checkpoint, if there is one.
@@ -118,14 +121,29 @@ def train(
         "adam": adam,
         "discriminator_steps": discriminator_steps,
         "batch_size": batch_size,
-        "seed": int(seed),
+        "seed": as_count("seed", seed, 0),
         "images": data.fingerprint(),
     }
-    run = _Run(vae, data, settings, None if folder is None else writable_folder(folder))
-    run.resume()
-    with tqdm(
-        total=run.steps, disable=None if progress else True, leave=False, unit="step", delay=1
-    ) as bar:
+    with contextlib.ExitStack() as stack:
+        lock = None
+        if folder is not None:
+            lock = stack.enter_context(FolderLock.for_one_call(folder))
+        run = _Run(vae, data, settings, lock)
+        run.resume()
+        if len(run.records) + (run.step > 0) > epochs:
+            raise SettingsChangedError(
+                f"{folder} holds training in epoch {len(run.records) + (run.step > 0)}, now "
+                f"epochs={epochs}. Give at least as many, or another folder."
+            )
+        bar = stack.enter_context(
+            tqdm(
+                total=run.steps,
+                disable=None if progress else True,
+                leave=False,
+                unit="step",
+                delay=1,
+            )
+        )
         while len(run.records) < epochs:
             bar.set_description(f"VAE-GAN, epoch {len(run.records) + 1}/{epochs}")
             record = run.epoch(bar, checkpoint_every)
@@ -145,13 +163,14 @@ class _Run:
     vae: VaeGan
     data: Arrays
     settings: dict[str, Any]
-    folder: Path | None
+    lock: FolderLock | None
     records: list[dict[str, float]] = dataclasses.field(default_factory=list)
     step: int = 0
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        self.folder = None if self.lock is None else self.lock.folder
         self.batch_size = self.settings["batch_size"]
         self.steps = self.data.examples // self.batch_size
         self.optimizers = {
@@ -177,17 +196,19 @@ class _Run:
         if path is None:
             return
         state, values = checkpoints.read(path)
+        with checkpoints.intact(path):
+            known, records = dict(state["settings"]), [dict(each) for each in state["records"]]
+            step, seconds = int(state["step"]), float(state["seconds"])
+            sums = {str(name): float(value) for name, value in state["sums"].items()}
         current = json.loads(json.dumps(self.settings))
         for key, value in current.items():
-            if state["settings"].get(key) != value:
+            if known.get(key) != value:
                 raise SettingsChangedError(
-                    f"{self.folder} holds training with another {key}: "
-                    f"{state['settings'].get(key)}, now {value}. Give another folder, or delete "
-                    "this one to start again."
+                    f"{self.folder} holds training with another {key}: {known.get(key)}, now "
+                    f"{value}. Give another folder, or delete this one to start again."
                 )
         checkpoints.assign(values, self._sets)
-        self.records, self.step = state["records"], state["step"]
-        self.sums, self.seconds = state["sums"], state["seconds"]
+        self.records, self.step, self.sums, self.seconds = records, step, sums, seconds
 
     def epoch(self, bar: tqdm, checkpoint_every: int | None) -> dict[str, float]:
         """Take the remaining steps of an epoch; its record."""
@@ -250,8 +271,9 @@ class _Run:
             )
 
     def _save(self, step: int) -> None:
-        if self.folder is None:
+        if self.lock is None:
             return
+        self.lock.check()
         state = {
             "settings": self.settings,
             "records": self.records,

@@ -2,11 +2,13 @@
 
 from tfrobust.report import figures
 from tfrobust.report.page import Claim, Page, Section, Verdict, write
-from tfrobust.report.runs import Run, RunFolderError, versions
+from tfrobust.report.results import Results, RunFolderError
+from tfrobust.report.runs import Run, versions
 
 __all__ = [
     "Claim",
     "Page",
+    "Results",
     "Run",
     "RunFolderError",
     "Section",

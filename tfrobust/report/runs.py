@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -19,10 +20,19 @@ import numpy as np
 import pandas as pd
 
 from tfrobust.distribution import broadcast_from_chief, is_chief
-from tfrobust.errors import InputTypeError, TfrobustError
-from tfrobust.files import atomic_path, writable_folder
+from tfrobust.files import atomic_path
+from tfrobust.locks import FolderLock, FolderLostError
+from tfrobust.report.results import (
+    RECORD,
+    Results,
+    RunFolderError,
+    seal_of,
+    write_arrays,
+    write_frame,
+    write_json,
+)
 
-__all__ = ["Run", "RunFolderError", "versions"]
+__all__ = ["Run", "versions"]
 
 _PACKAGES = (
     "tfrobust",
@@ -34,10 +44,6 @@ _PACKAGES = (
     "scikit-learn",
     "pandas",
 )
-
-
-class RunFolderError(TfrobustError, ValueError):
-    """The folder holds a run with other settings, or a damaged record."""
 
 
 def versions() -> dict[str, str]:
@@ -59,10 +65,12 @@ def _processor() -> str:
     return platform.processor() or "unknown processor"
 
 
-class Run:
+class Run(Results):
     """A folder of one experiment's results.
 
-    With several workers, all make the same calls, the chief writes, and all read the folder.
+    One process works in it at a time; with several workers, all make the same calls, the chief
+    writes, and all read the folder. Every result carries the settings that made it: one of other
+    settings, or of unknown ones, is refused when it is read.
 
     Args:
         folder: created where it does not exist; a run in it with the same settings is resumed.
@@ -71,6 +79,7 @@ class Run:
 
     Raises:
         OSError: the folder is not writable, or one of the files cannot be read.
+        FolderInUseError: another process works in the folder.
         RunFolderError: the folder holds a run with other settings, or with files of other content.
     """
 
@@ -82,69 +91,85 @@ class Run:
         files: Mapping[str, str | Path] = MappingProxyType({}),
     ):
         digests = {name: _sha256(path) for name, path in files.items()}
-        self.folder = writable_folder(folder) if is_chief() else Path(folder)
+        super().__init__(Path(folder), None)
+        self._lock: FolderLock | None = None
+        if is_chief():
+            self._lock = FolderLock.of(folder, cohort=True)
+        release = self._lock.release if self._lock else int
+        self._release = weakref.finalize(self, release)
         self.settings = json.loads(json.dumps(dataclasses.asdict(settings)))
-        if self.has("run.json"):
-            record = self.read_json("run.json")
-            # settings introduced after the record was written had their default values
-            recorded = _defaults(settings) | record["settings"]
-            names = sorted(recorded.keys() | self.settings.keys())
-            changed = [name for name in names if recorded.get(name) != self.settings.get(name)]
-            if changed:
-                name = changed[0]
-                raise RunFolderError(
-                    f"{self.folder} holds a run with {name} = {recorded.get(name)}, now "
-                    f"{self.settings.get(name)}. Give another folder, or delete this one."
-                )
-            known = record.get("files", {})
-            for name, digest in digests.items():
-                if known.get(name) != digest:
-                    verb = "had" if name in known else "may have had"
-                    raise RunFolderError(
-                        f"{self.folder} holds a run for which {name} = {files[name]} {verb} other "
-                        "contents: its results would be stale. Give another folder, or delete this "
-                        "one."
-                    )
+        if self.has(RECORD):
+            record = self.record
+            self._check_settings(record["settings"], settings)
+            self._check_files(record.get("files", {}), digests, files)
+            self.seal = record.get("results")
         else:
-            self.write_json(
-                "run.json",
-                {
-                    "settings": self.settings,
-                    **({"files": digests} if digests else {}),
-                    "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                    "versions": versions(),
-                },
+            record = {"settings": self.settings, **({"files": digests} if digests else {})}
+            self.seal = seal_of(record)
+            record |= {
+                "results": self.seal,
+                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "versions": versions(),
+            }
+            text = json.dumps(record, indent=2) + "\n"
+            self._write(RECORD, lambda path: path.write_text(text))
+
+    def _check_settings(self, recorded: dict[str, Any], settings: Any) -> None:
+        # settings introduced after the record was written had their default values
+        recorded = _defaults(settings) | recorded
+        names = sorted(recorded.keys() | self.settings.keys())
+        changed = [name for name in names if recorded.get(name) != self.settings.get(name)]
+        if changed:
+            name = changed[0]
+            raise RunFolderError(
+                f"{self.folder} holds a run with {name} = {recorded.get(name)}, now "
+                f"{self.settings.get(name)}. Give another folder, or delete this one."
             )
 
-    @property
-    def record(self) -> dict[str, Any]:
-        """Settings, start and versions, as `run.json` holds them."""
-        return self.read_json("run.json")
+    def _check_files(
+        self, known: dict[str, str], digests: dict[str, str], files: Mapping[str, str | Path]
+    ) -> None:
+        for name, digest in digests.items():
+            if known.get(name) != digest:
+                verb = "had" if name in known else "may have had"
+                raise RunFolderError(
+                    f"{self.folder} holds a run for which {name} = {files[name]} {verb} other "
+                    "contents: its results would be stale. Give another folder, or delete this one."
+                )
+
+    def close(self) -> None:
+        """Let other processes into the folder; nothing can be written to it any more."""
+        self._release()
+
+    def share(self) -> None:
+        """Let the members of a cohort on other processes write to the folder.
+
+        Raises:
+            FolderInUseError: another process was faster.
+        """
+        if self._lock is not None:
+            self._lock.share()
 
     def path(self, name: str) -> Path:
-        """A path in the folder; its parent exists."""
+        """A path in the folder, to be written; its parent exists.
+
+        Raises:
+            FolderLostError: the folder was deleted since the run began; it is not made again.
+        """
+        if self._lock is not None:
+            self._lock.check()
+            if name != RECORD and not self.exists(RECORD):
+                raise FolderLostError(
+                    f"{self.folder / RECORD} was deleted during the run: nothing more is written "
+                    "there. Start again."
+                )
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def write_json(self, name: str, value: Any) -> None:
         """Write plain data atomically; NumPy numbers and arrays become numbers and lists."""
-        text = json.dumps(value, indent=2, default=_plain) + "\n"
-        self._write(name, lambda path: path.write_text(text))
-
-    def read_json(self, name: str) -> Any:
-        """What `write_json` wrote.
-
-        Raises:
-            RunFolderError: the record is damaged or missing.
-        """
-        path = self.folder / name
-        try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise RunFolderError(
-                f"the record {path} cannot be read ({error}). Delete it to compute it again."
-            ) from error
+        self._write(name, lambda path: write_json(path, value, self.seal))
 
     def json_step(self, name: str, compute: Callable[[], Any]) -> Any:
         """The plain data that `compute` returns; a resumed run reads it from the file `name`."""
@@ -156,14 +181,13 @@ class Run:
         """The table that `compute` returns; a resumed run reads it from the Parquet file `name`.
 
         Raises:
-            RunFolderError: the file is damaged.
+            RunFolderError: the file is damaged, or of other settings.
             OSError: it could not be written.
         """
-
-        def write(frame: pd.DataFrame, path: Path) -> None:
-            frame.to_parquet(path, index=False)
-
-        return self._step(name, compute, write, pd.read_parquet)
+        if not self.has(name):
+            frame = compute()
+            self._write(name, lambda path: write_frame(path, frame, self.seal))
+        return self.read_frame(name)
 
     def arrays_step(
         self, name: str, compute: Callable[[], dict[str, np.ndarray]]
@@ -171,36 +195,13 @@ class Run:
         """The named arrays that `compute` returns; a resumed run reads them from `name` (.npz).
 
         Raises:
-            RunFolderError: the file is damaged.
+            RunFolderError: the file is damaged, or of other settings.
             OSError: it could not be written.
         """
-
-        def write(arrays: dict[str, np.ndarray], path: Path) -> None:
-            np.savez_compressed(path, **arrays)
-
-        def read(path: Path) -> dict[str, np.ndarray]:
-            with np.load(path, allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
-
-        return self._step(name, compute, write, read)
-
-    def _step(
-        self,
-        name: str,
-        compute: Callable[[], Any],
-        write: Callable[[Any, Path], None],
-        read: Callable[[Path], Any],
-    ) -> Any:
-        """Compute and write what is not there yet; read it in any case."""
         if not self.has(name):
-            result = compute()
-            self._write(name, lambda temporary: write(result, temporary))
-        try:
-            return read(self.path(name))
-        except Exception as error:  # pyarrow, zipfile, zlib and NumPy raise many kinds
-            raise RunFolderError(
-                f"{self.path(name)} cannot be read ({error}). Delete it to compute it again."
-            ) from error
+            arrays = compute()
+            self._write(name, lambda path: write_arrays(path, arrays, self.seal))
+        return self.read_arrays(name)
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> None:
         """The chief writes `name` atomically; the other workers wait for it."""
@@ -211,7 +212,7 @@ class Run:
 
     def has(self, name: str) -> bool:
         """Whether a step is finished, according to the chief; all workers must call this."""
-        return bool(broadcast_from_chief((self.folder / name).exists()))
+        return bool(broadcast_from_chief(self.exists(name)))
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -229,13 +230,3 @@ def _defaults(settings: Any) -> dict[str, Any]:
 def _sha256(path: str | Path) -> str:
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise InputTypeError(f"{type(value).__name__} cannot be written as JSON")

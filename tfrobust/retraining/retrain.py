@@ -76,6 +76,7 @@ def roar(
             infinite values, fractions outside (0, 1), or a baseline without some fraction.
         SettingsChangedError: the folder holds retrains of other settings, data or attributions.
         DamagedRetrainError: a file in the folder cannot be read.
+        FolderInUseError: another process, or another call in this one, retrains in the folder.
         NonFiniteLossError: a retrain diverged.
         OSError: the folder is not writable.
     """

@@ -70,7 +70,8 @@ class Study:
             }
 
     def close(self) -> None:
-        """Free the copies of the images that TensorFlow holds."""
+        """Let other processes into the folder, and free the images that TensorFlow holds."""
+        self._finished.close()
         arrays = vars(self).pop("_arrays", ())
         size = sum(each.tensors["images"].nbytes for each in arrays)
         del arrays

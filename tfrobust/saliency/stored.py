@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import importlib.metadata
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +17,11 @@ import numpy as np
 from tfrobust.arguments import as_count
 from tfrobust.classifier import Classifier, as_images, as_labels
 from tfrobust.distribution import broadcast_from_chief, is_chief
-from tfrobust.errors import InputError, MissingFileError, StorageError, TfrobustError
-from tfrobust.files import atomic_path, writable_folder
+from tfrobust.errors import InputError, MissingFileError, StorageError
+from tfrobust.locks import FolderLock
 from tfrobust.saliency.digests import architecture_sha256, values_sha256, weights_sha256
 from tfrobust.saliency.explained import as_explained
+from tfrobust.saliency.map_files import MAPS, RECORD, Record, TargetMapsError, allocate, mapped
 from tfrobust.saliency.maps import gradient
 from tfrobust.saliency.smoothed import Smoothing, smoothed_maps
 
@@ -28,20 +29,14 @@ __all__ = ["TargetMaps", "TargetMapsError", "target_maps"]
 
 Method = Literal["smoothgrad", "gradient"]
 
-_MAPS = "maps.npy"
-_RECORD = "maps.json"
 # options of the methods and their defaults
 _OPTIONS = {"smoothgrad": dataclasses.asdict(Smoothing()), "gradient": {"of": Smoothing().of}}
-
-
-class TargetMapsError(TfrobustError, RuntimeError):
-    """Stored target maps are damaged or not finished; the message says what to do."""
 
 
 class TargetMaps:
     """Finished target maps in a folder; from `target_maps`, or `TargetMaps.open(folder)`."""
 
-    def __init__(self, folder: Path, record: _Record, maps: np.ndarray):
+    def __init__(self, folder: Path, record: Record, maps: np.ndarray):
         self.folder = folder
         self._record = record
         self._maps = maps
@@ -55,15 +50,15 @@ class TargetMaps:
             TargetMapsError: a RuntimeError: they are damaged or not finished.
         """
         folder = Path(folder)
-        if not (folder / _RECORD).exists():
+        if not (folder / RECORD).exists():
             raise MissingFileError(f"{folder} holds no target maps: compute them by target_maps")
-        record = _Record.read(folder)
+        record = Record.read(folder)
         if record.finished < record.count:
             raise TargetMapsError(
                 f"{folder} holds {record.finished} of {record.count} target maps: call target_maps "
                 "with the same arguments to compute the others"
             )
-        return cls(folder, record, _mapped(folder, record))
+        return cls(folder, record, mapped(folder, record))
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -146,6 +141,7 @@ def target_maps(
             infinite, or the folder holds maps of another model, other data, or another method,
             option or seed; names what differs.
         TargetMapsError: a RuntimeError: the stored maps are damaged.
+        FolderInUseError: another process, or another call in this one, fills the folder.
         StorageError: an OSError: the folder cannot be written to, or the disk is full; finished
             rows are kept.
         NotLogitsError: the model has no logits to give.
@@ -187,61 +183,29 @@ def target_maps(
 
     # whole batches, so that examples share their batch with the same others whatever the chunk
     chunk = -(-chunk // batch_size) * batch_size
-    folder = writable_folder(folder) if is_chief() else Path(folder)
-    _fill(folder, _resumed(folder, provenance), compute, chunk)
+    folder = Path(folder)
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(FolderLock.for_one_call(folder)) if is_chief() else None
+        _fill(folder, _resumed(folder, provenance), compute, chunk, lock)
     return TargetMaps.open(folder)
 
 
-@dataclasses.dataclass
-class _Record:
-    """What `maps.json` holds: the provenance, and (end, sha256) of every finished chunk of rows."""
-
-    provenance: dict[str, Any]
-    chunks: list[tuple[int, str]] = dataclasses.field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        return self.provenance["shape"][0]
-
-    @property
-    def finished(self) -> int:
-        return self.chunks[-1][0] if self.chunks else 0
-
-    @classmethod
-    def read(cls, folder: Path) -> _Record:
-        try:
-            read = json.loads((folder / _RECORD).read_text())
-            record = cls(read["provenance"], [(int(end), str(sha)) for end, sha in read["chunks"]])
-            int(record.provenance["classes"])
-            ends = [0, *(end for end, _ in record.chunks)]
-            if ends != sorted(set(ends)) or not ends[-1] == read["finished_rows"] <= record.count:
-                raise _damaged(folder, _RECORD, "its numbers of rows contradict each other")
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise _damaged(folder, _RECORD, f"{type(error).__name__}: {error}") from error
-        return record
-
-    def write(self, folder: Path) -> None:
-        content = dataclasses.asdict(self) | {"finished_rows": self.finished}
-        with atomic_path(folder / _RECORD) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _resumed(folder: Path, provenance: dict[str, Any]) -> _Record:
+def _resumed(folder: Path, provenance: dict[str, Any]) -> Record:
     """The folder's record, or a new one where it holds no finished rows.
 
     Raises:
         InputError: the folder holds maps of something else.
     """
-    if not (folder / _RECORD).exists():
-        if (folder / _MAPS).exists():
+    if not (folder / RECORD).exists():
+        if (folder / MAPS).exists():
             raise InputError(
-                f"{folder} holds a {_MAPS} without {_RECORD}, of unknown origin. Give another "
+                f"{folder} holds a {MAPS} without {RECORD}, of unknown origin. Give another "
                 "folder, or delete the file."
             )
-        return _Record(provenance)
-    record = _Record.read(folder)
+        return Record(provenance)
+    record = Record.read(folder)
     if not record.finished:
-        return _Record(provenance)
+        return Record(provenance)
     remedy = "Give another folder, or delete this one."
     for name, now in provenance.items():
         then = record.provenance.get(name)
@@ -259,17 +223,21 @@ def _resumed(folder: Path, provenance: dict[str, Any]) -> _Record:
 
 
 def _fill(
-    folder: Path, record: _Record, compute: Callable[[int, int], np.ndarray], chunk: int
+    folder: Path,
+    record: Record,
+    compute: Callable[[int, int], np.ndarray],
+    chunk: int,
+    lock: FolderLock | None,
 ) -> None:
     """Compute and write the rows that are missing; with several workers the chief writes."""
     # all workers have read the record before the chief changes it
     finished = int(broadcast_from_chief(record.finished))
-    if is_chief() and finished < record.count:
+    if lock is not None and finished < record.count:
         if not finished:
             record.write(folder)
-            _allocate(folder / _MAPS, record.provenance["shape"])
-        _mapped(folder, record)
-        maps = np.lib.format.open_memmap(folder / _MAPS, "r+")
+            allocate(folder / MAPS, record.provenance["shape"])
+        mapped(folder, record)
+        maps = np.lib.format.open_memmap(folder / MAPS, "r+")
     for start in range(finished, record.count, chunk):
         stop = min(start + chunk, record.count)
         rows = compute(start, stop)
@@ -279,52 +247,19 @@ def _fill(
                 f"the model's maps hold NaN or infinite values, first in example "
                 f"{start + int(np.argmin(finite))}; nothing of rows {start} to {stop} was stored"
             )
-        if is_chief():
+        if lock is not None:
+            lock.check()
             try:
                 maps[start:stop] = rows
                 maps.flush()
             except OSError as error:
                 raise StorageError(
-                    f"could not write {folder / _MAPS}: {error.strerror or error}. The {start} "
+                    f"could not write {folder / MAPS}: {error.strerror or error}. The {start} "
                     "finished maps are kept: make space, and call target_maps again."
                 ) from error
             record.chunks.append((stop, values_sha256(rows, "<f4")))
             record.write(folder)
     broadcast_from_chief(0.0)  # others read the file after the chief has finished it
-
-
-def _allocate(path: Path, shape: list[int]) -> None:
-    """An empty file of maps that has its space on the disk."""
-    with atomic_path(path) as temporary:
-        np.lib.format.open_memmap(temporary, "w+", np.dtype("<f4"), tuple(shape))
-        # writing to a mapping for which there is no space would end the process
-        if hasattr(os, "posix_fallocate"):
-            with temporary.open("rb+") as file:
-                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-
-
-def _mapped(folder: Path, record: _Record) -> np.ndarray:
-    """The file of maps, memory-mapped, after its finished rows have been compared by digest."""
-    try:
-        # read-only: NumPy makes a file that is too short longer when it may write
-        maps = np.lib.format.open_memmap(folder / _MAPS, "r")
-    except (OSError, ValueError) as error:
-        raise _damaged(folder, _MAPS, str(error)) from error
-    if list(maps.shape) != record.provenance["shape"] or maps.dtype != np.dtype("<f4"):
-        raise _damaged(folder, _MAPS, f"it holds {maps.dtype} {maps.shape}")
-    start = 0
-    for stop, sha in record.chunks:
-        if values_sha256(maps[start:stop], "<f4") != sha:
-            raise _damaged(folder, _MAPS, f"maps {start} to {stop} have changed")
-        start = stop
-    return maps
-
-
-def _damaged(folder: Path, name: str, reason: str) -> TargetMapsError:
-    return TargetMapsError(
-        f"{folder / name} is damaged ({reason}). Delete {_MAPS} and {_RECORD} in this folder to "
-        "compute the maps again."
-    )
 
 
 def _as_options(method: Any, options: dict[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,12 @@ A checkpoint is a NumPy archive without pickles, written atomically. The two new
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,28 @@ import keras
 import numpy as np
 
 from tfrobust.errors import TfrobustError
-from tfrobust.files import atomic_path
+from tfrobust.files import atomic_path, check_archive
 
-__all__ = ["DamagedCheckpointError", "assign", "newest", "read", "save", "step_of"]
+__all__ = ["DamagedCheckpointError", "assign", "intact", "newest", "read", "save", "step_of"]
 
 _PATTERN = re.compile(r"step-(\d{9})\.npz")
 _KEPT = 2
 _STATE = "state"
+# what zipfile, zlib, NumPy and json raise for damaged files, and readers of what they held
+_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class DamagedCheckpointError(TfrobustError, RuntimeError):
@@ -62,12 +79,13 @@ def save(
     Raises:
         OSError: the file could not be written; earlier checkpoints are unchanged.
     """
-    arrays = {key: keras.ops.convert_to_numpy(variable) for key, variable in _by_key(sets).items()}
+    arrays = {key: _as_saved(variable) for key, variable in _by_key(sets).items()}
     path = folder / f"step-{step:09d}.npz"
     with atomic_path(path) as temporary:
         np.savez(temporary, **{_STATE: np.array(json.dumps(state))}, **arrays)
-    for old in _all(folder)[:-_KEPT]:
-        old.unlink()
+    others = [other for other in _all(folder) if other != path]
+    for old in others[: 1 - _KEPT]:
+        old.unlink(missing_ok=True)
     return path
 
 
@@ -77,15 +95,31 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     Raises:
         DamagedCheckpointError: the file is truncated or otherwise unreadable.
     """
-    try:
+    with intact(path):
+        check_archive(path)
         with np.load(path, allow_pickle=False) as archive:
-            values = {key: archive[key] for key in archive.files}
-        return json.loads(str(values.pop(_STATE))), values
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            values = {key: _as_read(archive[key]) for key in archive.files}
+        state = json.loads(str(values.pop(_STATE)))
+        return dict(state), values
+
+
+@contextlib.contextmanager
+def intact(path: Path) -> Iterator[None]:
+    """In the block, which reads a checkpoint or what was in it, errors name the file.
+
+    Raises:
+        DamagedCheckpointError: it is truncated, damaged or otherwise unreadable.
+    """
+    try:
+        yield
+    except _DAMAGE as error:
+        if isinstance(error, DamagedCheckpointError):
+            raise
         older = [other for other in _all(path.parent) if other != path]
         remedy = f"resume from {older[-1].name}" if older else "start again"
         raise DamagedCheckpointError(
-            f"the checkpoint {path} is damaged ({error}). Delete it to {remedy}."
+            f"the checkpoint {path} is damaged ({type(error).__name__}: {error}). Delete it to "
+            f"{remedy}."
         ) from error
 
 
@@ -101,14 +135,36 @@ def assign(values: Mapping[str, np.ndarray], sets: Mapping[str, Sequence[keras.V
         raise DamagedCheckpointError(
             f"the checkpoint is of another model: first difference {different[0]!r}"
         )
+    fitting = {key: _fitting(key, values[key], variable) for key, variable in variables.items()}
     for key, variable in variables.items():
-        if values[key].shape != tuple(variable.shape):
-            raise DamagedCheckpointError(
-                f"the checkpoint is of another model: {key} has shape {values[key].shape}, "
-                f"the model's {tuple(variable.shape)}"
-            )
-    for key, variable in variables.items():
-        variable.assign(values[key])
+        variable.assign(fitting[key])
+
+
+def _fitting(key: str, value: np.ndarray, variable: keras.Variable) -> np.ndarray:
+    """The value as the variable's type.
+
+    Raises:
+        DamagedCheckpointError: it has another shape, or is no number.
+    """
+    if value.shape != tuple(variable.shape) or value.dtype.kind not in "biuf":
+        raise DamagedCheckpointError(
+            f"the checkpoint is of another model: {key} has shape {value.shape} and type "
+            f"{value.dtype}, the model's {tuple(variable.shape)} and {variable.dtype}"
+        )
+    return value.astype(keras.ops.convert_to_numpy(variable).dtype)
+
+
+def _as_saved(variable: keras.Variable | np.ndarray) -> np.ndarray:
+    """Values as NumPy's archives keep them: types such as bfloat16 as float32, exactly."""
+    array = np.asarray(keras.ops.convert_to_numpy(variable))
+    return array.astype(np.float32) if array.dtype.kind == "V" else array
+
+
+def _as_read(array: np.ndarray) -> np.ndarray:
+    """Of earlier versions, whose archives held bfloat16 as two bytes without a type."""
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2:
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return array
 
 
 def _all(folder: Path) -> list[Path]:

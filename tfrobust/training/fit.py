@@ -118,10 +118,11 @@ def fit(
 
     Raises:
         ValueError: malformed data, fewer examples than a batch, a batch that the devices cannot
-            share equally, a schedule that monitors an unknown column, or `checkpoint_every` without
-            a folder.
-        SettingsChangedError: the folder holds training with other settings or data, or workers do
-            not see the same folder.
+            share equally, `epochs`, `batch_size` or `seed` out of range, a schedule that monitors
+            an unknown column, or `checkpoint_every` without a folder.
+        SettingsChangedError: the folder holds training with other settings or data, of another
+            architecture or precision, or more epochs; or workers do not see the same folder.
+        FolderInUseError: another process, or another call in this one, is training in the folder.
         DamagedCheckpointError: the newest checkpoint cannot be read.
         NonFiniteLossError: the objective is infinite or NaN; names epoch, step and setting. The
             model is restored from the newest checkpoint, if there is one.
@@ -129,6 +130,8 @@ def fit(
         OSError: the folder is not writable, or the disk is full.
     """
     objective = objective if isinstance(objective, Objective) else Objective((objective,))
+    epochs, batch_size = as_count("epochs", epochs, 1), as_count("batch_size", batch_size, 1)
+    seed = as_count("seed", seed, 0)
     data = as_stream(model, data, "data")
     if data.examples < batch_size:
         raise InputError(f"{data.examples} examples do not fill one batch of {batch_size}")
@@ -140,39 +143,40 @@ def fit(
     _check_objective(objective, data, batch_size)
     logits = logits_model(model, np.zeros((1, *data.input_shape), np.float32))
     loop = Loop(model, logits, objective, optimizer, data, batch_size, seed, jit)
-    settings = run_settings(objective, optimizer, schedule, epochs, batch_size, seed, data)
-    run_folder = RunFolder(folder, settings, model, optimizer, loop.loss_scale)
-    records, resumed = run_folder.resume()
-    if records and resumed is None:
-        for callback in callbacks:
-            if getattr(callback, "repeatable", False):
-                callback(records[-1], model)
-    hidden = not (progress and is_chief())
-    with tqdm(total=loop.steps, disable=hidden or None, leave=False, unit="step", delay=1) as bar:
-        for epoch in range(len(records), epochs):
-            state = resumed or Progress(epoch)
-            resumed = None
-            start = time.perf_counter() - state.seconds
-            if schedule is not None:
-                monitored = [record[schedule.monitor] for record in records if schedule.monitor]
-                optimizer.learning_rate = schedule(epoch, epochs, monitored)
-            rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
-            bar.reset(loop.steps)
-            bar.set_description(f"epoch {epoch + 1}/{epochs}")
-            _take_steps(loop, run_folder, records, state, start, bar, checkpoint_every)
-            record = {"epoch": epoch + 1, "learning_rate": rate, **loop.record(state)}
-            with worker_losses():
-                average(model.non_trainable_variables)
-                if validation is not None:
-                    scores = evaluate(model, validation, batch_size=batch_size)
-                    record |= {f"validation_{name}": score for name, score in scores.items()}
-            record["seconds"] = round(time.perf_counter() - start, 3)
-            records.append(record)
-            run_folder.end_epoch((epoch + 1) * loop.steps, records)
+    settings = run_settings(objective, optimizer, schedule, epochs, batch_size, seed, data, model)
+    with RunFolder(folder, settings, model, optimizer, loop.loss_scale, epochs) as run_folder:
+        records, resumed = run_folder.resume()
+        if records and resumed is None:
             for callback in callbacks:
-                callback(record, model)
-    with worker_losses():  # all workers wait until the chief has written its last files
-        gather_rows(np.zeros(1))
+                if getattr(callback, "repeatable", False):
+                    callback(records[-1], model)
+        hidden = not (progress and is_chief())
+        bar = tqdm(total=loop.steps, disable=hidden or None, leave=False, unit="step", delay=1)
+        with bar:
+            for epoch in range(len(records), epochs):
+                state = resumed or Progress(epoch)
+                resumed = None
+                start = time.perf_counter() - state.seconds
+                if schedule is not None:
+                    monitored = [record[schedule.monitor] for record in records if schedule.monitor]
+                    optimizer.learning_rate = schedule(epoch, epochs, monitored)
+                rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+                bar.reset(loop.steps)
+                bar.set_description(f"epoch {epoch + 1}/{epochs}")
+                _take_steps(loop, run_folder, records, state, start, bar, checkpoint_every)
+                record = {"epoch": epoch + 1, "learning_rate": rate, **loop.record(state)}
+                with worker_losses():
+                    average(model.non_trainable_variables)
+                    if validation is not None:
+                        scores = evaluate(model, validation, batch_size=batch_size)
+                        record |= {f"validation_{name}": score for name, score in scores.items()}
+                record["seconds"] = round(time.perf_counter() - start, 3)
+                records.append(record)
+                run_folder.end_epoch((epoch + 1) * loop.steps, records)
+                for callback in callbacks:
+                    callback(record, model)
+        with worker_losses():  # all workers wait until the chief has written its last files
+            gather_rows(np.zeros(1))
     return History(tuple(records))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -12,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.classifier import all_layers
 from tfrobust.data import Stream
 from tfrobust.distribution import (
     gather_rows,
@@ -20,9 +22,11 @@ from tfrobust.distribution import (
     replica_values,
     set_replica_values,
 )
-from tfrobust.errors import TfrobustError
-from tfrobust.files import atomic_path, writable_folder
+from tfrobust.errors import InputTypeError, TfrobustError
+from tfrobust.files import atomic_path
+from tfrobust.locks import FolderLock
 from tfrobust.objectives import Objective
+from tfrobust.saliency import architecture_sha256
 from tfrobust.training import checkpoints
 from tfrobust.training.loop import Progress
 from tfrobust.training.precision import LossScale
@@ -33,6 +37,8 @@ __all__ = ["RunFolder", "SettingsChangedError", "run_settings"]
 Records = list[dict[str, float]]
 # key of the moving statistics per replica, in checkpoints within an epoch
 _PER_REPLICA = "replicas"
+# settings that checkpoints of earlier versions do not hold
+_ADDED = ("architecture", "precision")
 
 
 class SettingsChangedError(TfrobustError, ValueError):
@@ -47,6 +53,7 @@ def run_settings(
     batch_size: int,
     seed: int,
     data: Stream,
+    model: keras.Model,
 ) -> dict[str, Any]:
     """Settings that a resumed run must share; `epochs` only where the schedule depends on it."""
     rate = None
@@ -64,14 +71,23 @@ def run_settings(
         "seed": seed,
         "examples": data.examples,
         "data": data.fingerprint(),
+        "precision": sorted({layer.compute_dtype for layer in all_layers(model)}),
+        "architecture": architecture_sha256(model),
     }
-    return json.loads(json.dumps(settings))  # as read from a checkpoint
+    return json.loads(json.dumps(settings, default=_plain))  # as read from a checkpoint
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays, which settings may hold, as plain data."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise InputTypeError(f"a setting of type {type(value).__name__} cannot be kept in a checkpoint")
 
 
 class RunFolder:
-    """The folder of a run; without one, all methods but `resume` do nothing.
+    """The folder of a run, held from `with`; without one, all methods but `resume` do nothing.
 
-    All workers call all methods; the chief writes.
+    All workers call all methods; the chief writes, and keeps other processes out.
 
     Args:
         path: None to keep nothing.
@@ -79,9 +95,7 @@ class RunFolder:
         model: saved with its optimizer.
         optimizer: built.
         loss_scale: None without one.
-
-    Raises:
-        OSError: the folder is not writable.
+        epochs: to be trained in all.
     """
 
     def __init__(
@@ -91,12 +105,29 @@ class RunFolder:
         model: keras.Model,
         optimizer: keras.optimizers.Optimizer,
         loss_scale: LossScale | None,
+        epochs: int,
     ):
         self._path = None if path is None else Path(path)
         self._settings, self._model, self._loss_scale = settings, model, loss_scale
+        self._epochs = epochs
         self._sets = {"model": model.variables, "optimizer": optimizer.variables}
+        self._lock: FolderLock | None = None
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> RunFolder:
+        """Hold the folder.
+
+        Raises:
+            FolderInUseError: another process or call is training in it.
+            OSError: the folder is not writable.
+        """
         if self._path is not None and is_chief():
-            writable_folder(self._path)
+            self._lock = self._stack.enter_context(FolderLock.for_one_call(self._path))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._lock = None
+        self._stack.close()
 
     def resume(self) -> tuple[Records, Progress | None]:
         """Records of the finished epochs and progress of the next one; restores the variables.
@@ -115,24 +146,38 @@ class RunFolder:
         if path is None:
             return [], None
         state, values = checkpoints.read(path)
-        for key, current in self._settings.items():
-            previous = state["settings"].get(key)
-            if previous != current:
-                raise SettingsChangedError(
-                    f"{self._path} holds training with another {key}: {previous}, now {current}. "
-                    "Give another folder, or delete this one to start again."
-                )
-        self._restore(values)
+        with checkpoints.intact(path):
+            known, records = dict(state["settings"]), [dict(each) for each in state["records"]]
+            progress = state["progress"] and Progress(**state["progress"])
+            scale = LossScale()
+            if self._loss_scale is not None:
+                scale.restore(state["loss_scale"])
+        self._check_settings(known)
+        if len(records) + (progress is not None) > self._epochs:
+            raise SettingsChangedError(
+                f"{self._path} holds training in epoch {len(records) + (progress is not None)}, "
+                f"now epochs={self._epochs}. Give at least as many, or another folder."
+            )
+        self._restore(path, values)
         if self._loss_scale is not None:
-            self._loss_scale.restore(state["loss_scale"])
-        progress = state["progress"]
-        return state["records"], None if progress is None else Progress(**progress)
+            self._loss_scale.value, self._loss_scale.good_steps = scale.value, scale.good_steps
+        return records, progress
+
+    def _check_settings(self, known: dict[str, Any]) -> None:
+        for key, current in self._settings.items():
+            if key not in known and key in _ADDED:
+                continue  # a checkpoint of an earlier version
+            if known.get(key) != current:
+                raise SettingsChangedError(
+                    f"{self._path} holds training with another {key}: {known.get(key)}, now "
+                    f"{current}. Give another folder, or delete this one to start again."
+                )
 
     def restore_weights(self) -> None:
         """Restore all variables from the newest checkpoint, if there is one."""
         path = checkpoints.newest(self._path) if self._path else None
         if path is not None:
-            self._restore(checkpoints.read(path)[1])
+            self._restore(path, checkpoints.read(path)[1])
 
     def checkpoint(self, step: int, records: Records, progress: Progress | None = None) -> None:
         """Save after a total of `step` steps; within an epoch with its progress."""
@@ -144,6 +189,7 @@ class RunFolder:
             sets[_PER_REPLICA] = [replica_values(self._model.non_trainable_variables)]
         if not is_chief():
             return
+        self._lock.check()
         state = {
             "settings": self._settings,
             "records": records,
@@ -157,6 +203,7 @@ class RunFolder:
         if self._path is None:
             return
         if is_chief():
+            self._lock.check()
             losses = [record.get("validation_loss", math.nan) for record in records]
             self._save_model("last.keras")
             if math.isfinite(losses[-1]) and losses[-1] == np.nanmin(losses):
@@ -172,8 +219,14 @@ class RunFolder:
         with atomic_path(self._path / name) as temporary:
             self._model.save(temporary)
 
-    def _restore(self, values: dict[str, np.ndarray]) -> None:
+    def _restore(self, path: Path, values: dict[str, np.ndarray]) -> None:
+        variables = self._model.non_trainable_variables
         per_replica = [values.pop(key) for key in list(values) if key.startswith(_PER_REPLICA)]
+        with checkpoints.intact(path):
+            if per_replica and per_replica[0].shape[:1] != (replica_count(),):
+                raise checkpoints.DamagedCheckpointError(
+                    f"the checkpoint is of {len(per_replica[0])} devices, not {replica_count()}"
+                )
         checkpoints.assign(values, self._sets)
         for array in per_replica:
-            set_replica_values(self._model.non_trainable_variables, array)
+            set_replica_values(variables, array)

@@ -49,7 +49,7 @@ def write_page(run: Run, title: str, summary: dict[str, Any], table: pd.DataFram
                 f"Left: {between} The dashed line is epsilon. Right: each correctly classified "
                 "example's distances; above the diagonal, an attack needed more than the "
                 "linearized robustness, or than was proven.",
-                figure=_draw(run.folder / "figures", summary, table),
+                figure=_draw(run.path("figures"), summary, table),
             ),
             Section(
                 "Every example",
@@ -61,7 +61,7 @@ def write_page(run: Run, title: str, summary: dict[str, Any], table: pd.DataFram
         settings={**record["settings"], "started": record["started"]},
         versions=record["versions"],
     )
-    return report.write(page, run.folder / "report.html")
+    return report.write(page, run.path("report.html"))
 
 
 def _draw(folder: Path, summary: dict[str, Any], table: pd.DataFrame) -> Path:

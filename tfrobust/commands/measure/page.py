@@ -68,13 +68,13 @@ def write_page(run: Run, settings: Resolved, subject: Subject, measured: Measure
             Section("Medians", _about_medians(subject, measured), table=table),
             Section("Search for the runner-up", _about_search(settings, subject, measured)),
             Section("How exact the decomposition is", _about_decomposition(measured)),
-            *draw(run.folder / "figures", settings, subject, measured),
+            *draw(run.path("figures"), settings, subject, measured),
             _every_image(settings, subject, measured),
         ),
         settings={**record["settings"], "started": record["started"]},
         versions=record["versions"],
     )
-    return report.write(page, run.folder / "report.html")
+    return report.write(page, run.path("report.html"))
 
 
 def medians(subject: Subject, measured: Measured) -> pd.DataFrame:

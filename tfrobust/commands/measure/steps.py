@@ -19,6 +19,8 @@ from tfrobust.saliency import input_gradient
 
 __all__ = ["measure", "steps"]
 
+_DRAWN = "page.json"
+
 
 def measure(command: Command) -> None:
     """Run or resume all steps, write the page, print its address."""
@@ -26,12 +28,14 @@ def measure(command: Command) -> None:
         settings, subject = prepare(command)
         run = Run(command.out or Path("runs") / f"measure-{subject.name}", settings)
         page = run.folder / "report.html"
-        if run.has(page.name):
+        # the page itself does not say which settings it is of
+        if run.has(page.name) and run.has(_DRAWN) and run.read_json(_DRAWN):
             print(f"measured before; without {page.name} the page would be drawn again")
         else:
             measured = steps(run, settings, subject)
             if is_chief():
                 write_page(run, settings, subject, measured)
+            run.write_json(_DRAWN, {"page": page.name})
         if is_chief():
             show(page, open_it=command.open)
 

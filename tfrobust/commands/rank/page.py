@@ -11,6 +11,7 @@ import pandas as pd
 from tfrobust import data, report
 from tfrobust.commands.rank.ranking import MEASURES, attacked, correlations
 from tfrobust.commands.rank.settings import Settings
+from tfrobust.files import atomic_path
 from tfrobust.report import Claim, Run, Section
 
 __all__ = ["write_page"]
@@ -82,7 +83,7 @@ def write_page(
         settings={**run.record["settings"], "started": run.record["started"]},
         versions=run.record["versions"],
     )
-    return report.write(page, run.folder / "report.html")
+    return report.write(page, run.path("report.html"))
 
 
 def draw(tables: dict[str, pd.DataFrame], order: list[str], path: Path) -> Path:
@@ -105,7 +106,8 @@ def draw(tables: dict[str, pd.DataFrame], order: list[str], path: Path) -> Path:
         axes.axvline(edge, color="0.7", linewidth=0.8, linestyle=":")
         axes.set_xlabel("l2 distance (dotted line: infinite)")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3, frameon=False)
-    figure.savefig(path, dpi=150)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
     plt.close(figure)
     return path
 

@@ -59,7 +59,7 @@ def write_page(
     sets = list(dict.fromkeys(each.data for each in measured))
     names = list(dict.fromkeys(each.found.run for each in measured))
     norm = "l-infinity" if settings.norm == "inf" else "l2"
-    folder = run.folder / "figures"
+    folder = run.path("figures")
     colors = _colors(measured)
     record = run.record
     page = report.Page(
@@ -94,7 +94,7 @@ def write_page(
         settings={"runs": " ".join(runs), **record["settings"], "started": record["started"]},
         versions=record["versions"],
     )
-    return report.write(page, run.folder / "report.html")
+    return report.write(page, run.path("report.html"))
 
 
 _UNITS = (
