@@ -102,11 +102,11 @@ def test_members_of_a_cohort_share_and_keep_others_out(tmp_path, hold):
 
 
 def _replaced(lock, folder):
-    os.rename(folder / ".lock", folder / "other")
+    (folder / ".lock").rename(folder / "other")
     try:
         lock.check()
     finally:
-        os.rename(folder / "other", folder / ".lock")
+        (folder / "other").rename(folder / ".lock")
         lock.release()
 
 

@@ -1,4 +1,4 @@
-"""Model and weight files from strangers: nothing outside them is read, and none fills the memory."""
+"""Model and weight files from strangers: nothing outside them is read, no memory is filled."""
 
 import io
 import json

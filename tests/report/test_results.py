@@ -1,4 +1,4 @@
-"""Results carry the settings that made them, and are refused where they are damaged or of others."""
+"""Results carry the settings that made them; damaged ones and those of others are refused."""
 
 import dataclasses
 import json
