@@ -11,6 +11,7 @@ __all__ = [
     "InputTypeError",
     "MissingFileError",
     "PrintedRulesWarning",
+    "ShortShardWarning",
     "StorageError",
     "TfrobustError",
     "TfrobustWarning",
@@ -73,6 +74,10 @@ class InexactDecompositionWarning(TfrobustWarning):
 
 class PrintedRulesWarning(TfrobustWarning):
     """The thesis's printed rules are not always lower bounds (Peck 2017; see the errata)."""
+
+
+class ShortShardWarning(TfrobustWarning):
+    """A TFRecord shard holds fewer examples than the others: it may not be whole."""
 
 
 class UnlockedFolderWarning(TfrobustWarning):

@@ -12,8 +12,10 @@ from helpers.small_imagenet import COUNT, WNIDS, load, whole
 
 from tfrobust.data import DataNotFoundError
 from tfrobust.data.crops import centre_crop
+from tfrobust.data.imagenet.crc32c import masked_crc32c, masked_crc32c_of_rows
 from tfrobust.data.images import decode
 from tfrobust.data.stream import Share, Stream
+from tfrobust.errors import CorruptImageWarning, ShortShardWarning
 
 
 @pytest.mark.parametrize("source", ["tree", "records", "prepared"])
@@ -189,6 +191,66 @@ def test_empty_shards_among_others(made, tmp_path):
     assert examples.names == (made[0][1], made[1][1])
 
 
+@pytest.mark.parametrize("shard", [0, 2])
+def test_a_shard_of_no_bytes_is_named(records, tmp_path, shard):
+    shutil.copytree(records, tmp_path / "cut")
+    (tmp_path / "cut" / f"train-0000{shard}-of-00003").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"train-0000{shard}-of-00003 is empty"):
+        load(tmp_path / "cut")
+
+
+def test_a_shard_cut_off_after_a_record_is_named(records, tmp_path):
+    shutil.copytree(records, tmp_path / "cut")
+    shard = tmp_path / "cut" / "train-00001-of-00003"
+    one = next(tf.data.TFRecordDataset(str(shard)).as_numpy_iterator())
+    with tf.io.TFRecordWriter(str(shard)) as writer:
+        writer.write(one)
+    with pytest.warns(ShortShardWarning, match="train-00001-of-00003 holds 1 examples, others"):
+        load(tmp_path / "cut")
+
+
+def test_a_damaged_length_is_named(records, tmp_path):
+    shutil.copytree(records, tmp_path / "cut")
+    shard = tmp_path / "cut" / "train-00001-of-00003"
+    data = bytearray(shard.read_bytes())
+    data[9] ^= 1  # of the checksum
+    shard.write_bytes(data)
+    with pytest.raises(
+        ValueError, match="train-00001-of-00003 is damaged in the header of record 0"
+    ):
+        load(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("kind", ["records", "prepared"])
+def test_a_record_that_differs_from_its_checksum_is_named_counted_and_skipped(
+    request, tmp_path, kind
+):
+    """A changed pixel that the decoder would not notice."""
+    shutil.copytree(request.getfixturevalue(kind), tmp_path / "cut")
+    shard = max(path for path in (tmp_path / "cut").rglob("*train*") if path.is_file())
+    whole = load(tmp_path / "cut")
+    record = list(tf.data.TFRecordDataset(str(shard)).as_numpy_iterator())[-1]
+    data = bytearray(shard.read_bytes())
+    data[data.index(record) + len(record) // 2] ^= 1
+    shard.write_bytes(data)
+    stream = load(tmp_path / "cut")
+    with pytest.warns(CorruptImageWarning, match=rf"{shard.name}, record \d+ .*its checksum"):
+        examples = stream.take(COUNT)
+    assert len(examples) == COUNT - 1
+    assert len(stream.skipped) == 1
+    assert len(whole) == COUNT
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 127, 128, 129, 1000, 70001])
+def test_checksums_are_those_of_tensorflow(tmp_path, size):
+    text = np.random.default_rng(size).bytes(size)
+    with tf.io.TFRecordWriter(str(tmp_path / "r")) as writer:
+        writer.write(text)
+    written = np.frombuffer((tmp_path / "r").read_bytes(), np.uint8)
+    assert masked_crc32c(text) == written[-4:].view("<u4")[0]
+    assert masked_crc32c_of_rows(written[None, :8]) == written[8:12].view("<u4")[0]
+
+
 @pytest.mark.parametrize(("first", "wrong"), [(0, 0), (2, 4)])
 def test_labels_out_of_range_come_out_of_the_stream(made, tmp_path, first, wrong):
     """Labels are known when their records are read; the first is read at once."""
@@ -217,7 +279,7 @@ def test_prepared_data_that_lost_a_shard_or_examples(prepared, made, tmp_path):
     one = next(tf.data.TFRecordDataset(str(shard)).as_numpy_iterator())
     with tf.io.TFRecordWriter(str(shard)) as writer:
         writer.write(one)
-    with pytest.raises(ValueError, match=rf"holds 1 train examples, .* says {COUNT}"):
+    with pytest.raises(ValueError, match=rf"{shard} holds 1 train examples, .* says {COUNT}"):
         load(root)
     shard.unlink()
     with pytest.raises(DataNotFoundError, match="1 of 1 shards are missing"):

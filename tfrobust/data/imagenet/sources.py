@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,12 +22,13 @@ from tfrobust.data.imagenet.tfrecords import (
     TFDS,
     THREADS,
     Example,
+    Records,
     digest,
     open_records,
 )
 from tfrobust.data.images import SUFFIXES
 from tfrobust.data.tabular import DataNotFoundError
-from tfrobust.errors import InputError
+from tfrobust.errors import InputError, ShortShardWarning
 
 __all__ = ["Source", "Tree", "find_source"]
 
@@ -217,9 +219,36 @@ def _tfrecords(root: Path, classes: int) -> Splits:
             for index in range(count)
         ]
         location = f"build_imagenet_data shards in {root}"
-        return open_records(files, BUILD_IMAGENET_DATA, classes, location, "records")
+        records = open_records(files, BUILD_IMAGENET_DATA, classes, location, "records")
+        _check_sizes(records)
+        return records
 
     return {split: lambda split=split: shards_of(split) for split in shards}
+
+
+def _check_sizes(records: Records) -> None:
+    """Shards of equal numbers of examples, but for the last ones, which may have fewer.
+
+    Raises:
+        InputError: a shard is empty that cannot be.
+    """
+    counts = records.counts
+    # equal parts leave shards empty only at the end, and only where there are more shards than
+    # examples in one
+    filled = np.flatnonzero(counts)
+    first, end = counts.max(), len(counts) if counts.max() > len(counts) else filled[-1]
+    if not counts[:end].all():
+        shard = records.files[int(np.argmin(counts[:end]))]
+        raise InputError(f"{shard} is empty, others hold {first} examples: copy or write it again")
+    short = np.flatnonzero(counts[: filled[-1]] < first - 2)
+    if len(short):
+        warnings.warn(
+            ShortShardWarning(
+                f"{records.files[short[0]]} holds {counts[short[0]]} examples, others {first}: "
+                f"{len(short)} of {len(counts)} shards may not have been copied in full"
+            ),
+            stacklevel=2,
+        )
 
 
 def _tfds(root: Path, classes: int) -> Splits:
@@ -248,6 +277,13 @@ def _tfds(root: Path, classes: int) -> Splits:
         files = [Path(path) for path in info.splits[split].filepaths]
         location = f"tensorflow-datasets imagenet2012 in {newest.parent.parent}"
         records = open_records(files, TFDS, classes, location, str(builder.version))
+        known = info.splits[split].shard_lengths
+        if len(known) == len(files) and (records.counts != known).any():
+            shard = int(np.argmax(records.counts != known))
+            raise InputError(
+                f"{files[shard]} holds {records.counts[shard]} {split} examples, but the "
+                f"dataset_info.json says {known[shard]}: copy or prepare it again"
+            )
         if len(records) != info.splits[split].num_examples:
             raise InputError(
                 f"{newest} holds {len(records)} {split} examples, but its dataset_info.json says "

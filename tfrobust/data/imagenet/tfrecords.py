@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
+from tfrobust.data.imagenet.crc32c import masked_crc32c, masked_crc32c_of_rows
 from tfrobust.data.images import CorruptImageError
 from tfrobust.data.tabular import DataNotFoundError
 from tfrobust.errors import InputError
@@ -52,7 +53,11 @@ TFDS = Layout("image", "label", "file_name", 0)
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """Indexed TFRecord shards of tf.train.Example. Checksums are not verified."""
+    """Indexed TFRecord shards of tf.train.Example.
+
+    The checksums of lengths are compared when a shard is indexed, that of a record when it is read
+    for the first time.
+    """
 
     location: str
     version: str
@@ -65,21 +70,34 @@ class Records:
     lengths: np.ndarray
     """(examples,) bytes."""
     sha256: str
+    intact: np.ndarray
+    """(examples,) bool: whose checksum has been compared."""
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(shards,) examples in each."""
+        return np.diff(self.shards, append=len(self))
 
     def read(self, index: int) -> Example:
         """One example.
 
         Raises:
-            CorruptImageError: the record does not parse, or lacks the image or the label.
+            CorruptImageError: the record differs from its checksum, does not parse, or lacks the
+                image or the label.
             InputError: the label is out of range.
             OSError: the file cannot be read.
         """
         with self.files[self._shard(index)].open("rb", buffering=0) as file:
             file.seek(int(self.offsets[index]))
             record = file.read(int(self.lengths[index]))
+            checksum = file.read(_FOOTER)
+        if not self.intact[index]:
+            if len(checksum) < _FOOTER or masked_crc32c(record) != _unpacked(checksum):
+                raise CorruptImageError("the record differs from its checksum")
+            self.intact[index] = True
         try:
             features = tf.train.Example.FromString(record).features.feature
         except DecodeError as error:
@@ -133,8 +151,8 @@ def open_records(
 
     Raises:
         DataNotFoundError: shards are missing, or hold no example.
-        InputError: a shard is truncated or not a TFRecord file, or the first record has another
-            layout.
+        InputError: a shard is truncated, damaged or not a TFRecord file, or the first record has
+            another layout.
     """
     missing = [file.name for file in files if not file.is_file()]
     if missing:
@@ -158,6 +176,7 @@ def open_records(
         offsets=np.concatenate([offsets for offsets, _ in indices]),
         lengths=np.concatenate([lengths for _, lengths in indices]),
         sha256=digest((file.name, file.stat().st_size) for file in files),
+        intact=np.zeros(sum(counts), bool),
     )
     try:
         records.read(0)  # fail now for another layout, not in the middle of an epoch
@@ -170,13 +189,14 @@ def open_records(
 
 def _index(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Offsets and lengths of a shard's records; reads only their headers."""
-    offsets, lengths = [], []
+    offsets, lengths, headers = [], [], bytearray()
     size, start = file.stat().st_size, 0
     with file.open("rb", buffering=0) as shard:
         while start < size:
             shard.seek(start)
             header = shard.read(_HEADER)
             length = struct.unpack("<Q", header[:8])[0] if len(header) == _HEADER else size
+            headers += header
             offsets.append(start + _HEADER)
             lengths.append(length)
             start += _HEADER + length + _FOOTER
@@ -185,7 +205,18 @@ def _index(file: Path) -> tuple[np.ndarray, np.ndarray]:
                     f"{file} is truncated in record {len(offsets) - 1}, or is not an uncompressed "
                     "TFRecord file: copy or write it again"
                 )
+    rows = np.frombuffer(headers, np.uint8).reshape(-1, _HEADER)
+    differing = masked_crc32c_of_rows(rows[:, :8]) != rows[:, 8:].copy().view("<u4")[:, 0]
+    if differing.any():
+        raise InputError(
+            f"{file} is damaged in the header of record {int(np.argmax(differing))}, or is not an "
+            "uncompressed TFRecord file: copy or write it again"
+        )
     return np.array(offsets, np.int64), np.array(lengths, np.int64)
+
+
+def _unpacked(checksum: bytes) -> int:
+    return struct.unpack("<I", checksum)[0]
 
 
 def digest(files: Iterable[tuple[str, int]]) -> str:
