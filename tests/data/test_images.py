@@ -1,5 +1,6 @@
 """Decoding against Pillow; corrupt files are named, counted, skipped, and in the end an error."""
 
+import contextlib
 import io
 import threading
 import warnings
@@ -302,3 +303,17 @@ def test_a_real_photograph(data_dir):
     middle = pixels[top : top + 256, left : left + 256]
     blocks = [part.reshape(16, 16, 16, 16, 3).mean((1, 3)) for part in (middle, images[0])]
     assert np.abs(blocks[0] - blocks[1]).mean() < 2
+
+
+def test_damage_inside_jpeg_data_cannot_be_told():
+    """What the guide on data says: JPEG has no checksums, and decoders do not notice."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    content = tf.io.encode_jpeg(pixels, quality=90).numpy()
+    whole, silent = decode(content), 0
+    for place in rng.integers(700, len(content) - 10, 40):
+        damaged = bytearray(content)
+        damaged[place] ^= 16
+        with contextlib.suppress(CorruptImageError):
+            silent += not np.array_equal(decode(bytes(damaged)), whole)
+    assert silent > 20

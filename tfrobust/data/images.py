@@ -1,4 +1,4 @@
-"""Image files decoded to RGB; corrupt ones are named, counted and skipped up to a limit."""
+"""Image files decoded to RGB; those that cannot be are named, counted, skipped up to a limit."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def decode(encoded: bytes) -> np.ndarray:
 
     The format is detected from the bytes, not from the file name: JPEG (also greyscale and CMYK),
     PNG (16 bits are reduced to 8, transparency is dropped), the first frame of a GIF, BMP or WebP.
-    An orientation in the metadata is not applied. The inverse DCT is TensorFlow's default, fast
+    An orientation in the metadata is not applied. JPEG has no checksums: where its compressed data
+    are damaged in the middle, other pixels are returned. The inverse DCT is TensorFlow's default, fast
     one, as in Etmann's released code; it differs from the exact one of Pillow and Keras by about
     one grey level.
 

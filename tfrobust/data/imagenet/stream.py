@@ -96,11 +96,12 @@ def load(
         value_range: least and largest value of the network's input; default: the attribute
             `value_range` of `preprocess`.
         limit: use this many examples only, a fixed random choice.
-        max_corrupt: distinct corrupt images that one process may skip, each with a warning.
+        max_corrupt: distinct corrupt images that one process may skip, each with a warning: those
+            that cannot be decoded, and records of shards that differ from their checksum.
 
     Raises:
         ValueError: a setting is out of range, or the split has another number of classes, an empty
-            class folder, or a damaged shard.
+            class folder, or an empty or damaged shard.
         DataNotFoundError: none of the three has the split, or shards are missing; says what is
             available and what to do.
     """
