@@ -15,6 +15,7 @@ import tfrobust
 from tfrobust import commands, data
 from tfrobust.commands.evaluate import settings, steps
 from tfrobust.commands.evaluate.summary import text
+from tfrobust.report import Results
 
 layers = keras.layers
 COUNT, EPSILON = 40, 0.8
@@ -84,7 +85,8 @@ def test_the_accuracies_of_a_linear_model(run, exact):
 def test_the_keys_of_the_json_are_those_that_are_documented(run):
     documented = re.search(r"Benchmark`: (.*)\. An infinite", settings.__doc__, re.DOTALL)
     keys = list(json.loads((run / "summary.json").read_text()))
-    assert keys == re.split(r",\s+", documented[1])
+    # and the digest of the settings in a run folder
+    assert keys == [*re.split(r",\s+", documented[1]), "tfrobust"]
 
 
 def test_the_page(run):
@@ -105,7 +107,7 @@ def test_the_command_as_users_start_it(run, model, tmp_path):
     more = ("--attacks", "deepfool", "gradient", "--json")
     done = tfrobust_process("evaluate", *options(model, *more))
     assert (done.returncode, done.stderr) == (0, "")
-    summary, expected = json.loads(done.stdout), json.loads((run / "summary.json").read_text())
+    summary, expected = json.loads(done.stdout), Results.open(run).read_json("summary.json")
     assert summary.keys() == expected.keys()
     for name, value in expected.items():
         exactly = not isinstance(value, float)
@@ -116,7 +118,7 @@ def test_a_second_call_computes_nothing(run, model, monkeypatch, capsys):
     monkeypatch.setattr(steps, "benchmark", lambda *_, **__: pytest.fail("computed again"))
     more = ("--attacks", "deepfool", "gradient", "--out", run)
     evaluate(*options(model, *more, "--json"))
-    assert json.loads(capsys.readouterr().out) == json.loads((run / "summary.json").read_text())
+    assert json.loads(capsys.readouterr().out) == Results.open(run).read_json("summary.json")
     with pytest.raises(SystemExit, match=r"holds a run with epsilon = 0.8, now 0.9"):
         evaluate(*options(model, *more), "--epsilon", 0.9)
 

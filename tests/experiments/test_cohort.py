@@ -48,10 +48,7 @@ def steps(task, member):
 
 
 def report(task, progress, pages):
-    squares = {
-        m.name: json.loads((task.run.folder / m.folder / "second.json").read_text())
-        for m in progress.finished
-    }
+    squares = {m.name: task.run.read_json(f"{m.folder}/second.json") for m in progress.finished}
     pages.append(squares)
     table = pd.DataFrame({"name": list(squares), "square": list(squares.values())})
     grows = None if len(squares) < 2 else list(squares.values()) == sorted(squares.values())

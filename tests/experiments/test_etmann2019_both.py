@@ -19,6 +19,7 @@ from tfrobust.alignment import Alignment
 from tfrobust.commands import run
 from tfrobust.report import Run
 from tfrobust.report.figures import image_grid
+from tfrobust.report.results import seal_of, write_arrays, write_frame, write_json
 
 SHAPES = {"MNIST": (7, 7, 1), "digits": (8, 8, 1), "ImageNet": (9, 11, 3)}
 MEASURES = (
@@ -359,20 +360,21 @@ class Lambdas:
 def written(folder, cohort):
     """The run folder that `read` reads a cohort from."""
     folder.mkdir()
-    (folder / "run.json").write_text(json.dumps(cohort.record))
+    seal = seal_of(cohort.record)
+    (folder / "run.json").write_text(json.dumps({**cohort.record, "results": seal}))
     members = study.members_of(Lambdas(tuple(member.weight for member in cohort.members)))
     shared = {"members": [dataclasses.asdict(member) for member in members]}
     shared |= {"name": cohort.name, "lead": cohort.lead}
-    (folder / "cohort.json").write_text(json.dumps(shared))
-    np.savez(folder / "pictures.npz", pictures=cohort.pictures)
+    write_json(folder / "cohort.json", shared, seal)
+    write_arrays(folder / "pictures.npz", {"pictures": cohort.pictures}, seal)
     for member, named in zip(cohort.members, members, strict=True):
         place = folder / named.folder
         place.mkdir(parents=True)
-        (place / "summary.json").write_text(json.dumps(member.summary))
-        member.alignment.to_parquet(place / "alignment.parquet")
+        write_json(place / "summary.json", member.summary, seal)
+        write_frame(place / "alignment.parquet", member.alignment, seal)
         for attack, table in member.distances.items():
-            table.to_parquet(place / f"attack-{attack}.parquet")
-        np.savez(place / "gradients.npz", gradients=member.gradients)
+            write_frame(place / f"attack-{attack}.parquet", table, seal)
+        write_arrays(place / "gradients.npz", {"gradients": member.gradients}, seal)
     return folder
 
 
@@ -481,6 +483,46 @@ def test_an_unfinished_run(runs, mnist, tmp_path):
     said = refused(runs[0], folder, tmp_path / "out")
     assert said.startswith(f"error: the run in {folder} is not finished")
     assert "lambda 1000" in said and "resumed where it stopped" in said
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "run.json",
+        "cohort.json",
+        "pictures.npz",
+        *(
+            f"models/lambda-1000/{name}"
+            for name in (
+                "summary.json",
+                "alignment.parquet",
+                "attack-gradient.parquet",
+                "gradients.npz",
+            )
+        ),
+    ],
+)
+def test_a_damaged_file_is_named(runs, mnist, tmp_path, name):
+    folder = written(tmp_path / "damaged", mnist)
+    path = folder / name
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    damages = [b"", whole[:-9], b"{}", b"[1]", rng.bytes(300)]
+    for damaged in damages:
+        path.write_bytes(damaged)
+        said = refused(runs[0], folder, tmp_path / "out")
+        assert said.startswith(f"error: {path} ")
+        assert "cannot be read" in said or "unknown settings" in said
+
+
+def test_a_table_of_another_run_is_refused(runs, mnist, tmp_path):
+    folder = written(tmp_path / "mixed", mnist)
+    other = dataclasses.replace(mnist, record={**mnist.record, "settings": {"seed": 9}})
+    strange = written(tmp_path / "strange", other)
+    name = "models/lambda-1000/attack-gradient.parquet"
+    (folder / name).write_bytes((strange / name).read_bytes())
+    said = refused(runs[0], folder, tmp_path / "out")
+    assert said.startswith(f"error: {folder / name} is the result of other settings")
 
 
 def test_the_page_of_a_run_is_not_overwritten(runs):

@@ -1,10 +1,10 @@
 """experiments/noack2020: names of rows, settings of the paper, every module in small."""
 
-import json
 import math
 from pathlib import Path
 from typing import get_args
 
+import h5py
 import numpy as np
 import pytest
 from helpers.pages import shown_claims
@@ -15,6 +15,7 @@ from experiments.noack2020.published import TABLE1, TABLE2
 from experiments.noack2020.rows import Attack, Row, as_number
 from experiments.noack2020.selection import BestEpoch
 from experiments.noack2020.targets import teacher_of
+from reference_models import ModelFileError
 from tfrobust import data
 from tfrobust.errors import InputError, MissingFileError
 from tfrobust.objectives import (
@@ -22,7 +23,7 @@ from tfrobust.objectives import (
     InterpretationRegularization,
     JacobianRegularization,
 )
-from tfrobust.report import Verdict
+from tfrobust.report import Run, Verdict
 
 TINY = [
     *("--filters", "2", "2", "--dense", "4", "--epochs", "2", "--training-steps", "1"),
@@ -188,7 +189,8 @@ def test_the_papers_attacks():
 def test_the_best_epoch_of_the_second_half_is_kept(tmp_path):
     test = data.load("digits", "test").take(20)
     model = study.network(mnist.PRESETS["demo"], (28, 28, 1), 10)
-    best = BestEpoch(tmp_path, 6, test)
+    run = Run(tmp_path, mnist.PRESETS["demo"])
+    best = BestEpoch(run, "network", 6, test)
     accuracies = [0.99, 0.9, 0.5, 0.7, 0.8, 0.8]
     kept = None
     for number, accuracy in enumerate(accuracies, 1):
@@ -197,11 +199,15 @@ def test_the_best_epoch_of_the_second_half_is_kept(tmp_path):
         record = {"epoch": number, "validation_accuracy": accuracy, "validation_loss": 1.0}
         best(record, model)
         # a run that was killed calls it again for the last finished epoch
-        BestEpoch(tmp_path, 6, test)(record, model)
+        BestEpoch(run, "network", 6, test)(record, model)
         kept = weights if number == 5 else kept
     assert [epoch["epoch"] for epoch in best.record()["epochs"]] == [4, 5, 6]
     assert best.chosen()["validation"]["epoch"] == 5  # the earlier of equal ones
     best.restore(model)
     for value, expected in zip(model.get_weights(), kept, strict=True):
         np.testing.assert_array_equal(value, expected)
-    assert json.loads((tmp_path / "selection.json").read_text())["epochs"][0]["epoch"] == 4
+    # weights of other values than those that were written
+    with h5py.File(tmp_path / "network" / "best.weights.h5", "r+") as file:
+        file["layers/dense/vars/1"][0] += 1
+    with pytest.raises(ModelFileError, match="is damaged"):
+        best.restore(model)

@@ -54,9 +54,10 @@ def decode(encoded: bytes) -> np.ndarray:
     The format is detected from the bytes, not from the file name: JPEG (also greyscale and CMYK),
     PNG (16 bits are reduced to 8, transparency is dropped), the first frame of a GIF, BMP or WebP.
     An orientation in the metadata is not applied. JPEG has no checksums: where its compressed data
-    are damaged in the middle, other pixels are returned. The inverse DCT is TensorFlow's default, fast
-    one, as in Etmann's released code; it differs from the exact one of Pillow and Keras by about
-    one grey level.
+    are damaged in the middle, other pixels are returned.
+
+    The inverse DCT is TensorFlow's default, fast one, as in Etmann's released code; it differs from
+    the exact one of Pillow and Keras by about one grey level.
 
     Args:
         encoded: content of the file.
