@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from helpers.derivatives import CLASSES, SHAPE, images, network
 
 from tfrobust.classifier import predict_logits
 from tfrobust.errors import MissingFileError, StorageError
-from tfrobust.saliency import TargetMaps, gradient, smoothgrad, stored, target_maps
+from tfrobust.locks import FolderInUseError, FolderLostError
+from tfrobust.saliency import TargetMaps, gradient, map_files, smoothgrad, stored, target_maps
 from tfrobust.saliency.digests import architecture_sha256
 
 layers = keras.layers
@@ -48,8 +50,9 @@ class Killed(BaseException):
 
 
 def killed_at(monkeypatch, name, call):
-    """Make the function `name` of the module fail when it is called for the `call`-th time."""
-    original, calls = getattr(stored, name), []
+    """Make the function `name` of a module fail when it is called for the `call`-th time."""
+    module = stored if hasattr(stored, name) else map_files
+    original, calls = getattr(module, name), []
 
     def function(*args, **kwargs):
         calls.append(args)
@@ -57,7 +60,7 @@ def killed_at(monkeypatch, name, call):
             raise Killed
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(stored, name, function)
+    monkeypatch.setattr(module, name, function)
     return calls
 
 
@@ -411,7 +414,7 @@ def test_a_full_disk_is_noticed_before_anything_is_computed(case, tmp_path, monk
 
 def test_a_full_disk_loses_nothing(case, finished, tmp_path, monkeypatch):
     folder = tmp_path / "full"
-    original, writes = stored._Record.write, []
+    original, writes = map_files.Record.write, []
 
     def write(record, folder):
         writes.append(record.finished)
@@ -420,7 +423,7 @@ def test_a_full_disk_loses_nothing(case, finished, tmp_path, monkeypatch):
         original(record, folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stored._Record, "write", write)
+        patch.setattr(map_files.Record, "write", write)
         with pytest.raises(OSError, match="No space left"):
             target_maps(folder, *case, **SETTINGS)
     assert writes == [0, 6, 12, 18]
@@ -504,3 +507,34 @@ def test_bad_input_is_refused_before_anything_is_written(case, tmp_path):
         with pytest.raises(ValueError, match=message):
             target_maps(folder, model, *data, **settings)
     assert not folder.exists()
+
+
+def test_a_second_call_is_refused_while_the_first_fills_the_folder(case, tmp_path, monkeypatch):
+    calls = []
+
+    def smoothed(*arguments, **options):
+        if not calls:
+            calls.append(1)
+            with pytest.raises(FolderInUseError, match="another call in this process"):
+                target_maps(tmp_path, *case, **SETTINGS)
+        return original(*arguments, **options)
+
+    original = stored.smoothed_maps
+    monkeypatch.setattr(stored, "smoothed_maps", smoothed)
+    target_maps(tmp_path, *case, **SETTINGS)
+    assert calls
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["maps.json", "maps.npy"]
+
+
+def test_a_folder_deleted_while_it_is_filled_is_not_made_again(case, tmp_path, monkeypatch):
+    original = stored.smoothed_maps
+
+    def smoothed(*arguments, first_row, **options):
+        if first_row:
+            shutil.rmtree(tmp_path / "maps")
+        return original(*arguments, first_row=first_row, **options)
+
+    monkeypatch.setattr(stored, "smoothed_maps", smoothed)
+    with pytest.raises(FolderLostError):
+        target_maps(tmp_path / "maps", *case, **SETTINGS)
+    assert not (tmp_path / "maps").exists()
