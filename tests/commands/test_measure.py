@@ -361,6 +361,17 @@ def test_a_second_call_of_an_application(application, folder, no_computing):
     assert contents(application) == before
 
 
+def test_a_page_of_other_settings_is_not_shown(own, folder, classifier, tmp_path, no_computing):
+    """Where the record was deleted, the page in the folder is of unknown settings."""
+    out = shutil.copytree(own, tmp_path / "run")
+    (out / "run.json").unlink()
+    with pytest.raises(SystemExit, match=r"page\.json is the result of other settings"):
+        measure(classifier, folder, out, *OURS, "--seed", 1)
+    (out / "page.json").unlink()
+    with pytest.raises(SystemExit, match=r"images\.parquet is the result of other settings"):
+        measure(classifier, folder, out, *OURS, "--seed", 1)
+
+
 @pytest.mark.slow
 def test_a_lost_page_is_drawn_from_the_steps(
     own, folder, classifier, tmp_path, no_computing, capsys

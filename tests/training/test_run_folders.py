@@ -8,11 +8,12 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers.processes import Child
 from helpers.small_training import run_to, sgd, small_data, weights_of
 
 from tfrobust import locks
-from tfrobust.errors import TfrobustError
+from tfrobust.errors import StorageError, TfrobustError
 from tfrobust.locks import FolderInUseError, FolderLostError
 from tfrobust.objectives import CrossEntropy, DoubleBackprop, Objective
 from tfrobust.training import (
@@ -291,3 +292,20 @@ def test_leftovers_of_killed_training_are_removed(tmp_path, monkeypatch):
     (tmp_path / ".partial-abc" / "last.keras").write_text("half")
     train(tmp_path)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_tensorboard_has_one_file_per_call(tmp_path):
+    train(tmp_path, epochs=3)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def test_a_disk_that_fills_in_tensorboard(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    train(tmp_path)
+    monkeypatch.setattr(tf.summary, "scalar", full)
+    with pytest.raises(StorageError, match=r"could not write .*tensorboard: No space left"):
+        train(tmp_path, epochs=2)
+    monkeypatch.undo()
+    assert len(train(tmp_path, epochs=2).records) == 2

@@ -22,7 +22,7 @@ from tfrobust.distribution import (
     replica_values,
     set_replica_values,
 )
-from tfrobust.errors import InputTypeError, TfrobustError
+from tfrobust.errors import InputTypeError, StorageError, TfrobustError
 from tfrobust.files import atomic_path
 from tfrobust.locks import FolderLock
 from tfrobust.objectives import Objective
@@ -112,6 +112,7 @@ class RunFolder:
         self._epochs = epochs
         self._sets = {"model": model.variables, "optimizer": optimizer.variables}
         self._lock: FolderLock | None = None
+        self._writer: tf.summary.SummaryWriter | None = None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> RunFolder:
@@ -127,6 +128,9 @@ class RunFolder:
 
     def __exit__(self, *_: Any) -> None:
         self._lock = None
+        if self._writer is not None:
+            with contextlib.suppress(tf.errors.OpError):  # what is lost was flushed or reported
+                self._writer.close()
         self._stack.close()
 
     def resume(self) -> tuple[Records, Progress | None]:
@@ -208,12 +212,23 @@ class RunFolder:
             self._save_model("last.keras")
             if math.isfinite(losses[-1]) and losses[-1] == np.nanmin(losses):
                 self._save_model("best.keras")
-            writer = tf.summary.create_file_writer(str(self._path / "tensorboard"))
-            with writer.as_default(step=len(records)):
-                for name, value in records[-1].items():
-                    tf.summary.scalar(name, value)
-            writer.close()
+            self._write_scalars(len(records), records[-1])
         self.checkpoint(step, records)
+
+    def _write_scalars(self, epoch: int, record: dict[str, float]) -> None:
+        """For TensorBoard, in one file per call of `fit`."""
+        place = self._path / "tensorboard"
+        try:
+            if self._writer is None:
+                self._writer = tf.summary.create_file_writer(str(place))
+            with self._writer.as_default(step=epoch):
+                for name, value in record.items():
+                    tf.summary.scalar(name, value)
+            self._writer.flush()
+        except tf.errors.OpError as error:
+            raise StorageError(
+                f"could not write {place}: {error.message}. Earlier checkpoints are kept."
+            ) from error
 
     def _save_model(self, name: str) -> None:
         with atomic_path(self._path / name) as temporary:

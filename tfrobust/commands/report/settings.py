@@ -126,7 +126,7 @@ def classifiers_in(runs: Sequence[str]) -> tuple[list[Found], list[LeftOut]]:
         models = [
             path
             for path in sorted(root.rglob("*.keras"))
-            if _TRAINING not in path.relative_to(root).parts and not path.name.startswith(".")
+            if not any(part == _TRAINING or part[0] == "." for part in path.relative_to(root).parts)
         ]
         if _MODEL not in {path.name for path in models}:
             raise MissingFileError(
