@@ -174,7 +174,7 @@ def _acquired(folder: Path, shared: bool, waits: bool) -> int:
     deadline, warned = time.monotonic() + _PATIENCE, False
     while True:
         try:
-            descriptor = os.open(folder / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(folder / _FILE, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise StorageError(f"could not write {folder / _FILE}: {error.strerror}") from error
         try:
@@ -234,7 +234,7 @@ def _sign(descriptor: int) -> None:
     text = f"process {os.getpid()} on {socket.gethostname()} since {now}"
     with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, text.encode(), 0)
+        os.write(descriptor, text.encode())
 
 
 def _in_use(folder: Path, descriptor: int) -> FolderInUseError:
@@ -245,7 +245,8 @@ def _in_use(folder: Path, descriptor: int) -> FolderInUseError:
 
 
 def _holder(descriptor: int) -> str:
-    return os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return os.read(descriptor, 200).decode(errors="replace") or "another process"
 
 
 def _remove_if_alone(descriptor: int, path: Path) -> None:

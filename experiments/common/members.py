@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfrobust.report import RunFolderError
+
 __all__ = ["FAILURE", "Member", "Progress", "grid", "progress_of"]
 
 FAILURE = "failure.json"
@@ -59,16 +61,25 @@ def progress_of(folder: Path, members: Sequence[Member], complete: Sequence[str]
         complete: files of a member that are all there once it is finished.
 
     Raises:
-        OSError, ValueError: the record of a failure cannot be read.
+        RunFolderError: the record of a failure cannot be read.
     """
     finished, failed, pending = [], [], []
     for member in members:
         place = folder / member.folder
         if (place / FAILURE).exists():
-            record = json.loads((place / FAILURE).read_text())
-            failed.append((member, f"{record['error']}: {record['message']}"))
+            failed.append((member, _reason(place / FAILURE)))
         elif all((place / file).exists() for file in complete):
             finished.append(member)
         else:
             pending.append(member)
     return Progress(tuple(finished), tuple(failed), tuple(pending))
+
+
+def _reason(path: Path) -> str:
+    try:
+        record = json.loads(path.read_text())
+        return f"{record['error']}: {record['message']}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"{path} cannot be read ({error!r}). Delete it and run the same command again."
+        ) from error

@@ -1,5 +1,6 @@
 """The MNIST experiment end to end on a few digits, and its claims on made-up cohorts."""
 
+import contextlib
 import json
 import shutil
 
@@ -9,12 +10,15 @@ import pytest
 from helpers.commands import usage_error
 from helpers.dask_cluster import DaskCluster
 from helpers.ports import reserved_addresses
+from helpers.seals import reseal
 from helpers.small_cohort import ARGUMENTS, assert_same_cohort
 
+from experiments.common.command_line import parse
 from experiments.etmann2019 import claims, mnist, published
 from experiments.etmann2019.results import CohortError, Member, read
 from tfrobust.commands import run
 from tfrobust.errors import InputError
+from tfrobust.report import Results, Run
 
 SLOW = ("attack-basic_iterative.parquet", "attack-carlini_wagner.parquet")
 
@@ -115,6 +119,9 @@ def test_an_attack_on_fewer_images_is_padded(finished):
 def test_a_model_that_diverges_is_named_and_the_other_is_shown(finished, tmp_path):
     shutil.copytree(finished / "models" / "lambda-10", tmp_path / "models" / "lambda-10")
     arguments = [*ARGUMENTS, "--lambdas", "1e30", "10", "--out", str(tmp_path)]
+    settings = parse(mnist.PRESETS, "", arguments, about=mnist.EXPERIMENT.about).settings
+    with contextlib.closing(Run(tmp_path, settings)) as new:
+        reseal(Results.open(finished), new, "models/lambda-10")
     html = mnist.main(arguments).read_text()
     row = html.split("<td>lambda 1e+30</td>")[1].split("</tr>")[0]
     assert "failed" in row

@@ -212,3 +212,17 @@ def test_another_process_is_kept_out(tmp_path):
     for expected in (7, 0):
         assert Child(_open, tmp_path).wait() == expected
         run.close()
+
+
+def test_columns_that_parquet_changes_are_no_damage(tmp_path):
+    run = Run(tmp_path, Settings())
+    frame = pd.DataFrame(
+        {
+            "when": pd.to_datetime(["2026-01-01", None]).astype("datetime64[s]"),
+            "list": [[1, 2], None],
+            "kind": pd.Categorical(["a", "b"]),
+            "count": pd.array([1, None], "Int64"),
+        }
+    )
+    run.frame_step("t.parquet", lambda: frame)
+    assert len(run.read_frame("t.parquet")) == 2
