@@ -47,7 +47,7 @@ def train(folder, model=None, epochs=1, optimizer=None, **changes):
         model,
         small_data(),
         CrossEntropy(),
-        optimizer=optimizer,
+        optimizer=optimizer or sgd(),
         epochs=epochs,
         folder=folder,
         **options,
