@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test slow lint bench docs clean
+.PHONY: demo test slow lint bench break docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m experiments.etmann2019.mnist --preset demo --open
@@ -21,6 +21,9 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.speed
+
+break: $(VENV)/installed
+	$(BIN)/python -m benchmarks.soundness
 
 docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --requirement requirements-docs.txt

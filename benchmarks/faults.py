@@ -172,7 +172,7 @@ FAULTS = (
     ),
     Fault(
         "bounds: float32 rounds to nothing",
-        "tfrobust/bounds/operations/base.py",
+        "tfrobust/bounds/operations/rounding.py",
         "UNIT_ROUNDOFF = 2.0**-24",
         "UNIT_ROUNDOFF = 0.0",
         ("tests/bounds",),

@@ -68,6 +68,23 @@ def test_norm_of_any_batch(x, p):
     np.testing.assert_allclose(norm(x, p), exact_norm(x, p), rtol=1e-5)
 
 
+@MANY
+@given(batches, orders, st.integers(-110, 100))
+def test_norm_of_any_size(x, p, exponent):
+    """The same digits at every scale, and those of the plain formula where that one can be used."""
+    plain = tf.sqrt(tf.reduce_sum(tf.square(flatten(x)), axis=1)) if p == 2 else norm(x, p)
+    np.testing.assert_array_equal(norm(x, p), plain)
+    # entries that stay normal numbers
+    scaled = np.where(np.abs(x) >= 1, x, 0)
+    factor = np.float32(2.0**exponent)
+    np.testing.assert_array_equal(norm(factor * scaled / 1024, p), norm(scaled, p) * factor / 1024)
+
+
+def test_norm_of_what_is_not_finite():
+    values = norm(tf.constant([[math.nan, 1.0], [math.inf, 1.0]]))
+    assert math.isnan(values[0]) and math.isinf(values[1])
+
+
 def test_norm_keeps_float64(rng):
     x = rng.normal(size=(3, 8))
     assert norm(x).dtype == tf.float64

@@ -6,10 +6,19 @@ Every function maps a batch of shape (batch, ...) to one number or one array per
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from tfrobust.errors import InputError
+
+# the bits of a floating-point number that hold its exponent
+_EXPONENT_BITS = {
+    tf.float16: (tf.int16, 0x7C00),
+    tf.bfloat16: (tf.int16, 0x7F80),
+    tf.float32: (tf.int32, 0x7F800000),
+    tf.float64: (tf.int64, 0x7FF0000000000000),
+}
 
 __all__ = ["clip_to_range", "flatten", "inner", "norm", "project_ball", "unit"]
 
@@ -42,15 +51,39 @@ def norm(x: tf.Tensor, p: float = 2) -> tf.Tensor:
     """
     x = flatten(x)
     if p == 2:
-        squares = tf.reduce_sum(tf.square(x), axis=1)
-        positive = squares > 0
-        safe = tf.where(positive, squares, tf.ones_like(squares))
-        return tf.where(positive, tf.sqrt(safe), tf.zeros_like(squares))
+        return root_of_squares(x, axis=1)
     if p == 1:
         return tf.reduce_sum(tf.abs(x), axis=1)
     if p == math.inf:
         return tf.reduce_max(tf.abs(x), axis=1)
     raise InputError(f"p must be 1, 2 or infinity, got {p!r}")
+
+
+def root_of_squares(x: tf.Tensor, axis: int | Sequence[int]) -> tf.Tensor:
+    """sqrt(sum x^2) along one or several axes, also where squares would under- or overflow.
+
+    x is divided by a power of two near its largest entry, which changes no digit of the result
+    where no square under- or overflows. The gradient where all x are zero is zero.
+    """
+    scale = tf.stop_gradient(power_of_two(tf.reduce_max(tf.abs(x), axis=axis, keepdims=True)))
+    squares = tf.reduce_sum(tf.square(x / scale), axis=axis)
+    zero = squares == 0
+    safe = tf.where(zero, tf.ones_like(squares), squares)
+    root = tf.where(zero, tf.zeros_like(squares), tf.sqrt(safe))
+    return tf.reshape(scale, tf.shape(root)) * root
+
+
+def hypotenuse(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """sqrt(a^2 + b^2) elementwise, also where the squares would under- or overflow."""
+    scale = power_of_two(tf.maximum(tf.abs(a), tf.abs(b)))
+    return scale * tf.sqrt(tf.square(a / scale) + tf.square(b / scale))
+
+
+def power_of_two(x: tf.Tensor) -> tf.Tensor:
+    """The largest power of two that is at most x, for x >= 0; 1 where x is 0 or not finite."""
+    integers, exponent = _EXPONENT_BITS[x.dtype]
+    power = tf.bitcast(tf.bitwise.bitwise_and(tf.bitcast(x, integers), exponent), x.dtype)
+    return tf.where((power > 0) & tf.math.is_finite(power), power, tf.ones_like(power))
 
 
 def unit(x: tf.Tensor, p: float = 2) -> tf.Tensor:

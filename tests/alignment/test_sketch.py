@@ -10,7 +10,7 @@ from helpers.nets import piecewise_linear_net, randomise
 from scipy import stats
 
 from tfrobust.alignment import decompose, measure
-from tfrobust.alignment.sketch import gradient_gaps, interval, sums_of_squares
+from tfrobust.alignment.sketch import gradient_gaps, interval, roots_of_sums
 from tfrobust.classifier import Classifier, jacobian
 from tfrobust.training import computing_in
 
@@ -141,12 +141,12 @@ def many_sums(model, x, directions, seeds):
     own = np.asarray(model(x)).argmax(axis=1).astype("int32")
     gaps = gradients[np.arange(len(x)), own][:, None] - gradients
     sums = [
-        sums_of_squares(Classifier.of(model), directions=directions, seed=seed)(
+        roots_of_sums(Classifier.of(model), directions=directions, seed=seed)(
             tf.constant(x), tf.constant(own)
         )[0].numpy()
         for seed in range(seeds)
     ]
-    return np.stack(sums).astype(float), (gaps**2).sum(axis=2), own
+    return np.stack(sums).astype(float) ** 2, (gaps**2).sum(axis=2), own
 
 
 @pytest.mark.parametrize("directions", [1, 7])
@@ -188,12 +188,12 @@ def test_rounding_stays_within_its_bound(rng):
     model.set_weights([kernel])
     x = rng.normal(size=(3, 50)).astype(np.float32)
     predicted = np.zeros(3, np.int32)
-    run = sums_of_squares(Classifier.of(model), directions=16, seed=4)
-    squares, errors, _ = (np.asarray(each, float) for each in run(x, predicted))
+    run = roots_of_sums(Classifier.of(model), directions=16, seed=4)
+    roots, errors, _ = (np.asarray(each, float) for each in run(x, predicted))
     directions = [tf.random.stateless_normal([50], [4, k], alg="philox") for k in range(16)]
     pushed = np.asarray(directions, float) @ kernel.astype(float)
     exact = np.sqrt(((pushed[:, :1] - pushed) ** 2).sum(axis=0))
-    off = np.abs(np.sqrt(squares) - exact)
+    off = np.abs(roots - exact)
     assert (off <= errors).all()
     assert (off[:, 1:] > 1e-6 * exact[1:]).all()  # there is rounding to be bounded
 
@@ -417,13 +417,55 @@ def test_models_that_compute_in_bfloat16():
     assert sketch.exact_gradients.mean() < 20
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e18, 1e30])
+def test_measures_do_not_depend_on_the_size_of_logits(scale, rng):
+    """Squares of such gradients under- or overflow in single precision."""
+    weights, bias = rng.normal(size=(9, 40)).astype(np.float32), rng.normal(size=40)
+    x = rng.normal(size=(30, 9)).astype(np.float32)
+    plain = linear_model(weights, bias)
+    scaled = linear_model(np.float32(scale) * weights, np.float32(scale) * bias)
+    _, _, gaps = closed_form(weights, bias, x)
+    for search in ("exact", "sketch"):
+        expected, found = measure(plain, x, search=search), measure(scaled, x, search=search)
+        np.testing.assert_array_equal(found.runner_up, expected.runner_up)
+        for name in ("linearized_robustness", "alignment", "theorem2", "theorem3"):
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-4)
+    found = gradient_gaps(scaled, x, directions=50)
+    assert ((found.lower <= scale * gaps) & (scale * gaps <= found.upper)).mean() > 0.99
+
+
+@pytest.mark.parametrize(
+    "backwards", [lambda g: tf.clip_by_norm(g, 1.0, axes=[1]), tf.stop_gradient]
+)
+def test_gradients_of_ones_own_are_searched_exactly(backwards, rng):
+    """The sketch differentiates gradients by what comes back, which these do not allow."""
+
+    @tf.custom_gradient
+    def identity(z):
+        return z, backwards
+
+    hidden = layers.Dense(16, activation="relu")
+    model = keras.Sequential(
+        [keras.Input((10,)), hidden, layers.Lambda(identity), layers.Dense(50)]
+    )
+    x = rng.normal(size=(20, 10)).astype(np.float32)
+    with pytest.warns(UserWarning, match="searched exactly instead of with the sketch"):
+        found = measure(model, x, search="sketch")
+    exact = measure(model, x)
+    np.testing.assert_array_equal(found.runner_up, exact.runner_up)
+    np.testing.assert_array_equal(found.linearized_robustness, exact.linearized_robustness)
+    assert found.failure_probability == 0 and (found.exact_gradients == 50).all()
+    with pytest.raises(ValueError, match="no distances can be estimated"):
+        gradient_gaps(model, x)
+
+
 def test_bounds_at_their_limits():
     """A quantile of zero bounds nothing from above; rounding widens both sides."""
-    lower, upper = interval(np.array([4.0]), np.array([0.0]), 1, 1e-320)
+    lower, upper = interval(np.array([2.0]), np.array([0.0]), 1, 1e-320)
     assert np.isinf(upper[0])
     assert 0 <= lower[0] < 2
-    exact = interval(np.array([4.0]), np.array([0.0]), 10, 0.01)
-    rounded = interval(np.array([4.0]), np.array([0.1]), 10, 0.01)
+    exact = interval(np.array([2.0]), np.array([0.0]), 10, 0.01)
+    rounded = interval(np.array([2.0]), np.array([0.1]), 10, 0.01)
     assert rounded[0] < exact[0] < exact[1] < rounded[1]
     assert exact[1][0] == pytest.approx(2 / np.sqrt(stats.chi2.ppf(0.01, 10)))
 

@@ -277,7 +277,7 @@ def test_support_function_behind_a_dense_layer(rng):
         return float(support_function_bound(*arguments, **options)[0, 0])
 
     def gram(rows):
-        return RowGram(tf.constant(np.abs(rows @ rows.T), tf.float32), tf.ones(1))
+        return RowGram(tf.constant(np.abs(rows @ rows.T), tf.float32), tf.constant(1.0), tf.ones(1))
 
     orthogonal = np.diag([3, 2, 1, 0.5, 0.2, 0.1]) @ np.linalg.qr(rng.normal(size=(6, 6)))[0]
     exact = np.linalg.norm(w * np.linalg.norm(orthogonal, axis=1))

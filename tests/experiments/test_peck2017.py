@@ -493,11 +493,9 @@ def test_weights_of_the_reward_in_any_order(tmp_path, monkeypatch):
     task = common.Task(Run(tmp_path, settings), settings, "demo", None)
     members = regularised.EXPERIMENT.members(settings)
     for distance, member in zip([3.0, 5.0, 1.0, 2.0], members, strict=True):
-        place = tmp_path / member.folder
-        place.mkdir(parents=True)
         frame = made_up().assign(fast_gradient_sign=distance)
-        frame.to_parquet(place / "compared.parquet")
-        (place / "test.json").write_text('{"accuracy": 0.5, "loss": 1.0}')
+        task.run.frame_step(f"{member.folder}/compared.parquet", lambda frame=frame: frame)
+        task.run.write_json(f"{member.folder}/test.json", {"accuracy": 0.5, "loss": 1.0})
     drawn = {}
     monkeypatch.setattr(
         regularised.figures,

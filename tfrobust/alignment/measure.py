@@ -9,6 +9,7 @@ there), whose gradient is g+ and whose bias part is beta+.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from tfrobust.alignment.runner_up import (
     exact_search_in_chunks,
     sketch_search,
 )
-from tfrobust.alignment.sketch import check_sketch
+from tfrobust.alignment.sketch import DISAGREEMENT, check_sketch, derivatives_agree
 from tfrobust.classifier import (
     CHUNK,
     Classifier,
@@ -204,13 +205,20 @@ def measure(
 
     Warns:
         UserWarning: the network is outside Theorem 1's class, by the error in the message: beta+
-            is not the biases' part alone.
+            is not the biases' part alone; or the sketch cannot be used, and the search is exact.
     """
     if search not in ("exact", "sketch"):
         raise InputError(f'search must be "exact" or "sketch", got {search!r}')
     check_sketch(directions, failure_probability, "failure_probability")
     x = as_images(model, x)
     classifier = Classifier.of(model, x)
+    if search == "sketch" and not derivatives_agree(classifier, x[:batch_size]):
+        warnings.warn(
+            f"{model.name}: {DISAGREEMENT}; the runner-up is searched exactly instead of with the "
+            "sketch",
+            stacklevel=2,
+        )
+        search = "exact"
     if search == "exact" and classifier.classes <= CHUNK:
         run = classifier.compiled(_measure_in_one_graph)
     elif search == "exact":
@@ -260,8 +268,9 @@ def _columns(logits: keras.Model) -> Callable[..., dict[str, tf.Tensor]]:
         gap = norm(binarized_unit - unit(gradient))
         input_norm = norm(x)
 
-        shift = tf.math.divide_no_nan(bias, tf.square(binarized_norm))
-        shifted = x + per_example(shift, x) * binarized
+        # x + (bias / ||g+||^2) g+, whose square may underflow
+        shift = tf.math.divide_no_nan(bias, binarized_norm)
+        shifted = x + per_example(shift, x) * binarized_unit
         shifted_values, pull_back = gradients_at(logits, shifted)
         shifted_gradient = class_gradients(pull_back, shifted_values, predicted)
         shifted_alignment = tf.abs(inner(shifted, shifted_gradient)) / norm(shifted_gradient)

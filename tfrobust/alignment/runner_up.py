@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.alignment.sketch import interval, sums_of_squares
+from tfrobust.alignment.sketch import interval, roots_of_sums
 from tfrobust.classifier import CHUNK, Classifier, class_gradients, gradients_at
 from tfrobust.norms import inner, norm
 
@@ -117,16 +117,16 @@ def sketch_search(
     the directions, their failures are not independent. A wrong answer is still the exact ratio of
     some class, an upper bound of rho~.
     """
-    sums = sums_of_squares(classifier, directions=directions, seed=seed)
+    sums = roots_of_sums(classifier, directions=directions, seed=seed)
     top_gradient = classifier.compiled(_top_gradient)
     margin_gradient = classifier.compiled(_margin_gradient)
 
     def run(x: tf.Tensor) -> RunnerUp:
         values, predicted, gradient = top_gradient(x)
-        squares, errors, homogeneous = (part.numpy() for part in sums(x, predicted))
+        roots, errors, homogeneous = (part.numpy() for part in sums(x, predicted))
         logits, rows = values.numpy(), np.arange(len(x))
         margins = logits.max(axis=1, keepdims=True) - logits
-        lows = _lower_ratios(margins, squares, errors, directions, failure_probability)
+        lows = _lower_ratios(margins, roots, errors, directions, failure_probability)
         others = np.arange(logits.shape[1]) != predicted.numpy()[:, None]
         ratios, left_out = _exact_ratios(classifier, x, gradient, margins, lows, others)
 
@@ -189,7 +189,7 @@ def _exact_ratios(
 
 def _lower_ratios(
     margins: np.ndarray,
-    squares: np.ndarray,
+    roots: np.ndarray,
     errors: np.ndarray,
     directions: int,
     failure_probability: float,
@@ -198,7 +198,7 @@ def _lower_ratios(
 
     (batch, classes) float64; 0 where it is undefined, which does not rule the class out.
     """
-    _, upper = interval(squares, errors, directions, failure_probability)
+    _, upper = interval(roots, errors, directions, failure_probability)
     with np.errstate(divide="ignore", invalid="ignore"):
         lows = (1 - SLACK) * margins / upper
     # a tie lies on the boundary, for any gradients

@@ -37,15 +37,29 @@ from tfrobust.classifier import (
     predict_logits,
 )
 from tfrobust.errors import InputError
+from tfrobust.norms import hypotenuse, inner, norm
 
-__all__ = ["GradientGaps", "check_sketch", "gradient_gaps", "interval", "sums_of_squares"]
+__all__ = [
+    "DISAGREEMENT",
+    "GradientGaps",
+    "check_sketch",
+    "derivatives_agree",
+    "gradient_gaps",
+    "interval",
+    "roots_of_sums",
+]
 
 # iterations of the loop over directions that may run concurrently, which bounds the memory
 PARALLEL = 4
-# relative spacing of floating-point numbers; float32's is 2^-23
+# relative spacing of floating-point numbers
+_SINGLE = 2.0**-23
 _PRECISION = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
 # relative error of a Jacobian-vector product, in these units
 ROUNDING = 16
+DISAGREEMENT = (
+    "its derivatives along directions and its gradients disagree, as with a custom gradient that "
+    "is not linear in what comes back or stops it"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,22 +106,26 @@ def gradient_gaps(
 
     Raises:
         ValueError: x has the wrong shape, is empty or is not finite; `directions` is less than 1;
-            `confidence` is not between 0 and 1.
+            `confidence` is not between 0 and 1; the model's derivatives are not consistent (a
+            custom gradient that is not the derivative, or not linear in what comes back).
         NotLogitsError: the model has no logits to give.
     """
     check_sketch(directions, confidence, "confidence")
     x = as_images(model, x)
     values = predict_logits(model, x, batch_size=batch_size)
     predicted = values.argmax(axis=1).astype(np.int32)
-    sums = sums_of_squares(Classifier.of(model, x), directions=directions, seed=seed)
-    squares, errors, _ = in_batches(
+    classifier = Classifier.of(model, x)
+    if not derivatives_agree(classifier, x[:batch_size]):
+        raise InputError(f"{model.name}: {DISAGREEMENT}, so that no distances can be estimated")
+    sums = roots_of_sums(classifier, directions=directions, seed=seed)
+    roots, errors, _ = in_batches(
         sums, x, predicted, batch_size=batch_size, description="gradient gaps"
     )
     tail = (1 - confidence) / (2 * max(values.shape[1] - 1, 1))
-    lower, upper = interval(squares, errors, directions, tail)
+    lower, upper = interval(roots, errors, directions, tail)
     return GradientGaps(
         predicted,
-        np.sqrt(squares / directions),
+        roots / np.float32(np.sqrt(directions)),
         lower.astype(np.float32),
         upper.astype(np.float32),
     )
@@ -121,8 +139,25 @@ def check_sketch(directions: int, probability: float, name: str) -> None:
         raise InputError(f"{name} must lie between 0 and 1, got {probability}")
 
 
+def derivatives_agree(classifier: Classifier, x: Any) -> bool:
+    """Whether <w, J v> and <J^T w, v> agree at each of a few inputs, for random v and w.
+
+    They do not where a custom gradient is not linear in what comes back, or is not differentiable
+    by it: the sketch would take another Jacobian than the gradients.
+
+    Args:
+        x: (batch, *input).
+    """
+    forwards, backwards, size = (
+        part.numpy() for part in classifier.compiled(_two_products)(tf.convert_to_tensor(x))
+    )
+    # half precision is a few percent off, and more where it cancels
+    tolerance = 1e-3 if _precision(classifier.logits) == _SINGLE else 0.5
+    return bool((np.abs(forwards - backwards) <= tolerance * size).all())
+
+
 def interval(
-    squares: np.ndarray, errors: np.ndarray, directions: int, tail: float
+    roots: np.ndarray, errors: np.ndarray, directions: int, tail: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of sqrt(D_j), float64, each of which fails with probability `tail`:
 
@@ -131,12 +166,12 @@ def interval(
     with P(chi^2_m <= q_lo) = P(chi^2_m >= q_hi) = tail.
 
     Args:
-        squares: S_j.
+        roots: sqrt(S_j).
         errors: bounds of the rounding error of sqrt(S_j), by which the interval is widened.
         directions: m.
         tail: may be so small that the quantile underflows; the upper bound is then infinite.
     """
-    root = np.sqrt(squares.astype(float))
+    root = roots.astype(float)
     low, high = stats.chi2.ppf(tail, directions), stats.chi2.isf(tail, directions)
     lower = np.maximum(root - errors, 0) / np.sqrt(high)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -144,13 +179,13 @@ def interval(
     return lower, upper
 
 
-def sums_of_squares(
+def roots_of_sums(
     classifier: Classifier, *, directions: int, seed: int
 ) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
     """A function of inputs (batch, *input) and i* (batch,).
 
-    It returns S_j, a bound of the rounding error of sqrt(S_j), and <x, grad Psi^j>, the Jacobian
-    along x; each (batch, classes).
+    It returns sqrt(S_j), a bound of its rounding error, and <x, grad Psi^j>, the Jacobian along x;
+    each (batch, classes).
     """
     run = classifier.compiled(_sketch)
     count, number = tf.constant(directions, tf.int32), tf.constant(seed, tf.int64)
@@ -158,41 +193,32 @@ def sums_of_squares(
 
 
 def _sketch(logits: keras.Model) -> Callable[..., Any]:
-    """Build: see `sums_of_squares`."""
+    """Build: see `roots_of_sums`."""
     precision = _precision(logits)
 
     def run(
         x: tf.Tensor, predicted: tf.Tensor, directions: tf.Tensor, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        values, pull_back = gradients_at(logits, x)
-        # g(u) = J^T u is linear; the vector-Jacobian product of g with v is J v, one pass per v
-        with tf.GradientTape(persistent=True) as tape:
-            cotangent = tf.ones_like(values)
-            tape.watch(cotangent)
-            pulled_back = pull_back(cotangent)
-
-        def push(tangent: tf.Tensor) -> tf.Tensor:
-            return tape.gradient(
-                pulled_back, cotangent, tangent, unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
+        values, _, push = _products(logits, x)
 
         def add_direction(
-            k: tf.Tensor, squares: tf.Tensor, sizes: tf.Tensor
+            k: tf.Tensor, roots: tf.Tensor, sizes: tf.Tensor
         ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             direction_seed = tf.stack([seed, tf.cast(k, tf.int64)])
             # the same random generator on every device
             direction = tf.random.stateless_normal(tf.shape(x)[1:], direction_seed, alg="philox")
             change = push(tf.broadcast_to(direction, tf.shape(x)))
             change_of_predicted = tf.gather(change, predicted, batch_dims=1)[:, None]
-            # S_j and sum_k (J v_k)_j^2; expanding the square of the difference would cancel
+            # the roots of S_j and of sum_k (J v_k)_j^2; expanding the square of the difference
+            # would cancel, and sums of squares would underflow
             return (
                 k + 1,
-                squares + tf.square(change_of_predicted - change),
-                sizes + tf.square(change),
+                hypotenuse(roots, change_of_predicted - change),
+                hypotenuse(sizes, change),
             )
 
         zeros = tf.zeros_like(values)
-        _, squares, sizes = tf.while_loop(
+        _, roots, sizes = tf.while_loop(
             lambda k, *_: k < directions,
             add_direction,
             [tf.constant(0), zeros, zeros],
@@ -202,13 +228,51 @@ def _sketch(logits: keras.Model) -> Callable[..., Any]:
         others = tf.one_hot(predicted, values.shape[1], on_value=0.0, off_value=1.0)
         # term k errs by at most eps (|(J v_k)_i*| + |(J v_k)_j|), eps = ROUNDING * precision; with
         # (a + b)^2 <= 2 (a^2 + b^2) the norm over k is at most
-        # eps sqrt(2 sum_k ((J v_k)_i*^2 + (J v_k)_j^2))
-        errors = ROUNDING * precision * tf.sqrt(2 * (size_of_predicted + sizes)) * others
-        return squares, errors, push(x)
+        # eps sqrt(2 sum_k ((J v_k)_i*^2 + (J v_k)_j^2)); every sum adds three roundings
+        total = tf.sqrt(2.0) * hypotenuse(size_of_predicted, sizes)
+        relative = ROUNDING * precision + 4 * tf.cast(directions, tf.float32) * _SINGLE
+        return roots, relative * total * others, push(x)
+
+    return run
+
+
+def _products(
+    logits: keras.Model, x: tf.Tensor
+) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor], Callable[[tf.Tensor], tf.Tensor]]:
+    """In a graph: logits at x, and functions from cotangents to J^T u and from tangents to J v."""
+    values, pull_back = gradients_at(logits, x)
+    # g(u) = J^T u is linear; the vector-Jacobian product of g with v is J v, one pass per v
+    with tf.GradientTape(persistent=True) as tape:
+        cotangent = tf.ones_like(values)
+        tape.watch(cotangent)
+        pulled_back = pull_back(cotangent)
+
+    def push(tangent: tf.Tensor) -> tf.Tensor:
+        return tape.gradient(
+            pulled_back, cotangent, tangent, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+
+    return values, pull_back, push
+
+
+def _two_products(logits: keras.Model) -> Callable[..., Any]:
+    """Build: <w, J v> and <J^T w, v> for fixed random w and v, and ||J^T w|| ||w||; (batch,)."""
+
+    def run(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        values, pull_back, push = _products(logits, x)
+        cotangent, tangent = (
+            tf.random.stateless_normal(tf.shape(like)[1:], (k, 0), alg="philox")[None]
+            + tf.zeros_like(like)
+            for k, like in enumerate((values, x))
+        )
+        change, gradient = push(tangent), pull_back(cotangent)
+        # what is compared may cancel, and each of the terms has an error
+        size = norm(gradient) + norm(change * cotangent)
+        return inner(change, cotangent), inner(gradient, tangent), size
 
     return run
 
 
 def _precision(logits: keras.Model) -> float:
     """Relative spacing of the coarsest dtype that a layer computes in."""
-    return max(_PRECISION.get(layer.compute_dtype, 2.0**-23) for layer in layers_behind(logits))
+    return max(_PRECISION.get(layer.compute_dtype, _SINGLE) for layer in layers_behind(logits))

@@ -29,8 +29,9 @@ class RobustnessBound:
     """Lower bounds on the l2 norm of a perturbation that changes the predicted class.
 
     Attributes:
-        bound: (batch,) float32, in the network's input units; infinite where nothing can change
-            the class. Under the thesis's rules not a bound in the strict sense.
+        bound: (batch,) float32, in the network's input units; 0 if nothing can be said, and 1e30,
+            where single precision overflows, if nothing changes the class. Under the thesis's rules
+            not a bound in the strict sense.
         predicted: (batch,) int32, the class that is not changed.
         margin: (batch,) float32, that class's logit minus the largest other.
         untightened: (batch,) float32, the bound by global Lipschitz constants alone,
@@ -42,9 +43,10 @@ class RobustnessBound:
             errors of the network in single precision, so that `bound` holds for the network as it
             is computed (sums in any order; exp, tanh and the like within 16 roundings of their
             values, where TensorFlow's are within 9), at x and anywhere in the ball. Where it is
-            False a proven error would take more than half the margin (deep networks, tiny margins),
-            or a layer has a registered rule: `bound` then holds in exact arithmetic, with an
-            estimated rounding error subtracted.
+            False a proven error would take more than half the margin (deep networks, tiny margins,
+            numbers that may under- or overflow), or a layer has a registered rule, or a GPU
+            convolves (by algorithms with other sums): `bound` then holds in exact arithmetic, with
+            an estimated rounding error subtracted.
         rules: "thesis" or "certified".
         tightened: whether the bound was tightened in a ball.
     """

@@ -35,7 +35,7 @@ __all__ = ["MARGINS", "largest_ball"]
 MARGINS = 16
 START, BISECT, SECANT = 0, 1, 2
 SEARCH = (START, BISECT, BISECT, BISECT, BISECT, SECANT)
-# safety factors: of the secant step, and of the linear network's radius (SLACK reduces its margin)
+# safety factors: of the secant step, and of the linear network's radius (rounding takes some of it)
 SECANT_SAFETY = 0.999
 LINEAR_SAFETY = 0.99
 
@@ -52,6 +52,7 @@ def largest_ball(logits: keras.Model, _: int) -> Callable[..., tf.Tensor]:
         predicted: tf.Tensor,
         steps: tf.Tensor,
         fused: tf.Tensor,
+        rounding: tf.Tensor,
         first: tf.Tensor,
     ) -> tf.Tensor:
         """The largest certified radius (batch,) for a block of `MARGINS` margins.
@@ -63,7 +64,7 @@ def largest_ball(logits: keras.Model, _: int) -> Callable[..., tf.Tensor]:
             proved: (batch,), whether `errors` is a proven bound at x; if not, it is an estimate for
                 the whole ball.
             predicted: (batch,).
-            steps, fused: of `LipschitzConstants`, float32, rounded up.
+            steps, fused, rounding: of `LipschitzConstants`, float32, rounded up.
             first: index of the block's first margin, not counting the predicted class.
         """
         values = forward(network, x)
@@ -74,6 +75,7 @@ def largest_ball(logits: keras.Model, _: int) -> Callable[..., tf.Tensor]:
             values=values,
             steps=steps,
             fused=fused,
+            rounding=rounding,
             grams=row_grams(network),
             margin=margin,
             cotangent=cotangent,
@@ -97,7 +99,7 @@ def _search(problem: Problem, start: tf.Tensor) -> tf.Tensor:
         safe = rest > 0
         best = tf.where(safe, tf.maximum(best, radius), best)
         # upper end of the search: min_j m_j / ||a_j||, exact for a linear network
-        linear = tf.reduce_min(tf.maximum(problem.margin, 0.0) / tf.maximum(slope, 1e-30), axis=1)
+        linear = tf.reduce_min(tf.maximum(problem.margin, 0.0) / tf.maximum(slope, 1e-35), axis=1)
         linear = tf.maximum(linear, start)
         # above zero, for geometric means; `high` counts as unsafe until it is tried
         initial = (tf.maximum(start, 1e-6 * linear), linear, rest, minus_infinity)

@@ -124,13 +124,14 @@ def _tightened(
     run = classifier.compiled(largest_ball, registry.registrations(), batched_args=5)
     steps = tf.constant(rounded_up(constants.steps))
     fused = tf.constant(rounded_up(constants.fused))
+    rounding = tf.constant(rounded_up(constants.rounding))
     widest = max(int(np.prod(step.output_shape)) for step in network.steps)
     rows = int(max(1, min(batch_size, WORKING_SET / (widest * 8 * min(MARGINS, classes - 1)))))
     start = np.where(np.isfinite(radius), radius, 0).astype(np.float32)
     best = np.full(len(x), np.inf, np.float32)
     for first in range(0, classes - 1, MARGINS):
         radii = in_batches(
-            lambda *arrays, first=first: run(*arrays, steps, fused, tf.constant(first)),
+            lambda *arrays, first=first: run(*arrays, steps, fused, rounding, tf.constant(first)),
             x,
             start,
             errors.astype(np.float32),

@@ -25,6 +25,8 @@ __all__ = ["evaluator", "global_radius", "margins_of", "of_other_classes", "roun
 
 # the largest share of a margin that a proven rounding error may take; above it errors are estimated
 TOLERATED = 0.5
+# below it errors are proven, or no radius is given
+SMALLEST_MARGIN = 1e-30
 
 # from images and radii of balls (batch,) to logits and bounds of their errors in these balls
 Evaluate = Callable[..., tuple[np.ndarray, np.ndarray]]
@@ -105,7 +107,7 @@ def global_radius(
     error_bound = _of_margins(errors + error_in_ball, predicted)
     smallest = of_other_classes(margins, predicted).min(axis=1)
     largest_error = of_other_classes(error_bound, predicted).max(axis=1)
-    proved = largest_error <= TOLERATED * np.maximum(smallest, 1e-30)
+    proved = largest_error <= TOLERATED * smallest
     proved &= all(operation.rounding_is_proved for operation in network.operations)
     if not proved.all():
         errors = errors.copy()
@@ -113,6 +115,9 @@ def global_radius(
             margins, np.zeros_like(error_bound), predicted, constants, network
         )
         estimate = _estimated_error(evaluate, x[~proved], exact[~proved])
+        # near the smallest numbers nothing can be estimated: what underflows is not seen
+        lost = (smallest > 0) & (smallest < SMALLEST_MARGIN)
+        estimate = np.where(lost[~proved], np.inf, estimate)
         errors[~proved] = estimate[:, None]
         # two logits, each at x and in the ball
         error_bound[~proved] = 4 * estimate[:, None]
@@ -167,16 +172,19 @@ def _radius_of_constant_margins(
 ) -> np.ndarray:
     """Where no margin changes: the largest power of 10 with errors within TOLERATED, (batch,).
 
-    Infinite where rounding errors do not depend on the radius either.
+    At most 1e30: farther away single precision overflows, and what overflows is no number.
     """
     radius = np.zeros(len(x))
     smallest = of_other_classes(margins, predicted).min(axis=1)
-    for power in range(-6, 16):
+    for power in range(-6, 31):
         _, error_in_ball = evaluate(x, np.full(len(x), 10.0**power), None)
         error_bound = _of_margins(errors + error_in_ball, predicted)
         largest = of_other_classes(error_bound, predicted).max(axis=1)
-        radius = np.where(largest <= TOLERATED * smallest, 10.0**power, radius)
-    return np.where((error_in_ball == errors).all(axis=1), np.inf, radius)
+        certified = largest <= TOLERATED * smallest
+        radius = np.where(certified, 10.0**power, radius)
+        if not certified.any():
+            break
+    return radius
 
 
 def _estimated_error(evaluate: Evaluate, x: np.ndarray, radius: np.ndarray) -> np.ndarray:
@@ -205,4 +213,7 @@ def _estimated_error(evaluate: Evaluate, x: np.ndarray, radius: np.ndarray) -> n
 
 
 def rounded_up(values: np.ndarray) -> np.ndarray:
-    return np.nextafter(values.astype(np.float32), np.float32(np.inf))
+    """In single precision; what is positive is at least the smallest normal number."""
+    with np.errstate(over="ignore"):
+        single = np.nextafter(values.astype(np.float32), np.float32(np.inf))
+    return np.where(values > 0, np.maximum(single, np.finfo(np.float32).tiny), np.float32(0))

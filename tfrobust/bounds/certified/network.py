@@ -20,6 +20,8 @@ from tfrobust.bounds.operations import (
     Operation,
     Permutation,
     Scaling,
+    gamma,
+    underflow,
 )
 from tfrobust.bounds.operator_norms import SLACK, cached_norm, folded_norm, largest_singular_value
 
@@ -29,6 +31,8 @@ __all__ = ["LipschitzConstants", "Network"]
 LARGEST_MATRIX = 2_000_000
 # entries of the matrix of the linear head, at most
 LARGEST_HEAD = 20_000_000
+# in place of a positive constant that double precision cannot represent
+SMALLEST_CONSTANT = 1e-300
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,15 @@ class LipschitzConstants:
         from_input: of each step's value as a function of the network's input; the last entry, at
             `INPUT`, is 1.
         margins: (classes, classes), of each margin as a function of the linear head's input.
+        rounding: (steps, 2), kappa and phi of each step: in single precision the cotangents that it
+            passes on for a cotangent a are off by at most kappa ||a|| + phi in l2.
     """
 
     steps: np.ndarray
     fused: np.ndarray
     from_input: np.ndarray
     margins: np.ndarray
+    rounding: np.ndarray
 
 
 class Network:
@@ -144,9 +151,28 @@ class Network:
             if source is not None:
                 fused[index] = self._fused_norm(index)
                 from_input[index] = min(from_input[index], fused[index] * from_input[source])
+            if not from_input[index] and steps[index] and all(incoming):  # underflow
+                from_input[index] = SMALLEST_CONSTANT
         # for one rounding per step
         from_input[:-1] *= 1 + SLACK
-        return LipschitzConstants(steps, fused, from_input, self._margin_constants())
+        return LipschitzConstants(
+            steps, fused, from_input, self._margin_constants(), self._rounding()
+        )
+
+    def _rounding(self) -> np.ndarray:
+        """kappa = gamma_n || |A| || and phi, for n products in the sum of one element of A^T a.
+
+        Elements lose at most `underflow` of n times 1 + max |a| to underflow.
+        """
+        rounding = np.zeros((len(self.steps), 2))
+        for index, (step, operation) in enumerate(zip(self.steps, self.operations, strict=True)):
+            terms = operation.backward_terms
+            if terms:
+                inputs = sum(math.prod(shape) for shape in step.input_shapes)
+                absolute = math.sqrt(inputs) * underflow(terms)
+                relative = gamma(terms) * operation.absolute_norm()
+                rounding[index] = relative + absolute, absolute
+        return rounding
 
     def _fused_norm(self, index: int) -> float:
         """The operator norm of the consecutive linear layers that end in this step."""
@@ -175,7 +201,8 @@ class Network:
 
     def _matrix_norm(self, run: list[int]) -> float:
         outputs = math.prod(self.steps[run[-1]].output_shape)
-        identity = tf.reshape(tf.eye(outputs), (outputs, *self.steps[run[-1]].output_shape))
+        identity = tf.eye(outputs, dtype=tf.float64)
+        identity = tf.reshape(identity, (outputs, *self.steps[run[-1]].output_shape))
         matrix, errors = self._matrix(run, identity)
         return largest_singular_value(matrix) + float(np.linalg.norm(errors))
 
@@ -186,30 +213,31 @@ class Network:
         """
         errors = tf.zeros_like(rows)
         for index in reversed(run):
-            like = tf.zeros((1, *self.steps[index].input_shape))
-            if index in self._without_permutations(run):
-                errors = self.operations[index].adjoint_error(like, rows, errors)
-            else:
-                errors = self.operations[index].adjoint(like, errors)
-            rows = self.operations[index].adjoint(like, rows)
+            rows, errors = self.operations[index].exact_adjoint(
+                self.steps[index].input_shape, rows, errors
+            )
         count = len(rows)
-        return tuple(np.reshape(array, (count, -1)).astype(np.float64) for array in (rows, errors))
+        return np.reshape(rows, (count, -1)), np.reshape(errors, (count, -1))
 
     def _margin_constants(self) -> np.ndarray:
         """||w_i - w_j|| of the rows w of the linear head, float64, rounding errors added.
 
-        ||w_i - w_j||^2 = ||w_i||^2 + ||w_j||^2 - 2 <w_i, w_j>, from the Gram matrix of the rows.
+        ||w_i - w_j||^2 = ||w_i||^2 + ||w_j||^2 - 2 <w_i, w_j>, from the Gram matrix of the rows,
+        whose entries have errors of at most gamma_n ||w_i|| ||w_j||.
         """
         classes = self.steps[-1].output_shape[-1]
         head = self._head_steps()
-        rows, errors = self._matrix(head, tf.eye(classes))
+        rows, errors = self._matrix(head, tf.eye(classes, dtype=tf.float64))
+        scale = np.abs(rows).max() or 1.0
+        rows = rows / scale
         gram = rows @ rows.T
         squares = np.diag(gram)
         sums = squares[:, None] + squares[None]
-        distances = np.sqrt(np.maximum(sums - 2 * gram, 0))
-        for first, second in np.argwhere(distances**2 < 1e-6 * sums):  # lost to cancellation
+        error = gamma(rows.shape[1] + 8, 2.0**-53)
+        distances = np.sqrt(np.maximum(sums - 2 * gram, 0) + 2 * error * sums)
+        for first, second in np.argwhere(distances**2 < 1e6 * error * sums):  # lost to cancellation
             distances[first, second] = np.linalg.norm(rows[first] - rows[second])
         # the rows of a single layer are its weights, copied without rounding
         summed = len(self._without_permutations(head)) > 1
         error = np.linalg.norm(errors, axis=1) if summed else np.zeros(classes)
-        return distances * (1 + 1e-9) + error[:, None] + error[None]
+        return scale * distances * (1 + SLACK) + error[:, None] + error[None]

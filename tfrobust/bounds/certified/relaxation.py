@@ -16,10 +16,17 @@ takes.
 
 Logits are computed with errors of at most E(x) at x and E(r) anywhere in the ball, so that
 
-    rest(r) = min_j m_j(x) - E_c(x) - E_j(x) - (1 + SLACK) decrease_j(r) - E_c(r) - E_j(r) > 0
+    rest(r) = min_j m_j(x) - E_c(x) - E_j(x) - decrease_j(r) - E_c(r) - E_j(r) > 0
 
-certifies the radius r. SLACK covers rounding in these sums: a thousandth of their value, which only
-cancellation inside a layer could exceed.
+certifies the radius r. All of this is computed in single precision and rounded up, step by step:
+
+- bounds of changes are sums and products of numbers >= 0, times 1 + gamma of their roundings, plus
+  what may be lost to underflow;
+- a step's cotangents are off by some t with ||t|| <= kappa_s ||a_s|| + phi_s (`Network.rounding`):
+  instead of <A^T a, D> its relaxation holds for <A^T a + t, D>, and ||t|| l of its inputs is one
+  more loss.
+
+Where anything overflows, nothing is certified.
 """
 
 from __future__ import annotations
@@ -33,12 +40,17 @@ from tfrobust import norms
 from tfrobust.bounds.certified.network import Network
 from tfrobust.bounds.graph import INPUT
 from tfrobust.bounds.operations import (
+    SMALLEST,
     UNIT_ROUNDOFF,
     Dense,
     Elementwise,
     InputBounds,
     RowGram,
+    gamma,
     over_margins,
+    rounded_up,
+    underflow,
+    upper_norm,
 )
 
 __all__ = [
@@ -50,11 +62,6 @@ __all__ = [
     "row_grams",
 ]
 
-# relative, of a decrease: covers the rounding of its own computation in single precision
-SLACK = 1e-3
-# relative, of bounds of changes: covers the rounding of their computation
-ROUND_UP = 1 + 1e-4
-
 
 class Problem(NamedTuple):
     """Margins at x, and all that the backward relaxation needs."""
@@ -63,12 +70,14 @@ class Problem(NamedTuple):
     x: tf.Tensor
     values: list[tf.Tensor]
     """Every step's value at x."""
-    grams: dict[int, tf.Tensor]
+    grams: dict[int, tuple[tf.Tensor, tf.Tensor]]
     """See `row_grams`."""
     steps: tf.Tensor
     """Lipschitz constants of the steps, rounded up."""
     fused: tf.Tensor
     """Those of consecutive linear layers taken as one, rounded up."""
+    rounding: tf.Tensor
+    """(steps, 2), see `Network.rounding`."""
     margin: tf.Tensor
     """(batch, M), m_j(x) - E_c(x) - E_j(x); infinite past the last class."""
     cotangent: tf.Tensor
@@ -88,6 +97,8 @@ class _BallBounds(NamedTuple):
     """e_s, of each step's value; at `INPUT`, of the network's input."""
     l2: dict[int, tf.Tensor]
     """l_s, likewise."""
+    finite: tf.Tensor
+    """(batch,), whether none of them has overflowed."""
 
 
 def forward(network: Network, x: tf.Tensor) -> list[tf.Tensor]:
@@ -123,8 +134,7 @@ def rounding_errors(
             [tf.zeros_like(x) if source == INPUT else errors[source] for source in step.inputs],
         )
         errors.append(error * tf.ones_like(values[index]))
-    # these sums are rounded to single precision too
-    return (1 + SLACK) * errors[-1]
+    return errors[-1]
 
 
 def certified_margin(problem: Problem, radius: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -134,8 +144,13 @@ def certified_margin(problem: Problem, radius: tf.Tensor) -> tuple[tf.Tensor, tf
     # the logits' rounding errors where the perturbed image is evaluated
     in_ball = rounding_errors(problem.network, problem.x, problem.values, bounds.elementwise)
     in_ball = tf.where(problem.proved[:, None], in_ball, problem.errors)
-    rest = problem.margin - (1 + SLACK) * decrease - errors_of_margins(in_ball, problem.cotangent)
-    return slope, tf.reduce_min(rest, axis=1)
+    in_ball = rounded_up(errors_of_margins(in_ball, problem.cotangent), 4)
+    # a product that underflows loses at most 2^-126: a few per step
+    lost = 16 * (len(problem.network.steps) + 1) * SMALLEST
+    # two differences, and the factor itself
+    rest = (1 - 8 * UNIT_ROUNDOFF) * problem.margin - rounded_up(decrease + in_ball + lost, 4)
+    usable = bounds.finite & tf.reduce_all(tf.math.is_finite(slope), axis=1)
+    return slope, tf.where(usable, tf.reduce_min(rest, axis=1), -float("inf"))
 
 
 def _ball_bounds(problem: Problem, radius: tf.Tensor) -> _BallBounds:
@@ -150,6 +165,7 @@ def _ball_bounds(problem: Problem, radius: tf.Tensor) -> _BallBounds:
     elementwise = {INPUT: norms.per_example(radius, x) * tf.ones_like(x)}
     l2 = {INPUT: radius}
     inputs = []
+    finite = tf.math.is_finite(radius)
     for index, (step, operation) in enumerate(zip(network.steps, network.operations, strict=True)):
         incoming = InputBounds(
             values=[values_and_input[source] for source in step.inputs],
@@ -167,9 +183,13 @@ def _ball_bounds(problem: Problem, radius: tf.Tensor) -> _BallBounds:
             operation.elementwise_bound(incoming) * tf.ones_like(value),
             norms.per_example(length, value),
         )
-        elementwise[index] = ROUND_UP * bound
-        l2[index] = ROUND_UP * tf.minimum(length, norms.norm(bound))
-    return _BallBounds(inputs, elementwise, l2)
+        lost = norms.per_example(underflow(operation.terms) * (1 + sum(incoming.l2)), bound)
+        elementwise[index] = rounded_up(bound, operation.terms + 16) + lost
+        largest = upper_norm(elementwise[index])
+        l2[index] = tf.minimum(rounded_up(length, 16) + 4 * SMALLEST, largest)
+        # comparisons may hide what is not a number, sums of squares do not
+        finite &= tf.math.is_finite(largest)
+    return _BallBounds(inputs, elementwise, l2, finite)
 
 
 def _largest_decrease(problem: Problem, bounds: _BallBounds) -> tuple[tf.Tensor, tf.Tensor]:
@@ -179,7 +199,9 @@ def _largest_decrease(problem: Problem, bounds: _BallBounds) -> tuple[tf.Tensor,
     is the sum of those from its consumers; where a single cotangent remains, its step is a cut.
     """
     network = problem.network
-    cotangents = {len(network.steps) - 1: problem.cotangent}
+    last = len(network.steps) - 1
+    cotangents = {last: problem.cotangent}
+    lengths = {last: over_margins(upper_norm, problem.cotangent)}  # ||a_s||
     losses = tf.zeros_like(problem.margin)
     decrease = tf.fill(tf.shape(problem.margin), tf.constant(float("inf")))
     for index in reversed(range(len(network.steps))):
@@ -187,21 +209,27 @@ def _largest_decrease(problem: Problem, bounds: _BallBounds) -> tuple[tf.Tensor,
             continue
         step, operation = network.steps[index], network.operations[index]
         incoming, cotangent = bounds.inputs[index], cotangents.pop(index)
+        length = lengths.pop(index)
         if index in problem.grams:
             dense = network.steps[step.inputs[0]]
-            gram = RowGram(problem.grams[index], bounds.l2[dense.inputs[0]])
+            gram = RowGram(*problem.grams[index], bounds.l2[dense.inputs[0]])
             parts, loss = operation.relax_backward(incoming, cotangent, gram)
         else:
             parts, loss = operation.relax_backward(incoming, cotangent)
-        losses = losses + loss
+        # cotangents are off by t with ||t|| <= kappa ||a|| + phi, and so are sums of two of them
+        relative, absolute = problem.rounding[index, 0], problem.rounding[index, 1]
+        losses = losses + loss + (relative * length + absolute) * sum(incoming.l2)[:, None]
         for source, part in zip(step.inputs, parts, strict=True):
-            cotangents[source] = cotangents[source] + part if source in cotangents else part
+            merged = source in cotangents
+            cotangents[source] = cotangents[source] + part if merged else part
+            lengths[source] = over_margins(upper_norm, cotangents[source])
+            if merged:
+                losses += 2 * UNIT_ROUNDOFF * lengths[source] * bounds.l2[source][:, None]
         if len(cotangents) == 1:  # a cut
-            cut, gradient = next(iter(cotangents.items()))
-            length = over_margins(norms.norm, gradient)
-            decrease = tf.minimum(decrease, losses + length * bounds.l2[cut][:, None])
-    # the last cut is the input
-    return length, decrease
+            cut = next(iter(cotangents))
+            decrease = tf.minimum(decrease, losses + lengths[cut] * bounds.l2[cut][:, None])
+    # a sum over the steps, two products and two sums in each; the last cut is the input
+    return lengths[cut], rounded_up(decrease, 4 * len(network.steps) + 16)
 
 
 def errors_of_margins(errors: tf.Tensor, cotangent: tf.Tensor) -> tf.Tensor:
@@ -209,8 +237,8 @@ def errors_of_margins(errors: tf.Tensor, cotangent: tf.Tensor) -> tf.Tensor:
     return tf.einsum("bmc,bc->bm", tf.abs(cotangent), errors)
 
 
-def row_grams(network: Network) -> dict[int, tf.Tensor]:
-    """For activations directly after a dense layer: |A A^T| of that layer, by the step's index."""
+def row_grams(network: Network) -> dict[int, tuple[tf.Tensor, tf.Tensor]]:
+    """For activations directly after a dense layer: see `RowGram`, by the step's index."""
     grams = {}
     for index, (step, operation) in enumerate(zip(network.steps, network.operations, strict=True)):
         source = step.inputs[0]
@@ -218,8 +246,12 @@ def row_grams(network: Network) -> dict[int, tf.Tensor]:
             continue
         if isinstance(network.operations[source], Dense) and len(step.input_shape) == 1:
             kernel = tf.convert_to_tensor(network.operations[source].layer.kernel)
-            lengths = norms.norm(tf.transpose(kernel))
-            # |<a_i, a_j>|, plus its rounding error: (n + 2) u ||a_i|| ||a_j||
-            error = (kernel.shape[0] + 2) * UNIT_ROUNDOFF * lengths[:, None] * lengths[None]
-            grams[index] = tf.abs(tf.linalg.matmul(kernel, kernel, transpose_a=True)) + error
+            scale = norms.power_of_two(tf.reduce_max(tf.abs(kernel)))
+            kernel = kernel / scale
+            lengths = norms.root_of_squares(kernel, axis=0)
+            # |<a_i, a_j>|, plus its rounding error: (n + 2) u ||a_i|| ||a_j||, and underflow
+            terms = int(kernel.shape[0])
+            error = 2 * gamma(terms + 2) * lengths[:, None] * lengths[None] + 4 * underflow(terms)
+            gram = tf.abs(tf.linalg.matmul(kernel, kernel, transpose_a=True)) + error
+            grams[index] = rounded_up(gram, 4), scale
     return grams

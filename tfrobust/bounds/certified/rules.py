@@ -117,7 +117,7 @@ def _batch_normalization(layer: Any, shape: Any) -> Operation:
         layer,
         lambda: operator_norm_upper_bound(layer, shape),
         "largest |gamma| / sqrt(variance + epsilon)",
-        lambda: batch_normalization_factors(layer),
+        lambda dtype: batch_normalization_factors(layer, dtype),
     )
 
 
@@ -128,7 +128,7 @@ def _rescaling(layer: Any, shape: Any) -> Operation:
         layer,
         lambda: operator_norm_upper_bound(layer, shape),
         "largest scale",
-        lambda: rescaling_factors(layer),
+        lambda dtype: rescaling_factors(layer, dtype),
     )
 
 

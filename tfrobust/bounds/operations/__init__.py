@@ -12,7 +12,6 @@ from tfrobust.bounds.operations.affine import (
     rescaling_factors,
 )
 from tfrobust.bounds.operations.base import (
-    UNIT_ROUNDOFF,
     Addition,
     Concatenation,
     InputBounds,
@@ -22,10 +21,19 @@ from tfrobust.bounds.operations.base import (
 )
 from tfrobust.bounds.operations.pooling import AveragePooling, MaxPooling, sliding_windows
 from tfrobust.bounds.operations.response_normalization import ResponseNormalization
+from tfrobust.bounds.operations.rounding import (
+    SMALLEST,
+    UNIT_ROUNDOFF,
+    gamma,
+    rounded_up,
+    underflow,
+    upper_norm,
+)
 from tfrobust.bounds.operations.slopes import activation_of
 from tfrobust.bounds.operations.support_function import RowGram
 
 __all__ = [
+    "SMALLEST",
     "UNIT_ROUNDOFF",
     "Addition",
     "Affine",
@@ -45,7 +53,11 @@ __all__ = [
     "Separable",
     "activation_of",
     "batch_normalization_factors",
+    "gamma",
     "over_margins",
     "rescaling_factors",
+    "rounded_up",
     "sliding_windows",
+    "underflow",
+    "upper_norm",
 ]

@@ -20,15 +20,18 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfrobust.bounds.operations.base import UNIT_ROUNDOFF, Operation
+from tfrobust.bounds.operations.base import Operation
+from tfrobust.bounds.operations.rounding import SMALLEST, UNIT_ROUNDOFF, or_infinite, rounded_up
 from tfrobust.bounds.operations.support_function import RowGram, support_function_bound
 
 __all__ = ["Activation", "Elementwise"]
 
 # roundings by which an elementary function may err; TensorFlow's err by at most 9 (tested)
 ACCURACY = 16
-# an absolute error: numbers below single precision's normal range may be flushed to zero
-SMALLEST_NORMAL = 1e-35
+# of a product of a few of them, a slope
+SLOPE_ACCURACY = 64
+# an absolute error: of elementary functions, which have intermediate results that underflow
+UNDERFLOW = 1e-35
 
 
 class Activation(NamedTuple):
@@ -42,6 +45,7 @@ class Activation(NamedTuple):
         tangent: the derivative (a subgradient) where f is convex, else None.
         terms: (a, b): f(x) is computed from magnitudes up to a + b |x|, or up to |f(x)|.
         roundings: by which the computed f(x) errs at most.
+        slopes_cancel: whether `slopes` are sums of terms of different signs, up to 2 in size.
     """
 
     function: Callable[[tf.Tensor], tf.Tensor]
@@ -50,10 +54,29 @@ class Activation(NamedTuple):
     tangent: Callable[[tf.Tensor], tf.Tensor] | None
     terms: tuple[float, float] = (0.0, 0.0)
     roundings: int = ACCURACY
+    slopes_cancel: bool = False
+
+    def slope_range(self, x: tf.Tensor, e: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """`slopes` of an interval whose ends, as they are rounded, enclose [x - e, x + e].
+
+        The slopes themselves have errors of at most SLOPE_ACCURACY roundings.
+        """
+        return self.slopes(x, (1 + 8 * UNIT_ROUNDOFF) * e + 8 * UNIT_ROUNDOFF * tf.abs(x))
+
+    def steepest(self, x: tf.Tensor, e: tf.Tensor) -> tf.Tensor:
+        """The largest |slope|, rounded up."""
+        low, high = self.slope_range(x, e)
+        largest = rounded_up(tf.maximum(tf.abs(low), tf.abs(high)), SLOPE_ACCURACY)
+        if self.slopes_cancel:
+            largest += 2 * SLOPE_ACCURACY * UNIT_ROUNDOFF
+        return tf.minimum(largest, 1.00001 * self.lipschitz)
 
 
 class Elementwise(Operation):
     """An activation. Elements that stay on one side of a kink are linear: low = high."""
+
+    # errors of slopes, of their mean and of half their difference
+    backward_terms = 4 * SLOPE_ACCURACY
 
     def __init__(self, activation: Activation, name: str):
         self.activation = activation
@@ -66,13 +89,13 @@ class Elementwise(Operation):
         return self.activation.function(values[0])
 
     def elementwise_bound(self, inputs):
-        low, high = self.activation.slopes(inputs.values[0], inputs.elementwise[0])
-        return inputs.elementwise[0] * tf.maximum(tf.abs(low), tf.abs(high))
+        x, elementwise = inputs.values[0], inputs.elementwise[0]
+        return elementwise * self.activation.steepest(x, elementwise)
 
     def relax_backward(self, inputs, cotangent, gram: RowGram | None = None):
         """See `Operation`; `gram` is of the dense layer directly before, if there is one."""
         x, elementwise = inputs.values[0], inputs.elementwise[0] * tf.ones_like(inputs.values[0])
-        low, high = self.activation.slopes(x, elementwise)
+        low, high = self.activation.slope_range(x, elementwise)
         middle, half = (low + high) / 2, (high - low) / 2
         if self.activation.tangent is None:
             # a (f(x + D) - f(x)) >= a m D - |a| h |D|
@@ -90,13 +113,16 @@ class Elementwise(Operation):
     def rounding_error(self, values, elementwise, output, output_elementwise, input_errors):
         # with the input's error E, u the unit roundoff and terms t that f is computed from:
         # max |f'| over [x - e - E, x + e + E] * E  +  u (roundings (|f(x)| + e_out) + 4 t)
-        x, (fixed, growing) = values[0], self.activation.terms
+        activation = self.activation
+        x, (fixed, growing) = values[0], activation.terms
         distance = elementwise[0] + input_errors[0]
-        if self.activation.tangent is None:
-            low, high = self.activation.slopes(x, distance)
-        else:  # f' of a convex function increases
-            low, high = self.activation.tangent(x - distance), self.activation.tangent(x + distance)
-        steepest = tf.maximum(tf.abs(low), tf.abs(high))
+        if activation.tangent is not None:  # f' of a convex function increases
+            distance = (1 + 8 * UNIT_ROUNDOFF) * distance + 8 * UNIT_ROUNDOFF * tf.abs(x)
+            low, high = activation.tangent(x - distance), activation.tangent(x + distance)
+            steepest = rounded_up(tf.maximum(tf.abs(low), tf.abs(high)), SLOPE_ACCURACY)
+        else:
+            steepest = activation.steepest(x, distance)
         terms = fixed + growing * (tf.abs(x) + elementwise[0])
-        fresh = self.activation.roundings * (tf.abs(output) + output_elementwise) + 4 * terms
-        return steepest * input_errors[0] + UNIT_ROUNDOFF * fresh + SMALLEST_NORMAL
+        fresh = activation.roundings * (tf.abs(output) + output_elementwise) + 4 * terms
+        error = rounded_up(steepest * input_errors[0] + UNIT_ROUNDOFF * fresh, 8)
+        return or_infinite(error + (UNDERFLOW if activation.roundings else SMALLEST), 1)

@@ -24,9 +24,16 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfrobust import norms
+from tfrobust.bounds.operations.rounding import (
+    UNIT_ROUNDOFF,
+    hypotenuse,
+    or_infinite,
+    rounded_up,
+    underflow,
+    upper_norm,
+)
 
 __all__ = [
-    "UNIT_ROUNDOFF",
     "Addition",
     "Concatenation",
     "InputBounds",
@@ -34,8 +41,6 @@ __all__ = [
     "Operation",
     "over_margins",
 ]
-
-UNIT_ROUNDOFF = 2.0**-24
 
 
 class InputBounds(NamedTuple):
@@ -58,15 +63,24 @@ class Operation(abc.ABC):
         rule: a description, for the table of layers.
         linear: whether the step is affine in its input.
         rounding_is_proved: whether `rounding_error` is a proven bound.
+        terms: roundings in sequence of one element of `apply` and `elementwise_bound`.
+        backward_terms: the same of one element of the cotangents of `relax_backward`, relative to
+            `absolute_norm`; 0 where they are exact.
     """
 
     rule = ""
     linear = False
     rounding_is_proved = True
+    terms = 8
+    backward_terms = 8
 
     @abc.abstractmethod
     def lipschitz_constant(self) -> float:
         """A proven upper bound of the l2 Lipschitz constant; per input for `Addition`."""
+
+    def absolute_norm(self) -> float:
+        """A bound of || |A| ||, for the map A of `relax_backward` with absolute entries."""
+        return self.lipschitz_constant()
 
     def l2_bound(self, l2: Sequence[tf.Tensor], lipschitz: tf.Tensor) -> tf.Tensor:
         """Bound l_out of the l2 norm of the output's change, from l of the inputs; any shape."""
@@ -129,6 +143,7 @@ class Lipschitz(Operation):
         self.function, self.constant, self.output_shape = function, float(constant), output_shape
         self.rule = rule
         self.roundings = 0 if roundings is None else roundings
+        self.terms, self.backward_terms = self.roundings + 8, 0
         self.rounding_is_proved = roundings is not None
 
     def lipschitz_constant(self) -> float:
@@ -142,14 +157,12 @@ class Lipschitz(Operation):
         return norms.per_example(self.l2_bound(inputs.l2, inputs.lipschitz), ones) * ones
 
     def l2_bound(self, l2, lipschitz):
-        if len(l2) == 1:
-            return lipschitz * l2[0]
-        return lipschitz * tf.sqrt(tf.add_n([bound * bound for bound in l2]))
+        return lipschitz * hypotenuse(l2)
 
     def relax_backward(self, inputs, cotangent):
         # <a, D_out> >= -||a|| l_out: no linear part is known
         l2 = self.l2_bound(inputs.l2, inputs.lipschitz)
-        loss = over_margins(norms.norm, cotangent) * l2[:, None]
+        loss = over_margins(upper_norm, cotangent) * rounded_up(l2, 16)[:, None]
         shape = tf.shape(cotangent)[:2]
         zeros = [
             tf.zeros(tf.concat([shape, value.shape[1:]], 0), value.dtype) for value in inputs.values
@@ -158,10 +171,11 @@ class Lipschitz(Operation):
 
     def rounding_error(self, values, elementwise, output, output_elementwise, input_errors):
         # L sqrt(sum_i ||E_i||^2) + roundings u || |output| + e_out ||
-        inherited = self.l2_bound([norms.norm(error) for error in input_errors], self.constant)
-        largest = norms.norm(tf.abs(output) + output_elementwise)
-        fresh = self.roundings * UNIT_ROUNDOFF * largest
-        return norms.per_example(inherited + fresh, output)
+        inherited = self.l2_bound([upper_norm(error) for error in input_errors], self.constant)
+        largest = upper_norm(tf.abs(output) + output_elementwise)
+        error = inherited + self.roundings * UNIT_ROUNDOFF * largest
+        error = rounded_up(error, 16) + underflow(self.terms) * (1 + largest)
+        return norms.per_example(or_infinite(error, self.terms), output)
 
 
 class Addition(Operation):
@@ -171,10 +185,14 @@ class Addition(Operation):
 
     def __init__(self, weights: Sequence[float]):
         self.weights = [float(weight) for weight in weights]
+        self.terms = len(self.weights) + 2
         self.rule = "sum of the branches"
 
     def lipschitz_constant(self) -> float:
         return 1.0
+
+    def absolute_norm(self):
+        return max(map(abs, self.weights))  # of each branch
 
     def _absolute_sum(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:
         return sum(abs(weight) * part for weight, part in zip(self.weights, parts, strict=True))
@@ -199,14 +217,16 @@ class Addition(Operation):
         largest = self._absolute_sum(
             [tf.abs(v) + e for v, e in zip(values, elementwise, strict=True)]
         )
-        fresh = (len(values) + 2) * UNIT_ROUNDOFF * largest
-        return self._absolute_sum(input_errors) + fresh
+        error = self._absolute_sum(input_errors) + self.terms * UNIT_ROUNDOFF * largest
+        error = rounded_up(error, self.terms + 8) + underflow(self.terms) * (1 + largest)
+        return or_infinite(error, self.terms)
 
 
 class Concatenation(Operation):
     """Branches concatenated along one axis: l_out = sqrt(sum_i l_i^2)."""
 
     linear = True
+    backward_terms = 0
     rule = "root of the branches' squares"
 
     def __init__(self, axis: int, sizes: Sequence[int]):
@@ -216,7 +236,7 @@ class Concatenation(Operation):
         return 1.0
 
     def l2_bound(self, l2, lipschitz):
-        return sum(bound * bound for bound in l2) ** 0.5
+        return hypotenuse(l2)
 
     def apply(self, values):
         return tf.concat(list(values), self.axis)

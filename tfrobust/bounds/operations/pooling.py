@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfrobust import norms
 from tfrobust.bounds.operations.affine import Affine
 from tfrobust.bounds.operations.base import Operation, over_margins
+from tfrobust.bounds.operations.rounding import UNIT_ROUNDOFF, rounded_up
 from tfrobust.bounds.operations.support_function import support_function_bound
 
 __all__ = ["AveragePooling", "MaxPooling", "sliding_windows"]
@@ -24,8 +26,11 @@ class AveragePooling(Affine):
         self.terms, self.row_norm = terms, row_norm
         self.adjoint_terms = terms  # an input lies in no more windows than a window has inputs
 
-    def absolute(self, x):
-        return self.apply([x])
+    def product(self, x, of):
+        return self.layer.call(x)  # does not cast
+
+    def absolute_norm(self):
+        return self.lipschitz_constant()
 
     def row_norms(self):
         return tf.constant(self.row_norm, tf.float32)
@@ -42,6 +47,7 @@ class MaxPooling(Operation):
     def __init__(self, layer: Any, windows: Callable[..., tf.Tensor], overlap: int):
         self.layer, self.windows, self.overlap = layer, windows, overlap
         self.rule = f"max pooling: root of {overlap} window{'s' * (overlap > 1)} per input"
+        self.backward_terms = overlap + 64
 
     def lipschitz_constant(self):
         return math.sqrt(self.overlap)
@@ -67,7 +73,8 @@ class MaxPooling(Operation):
         residual = tf.where(upward, 0.0, -cotangent * steepness[:, None])
         # an input lies in at most `overlap` windows, so that over the windows
         # sqrt(sum ||D||^2) <= sqrt(overlap) l, the Lipschitz constant times l
-        loss = support_function_bound(residual, window_l2, inputs.l2[0] * inputs.lipschitz)
+        radius = rounded_up(inputs.l2[0] * inputs.lipschitz, 1)
+        loss = support_function_bound(residual, window_l2, radius)
         input_cotangent = over_margins(
             lambda a: self._windows_adjoint(x, a), cotangent[..., None] * slopes
         )
@@ -91,9 +98,10 @@ class MaxPooling(Operation):
             the winner, one-hot, and w, (batch, *output, entries); steepness =
             max(0, max_i (||e_i - w|| - g_i / c)) and c, (batch, *output).
         """
-        padding = tf.constant(-1e30, x.dtype)  # never the maximum
+        padding = tf.constant(x.dtype.min, x.dtype)  # never the maximum
         entries = self.windows(x, padding)
-        change = self.windows(elementwise * tf.ones_like(x), 0.0)
+        # entries are compared after adding changes to them, which is rounded
+        change = self.windows(elementwise + 4 * UNIT_ROUNDOFF * tf.abs(x), 0.0)
         top = tf.reduce_max(entries, axis=-1, keepdims=True)
         winner = tf.one_hot(tf.argmax(entries, axis=-1), entries.shape[-1], dtype=x.dtype)
         # entries that can be the largest somewhere in the ball
@@ -102,12 +110,14 @@ class MaxPooling(Operation):
         contested = tf.reduce_sum(possible, axis=-1) > 1.5
         # g_i; padding and entries that cannot win have weight 0
         gaps = tf.where(possible > 0, top - entries, 0.0)
-        window_l2 = tf.sqrt(tf.reduce_sum(possible * change * change, axis=-1, keepdims=True))
-        window_l2 = tf.maximum(window_l2, 1e-30)
+        window_l2 = norms.root_of_squares(possible * change, axis=-1)[..., None]
+        window_l2 = tf.maximum(rounded_up(window_l2, entries.shape[-1] + 8), 1e-35)
         weights = possible * tf.nn.relu(1 - gaps / window_l2)
         weights = weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
         squares = tf.reduce_sum(weights * weights, axis=-1, keepdims=True) - 2 * weights + 1
-        steepness = possible * (tf.sqrt(tf.nn.relu(squares)) - gaps / window_l2)
+        # the squares are sums of terms up to 2, and cancel where w is e_i
+        squares = tf.nn.relu(squares) + 32 * UNIT_ROUNDOFF
+        steepness = possible * (tf.sqrt(squares) - gaps / window_l2)
         steepness = tf.reduce_max(steepness, axis=-1)
         # a single possible winner: the window is linear
         steepness = tf.where(contested, tf.nn.relu(steepness), 0.0)

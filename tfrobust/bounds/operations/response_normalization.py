@@ -24,7 +24,14 @@ from typing import Any
 import tensorflow as tf
 
 from tfrobust import norms
-from tfrobust.bounds.operations.base import UNIT_ROUNDOFF, Operation, over_margins
+from tfrobust.bounds.operations.base import Operation, over_margins
+from tfrobust.bounds.operations.rounding import (
+    SMALLEST,
+    UNIT_ROUNDOFF,
+    or_infinite,
+    rounded_up,
+    upper_norm,
+)
 
 __all__ = ["ResponseNormalization"]
 
@@ -36,6 +43,8 @@ class ResponseNormalization(Operation):
 
     def __init__(self, layer: Any):
         self.layer = layer
+        # of a power and of the sums in it; both are relative to the largest slope
+        self.terms = self.backward_terms = 256 + 8 * int(layer.depth_radius)
 
     def lipschitz_constant(self):
         """k^-beta + ||C||, over all inputs."""
@@ -86,29 +95,38 @@ class ResponseNormalization(Operation):
         diagonal = tf.maximum(smallest**-beta - slope, slope - largest**-beta)
         most = tf.reduce_max(largest, axis=-1)
         deviation = tf.reduce_max(diagonal, axis=-1) + self._coupling(most)
+        # differences of powers and of s and k are rounded relative to their terms
+        deviation += self.terms * UNIT_ROUNDOFF * self.lipschitz_constant()
         return slope, deviation, elementwise
 
     def elementwise_bound(self, inputs):
         # |D_out[i]| <= s_i^-beta e_i + deviation ||e||, the norm over the channels
         slope, deviation, e = self._relaxation(inputs.values[0], inputs.elementwise[0])
-        length = tf.sqrt(tf.reduce_sum(e * e, axis=-1, keepdims=True))
+        length = norms.root_of_squares(e, axis=-1)[..., None]
         return e * slope + deviation[..., None] * length
 
     def relax_backward(self, inputs, cotangent):
         # at each position <a, D_out> >= <a s^-beta, D> - deviation ||a|| ||D||, and over the
         # positions Cauchy-Schwarz
         slope, deviation, _ = self._relaxation(inputs.values[0], inputs.elementwise[0])
-        residual = over_margins(norms.norm, cotangent * deviation[:, None, ..., None])
+        residual = over_margins(upper_norm, cotangent * deviation[:, None, ..., None])
         return [cotangent * slope[:, None]], residual * inputs.l2[0][:, None]
 
     def rounding_error(self, values, elementwise, output, output_elementwise, input_errors):
         # inherited: |J| E with s = k, its smallest value: k^-beta E_i + ||C|| ||E||
-        length = tf.sqrt(tf.reduce_sum(input_errors[0] ** 2, axis=-1, keepdims=True))
+        length = norms.root_of_squares(input_errors[0], axis=-1)[..., None]
         steepest = float(self.layer.bias) ** -float(self.layer.beta)
         inherited = steepest * input_errors[0] + self._coupling(math.inf) * length
         # fresh: in s^-beta = exp(-beta log s), relative errors of s (from the sum of its terms) and
         # absolute errors of its logarithm are both multiplied by beta
         largest = self._brackets(tf.abs(values[0]) + elementwise[0])
         logarithm = tf.maximum(tf.abs(tf.math.log(largest)), abs(math.log(self.layer.bias)))
-        power = float(self.layer.beta) * (2 * int(self.layer.depth_radius) + 7 + 4 * logarithm)
-        return inherited + (32 + power) * UNIT_ROUNDOFF * (tf.abs(output) + output_elementwise)
+        neighbours = 2 * int(self.layer.depth_radius) + 1
+        # squares that underflow, relative to s >= k, in roundings
+        lost = 2 * float(self.layer.alpha) * neighbours * SMALLEST / float(self.layer.bias)
+        power = float(self.layer.beta) * (neighbours + 6 + 4 * logarithm + lost / UNIT_ROUNDOFF)
+        fresh = (32 + power) * UNIT_ROUNDOFF * (tf.abs(output) + output_elementwise)
+        # squares of the largest numbers overflow
+        usable = tf.abs(values[0]) + elementwise[0] < 1e15
+        error = tf.where(usable, rounded_up(inherited + fresh, self.terms), math.inf)
+        return or_infinite(error + 1e-35, neighbours)

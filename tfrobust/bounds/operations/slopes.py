@@ -111,7 +111,8 @@ def _piecewise_monotone_slope(
             high = tf.where(inside, tf.maximum(high, slope), high)
         return low, high
 
-    return Activation(function, max(abs(slope) for _, slope in extrema), slopes, None, terms)
+    steepest = max(abs(slope) for _, slope in extrema)
+    return Activation(function, steepest, slopes, None, terms, slopes_cancel=True)
 
 
 def _silu_slope(x: tf.Tensor) -> tf.Tensor:

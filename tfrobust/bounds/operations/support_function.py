@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfrobust import norms
+from tfrobust.bounds.operations.rounding import dot, in_own_units, rounded_up
+
 __all__ = ["RowGram", "support_function_bound"]
 
 # fixed-point steps towards the best multiplier
@@ -18,7 +21,9 @@ class RowGram(NamedTuple):
     """The Gram matrix of a dense layer's rows a_i: ||sum_i +-w_i a_i||^2 <= w^T |A A^T| w."""
 
     absolute: tf.Tensor
-    """(outputs, outputs), |A A^T|, rounded up."""
+    """(outputs, outputs), |A A^T| / scale^2, rounded up."""
+    scale: tf.Tensor
+    """A number near A's largest entry."""
     l2: tf.Tensor
     """(batch,), bound of the l2 norm of the change of the layer's input."""
 
@@ -47,32 +52,38 @@ def support_function_bound(
         radius: (batch,).
         gram: where t is at most |A d| with ||d|| <= gram.l2, for the rows a_i of A. Then also
             <w, t> <= gram.l2 ||sum of +-w_i a_i|| for some signs, whose square is at most
-            w^T |A A^T| w.
+            w^T |A A^T| w. Needs weights (batch, margins, outputs).
 
     Returns:
-        (batch, margins).
+        (batch, margins), rounded up.
     """
     features = math.prod(weights.shape[2:])
     shape = tf.shape(weights)
-    w = tf.reshape(weights, tf.stack([shape[0], shape[1], features]))
+    # in units of the largest w and of the radius, as powers of two: no square underflows
+    w, of_weights = in_own_units(tf.reshape(weights, tf.stack([shape[0], shape[1], features])))
+    of_weights = of_weights[..., 0]
+    of_radius = norms.power_of_two(radius)[:, None]
     t = tf.reshape(box * tf.ones_like(weights[:, 0]), tf.stack([shape[0], 1, features]))
-    radius = radius[:, None]
-    tiny = tf.constant(TINY, w.dtype)
-    length = tf.sqrt(tf.reduce_sum(w * w, axis=2))
-    best = tf.minimum(tf.reduce_sum(w * t, axis=2), length * radius)
+    t = t / of_radius[..., None]
+    radius = radius[:, None] / of_radius
+    length = tf.sqrt(dot(w, w))
+    best = tf.minimum(tf.linalg.matmul(w, t, transpose_b=True)[..., 0], length * radius)
     if gram is not None:
-        square = tf.reduce_sum(tf.linalg.matmul(w, gram.absolute) * w, axis=2)
-        best = tf.minimum(best, tf.sqrt(square) * gram.l2[:, None])
-    multiplier = length / tf.maximum(radius, tiny)
+        square = dot(tf.linalg.matmul(w, gram.absolute), w)
+        # one sum for each row of the matrix, and one over the rows
+        root = rounded_up(tf.sqrt(square), features + 8)
+        best = tf.minimum(best, root * gram.scale * (gram.l2[:, None] / of_radius))
+    multiplier = length / tf.maximum(radius, TINY)
     for _ in range(DUAL_STEPS):
-        m = tf.maximum(multiplier, tiny)
-        maximiser = tf.minimum(t, w / m[:, :, None])
-        # sum_i w_i t_i - m t_i^2 / 2, as a product to avoid cancellation
-        value = tf.reduce_sum(maximiser * (w - m[:, :, None] * maximiser / 2), axis=2)
+        m = tf.maximum(multiplier, TINY)
+        maximiser = tf.minimum(t, w / m[..., None])
+        # sum_i w_i t_i - m t_i^2 / 2; the second sum is at most half of the first
+        value = dot(maximiser, w) - m / 2 * dot(maximiser, maximiser)
         best = tf.minimum(best, value + m * radius * radius / 2)
-        at_face = tf.cast(w >= m[:, :, None] * t, w.dtype)
-        remaining = radius * radius - tf.reduce_sum(at_face * t * t, axis=2)
-        free = tf.reduce_sum((1 - at_face) * w * w, axis=2)
+        face = tf.where(w >= m[..., None] * t, t, 0.0)
+        rest = tf.where(w >= m[..., None] * t, 0.0, w)
+        remaining = radius * radius - dot(face, face)
         # m^2 = sum over i not in F of w_i^2 / (radius^2 - sum over F of box_i^2)
-        multiplier = tf.sqrt(free / tf.maximum(remaining, 1e-6 * radius * radius + tiny))
-    return best
+        free = dot(rest, rest) / tf.maximum(remaining, 1e-6 * radius * radius + TINY)
+        multiplier = tf.sqrt(free)
+    return rounded_up(best, 3 * features + 16) * of_weights * of_radius
