@@ -14,7 +14,7 @@ CODE = [
 ]
 # from the ground up; a room imports from its own floor or from below
 FLOORS = (
-    ("arguments", "errors", "files", "lazy", "norms"),
+    ("arguments", "errors", "files", "interrupts", "lazy", "member_process", "norms"),
     ("layers",),
     ("distribution",),
     ("classifier", "data"),

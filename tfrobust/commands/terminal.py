@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tfrobust.errors import InputError, MissingFileError, TfrobustError, TfrobustWarning
+from tfrobust.interrupts import Terminated, sigterm_interrupts
 
 __all__ = ["concerning", "existing_file", "existing_folder", "run", "show"]
 
 # 128 + the number of the signal, as in shells
-_INTERRUPTED, _CLOSED_PIPE = 130, 141
+_INTERRUPTED, _CLOSED_PIPE, _TERMINATED = 130, 141, 143
 
 
 def run(main: Callable[[], None]) -> None:
@@ -25,19 +26,23 @@ def run(main: Callable[[], None]) -> None:
     The only place where user errors are caught.
 
     Raises:
-        SystemExit: after a user error, or Ctrl-C.
+        SystemExit: after a user error, Ctrl-C, or SIGTERM.
     """
     try:
-        with _short_warnings():
+        with _short_warnings(), sigterm_interrupts():
             main()
     except BrokenPipeError:  # `tfrobust list | head` has closed its input
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(_CLOSED_PIPE)
     except (TfrobustError, OSError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        print("\ninterrupted; a run folder keeps the steps that are finished", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        print(
+            "\ninterrupted; a run folder keeps the steps that are finished, and the same command "
+            "resumes after them",
+            file=sys.stderr,
+        )
+        sys.exit(_TERMINATED if isinstance(interrupt, Terminated) else _INTERRUPTED)
 
 
 @contextlib.contextmanager
