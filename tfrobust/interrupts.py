@@ -3,36 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
-__all__ = ["Terminated", "sigterm_interrupts"]
+__all__ = ["Received", "Terminated", "interruptible"]
+
+# signals that are caught, where they have this handler
+_USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
 class Terminated(KeyboardInterrupt):
     """The process was asked to end by SIGTERM."""
 
 
+@dataclasses.dataclass
+class Received:
+    """The last signal, None where there was none."""
+
+    number: int | None = None
+
+
 @contextlib.contextmanager
-def sigterm_interrupts() -> Iterator[None]:
+def interruptible() -> Iterator[Received]:
     """In the block, SIGTERM raises `Terminated` where Ctrl-C raises KeyboardInterrupt.
 
-    Without effect outside the main thread, where Python sets no handlers, and where the surrounding
-    program handles or ignores SIGTERM.
+    What was received is noted too: raised inside a call of TensorFlow, the exception may come out
+    as another one. Without effect outside the main thread, where Python sets no handlers, and for
+    signals that the surrounding program handles or ignores.
     """
+    received = Received()
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        received.number = number
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
     in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _terminate)
+    usual = {k: h for k, h in _USUAL.items() if in_main_thread and signal.getsignal(k) is h}
+    for number in usual:
+        signal.signal(number, interrupt)
     try:
-        yield
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+        for number, handler in usual.items():
+            signal.signal(number, handler)

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tfrobust.interrupts import Terminated, sigterm_interrupts
+from tfrobust.interrupts import Terminated, interruptible
 
 __all__ = ["MemberLostError", "main", "run_member"]
 
@@ -118,11 +118,13 @@ def main() -> None:
     threading.Thread(target=_end_with_worker, daemon=True).start()
     folder = Path(sys.argv[1])
     try:
-        with sigterm_interrupts():
+        with interruptible() as received:
             try:
                 function, argument = loads((folder / "call").read_bytes())
                 outcome = dumps((function(argument), None))
             except Exception as error:  # raised again where the cohort was started
+                if received.number is not None:
+                    raise Terminated from error
                 error.add_note(f"\nOn the worker:\n\n{traceback.format_exc()}")
                 outcome = dumps((None, _portable(error)))
     except Terminated:

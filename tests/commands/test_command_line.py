@@ -129,6 +129,25 @@ def test_ctrl_c_and_sigterm_are_one_line(name, status):
     assert (done.returncode, done.stdout, done.stderr) == (status, "", INTERRUPTED)
 
 
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interrupt_that_tensorflow_turns_into_another_error(name, status, capsys):
+    """As pybind11 does where a signal comes while it makes an exception of its own."""
+
+    def main():
+        try:
+            signal.raise_signal(getattr(signal, name))
+        except KeyboardInterrupt as error:
+            raise RuntimeError("MISMATCH of original and normalized exception types") from error
+
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            run(main)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert (stop.value.code, capsys.readouterr().err) == (status, INTERRUPTED)
+
+
 def test_sigterm_is_left_to_a_program_that_handles_or_ignores_it():
     previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:

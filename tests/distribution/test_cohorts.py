@@ -21,7 +21,7 @@ from helpers.dask_cluster import DaskCluster
 from helpers.ports import refusing_address
 
 from tfrobust.distribution import SchedulerError, map_cohort
-from tfrobust.interrupts import Terminated, sigterm_interrupts
+from tfrobust.interrupts import Terminated, interruptible
 
 
 def members(folder, count=2, pause=0.0, epochs=4):
@@ -130,7 +130,7 @@ def test_an_interrupted_client_stops_its_members_and_can_resume(cluster, tmp_pat
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     try:
         expected = Terminated if number == signal.SIGTERM else KeyboardInterrupt
-        with sigterm_interrupts(), meanwhile(interrupt), pytest.raises(expected):
+        with interruptible(), meanwhile(interrupt), pytest.raises(expected):
             map_cohort(count, given, scheduler=cluster.address)
     finally:
         signal.signal(signal.SIGINT, previous)
