@@ -9,6 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
+import ctypes
 import gc
 from pathlib import Path
 
@@ -83,10 +84,14 @@ _collected_at = [0]
 
 @pytest.fixture(autouse=True)
 def _collected():
-    """Models and graphs are cycles, which would be kept: a worker grew to 2.5 GB."""
+    """Models and graphs are cycles, which would be kept: a worker grew to 2.5 GB.
+
+    Nor does the C library return by itself what large weights have taken.
+    """
     yield
     if resident() - _collected_at[0] > GROWTH:
         gc.collect()
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda padding: 0)(0)
         _collected_at[0] = resident()
 
 
