@@ -9,14 +9,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
+import ctypes
 import gc
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from hypothesis import Phase, settings
 
-# graphs that are kept make full collections long, and there is little else to collect
+# graphs that are kept make full collections long: they take place as memory grows, see `_collected`
 gc.set_threshold(10_000, 50, 50)
 # the first example of a network is traced, which takes longer than the others
 settings.register_profile("tfrobust", deadline=None, print_blob=True)
@@ -64,6 +66,39 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _seeded():
     keras.utils.set_random_seed(0)
+
+
+def resident():
+    """Bytes of memory of this process; 0 where the system does not tell."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+    except FileNotFoundError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+# bytes by which a process may grow before models that no test holds any longer are looked for
+GROWTH = 150 * 2**20
+_collected_at = [0]
+
+
+@pytest.fixture(autouse=True)
+def _collected():
+    """Models and graphs are cycles, which would be kept: a worker grew to 2.5 GB.
+
+    Nor does the C library return by itself what large weights have taken.
+    """
+    yield
+    if resident() - _collected_at[0] > GROWTH:
+        gc.collect()
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda padding: 0)(0)
+        _collected_at[0] = resident()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_keras_state_of_other_files():
+    yield
+    keras.backend.clear_session()
 
 
 @pytest.fixture

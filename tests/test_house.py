@@ -14,7 +14,7 @@ CODE = [
 ]
 # from the ground up; a room imports from its own floor or from below
 FLOORS = (
-    ("arguments", "errors", "files", "lazy", "locks", "norms"),
+    ("arguments", "errors", "files", "interrupts", "lazy", "locks", "member_process", "norms"),
     ("layers",),
     ("distribution",),
     ("classifier", "data"),

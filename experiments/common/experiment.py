@@ -169,15 +169,10 @@ def _make(experiment: Experiment, task: Task, members: Sequence[Member], member:
 
 
 def _make_on_worker(job: _Job, members: Sequence[Member], member: Member) -> None:
-    """The same on a worker of a cluster, which reads the data once."""
-    data = _loaded(job.experiment.load, job.settings, job.preset, job.data_dir)
+    """The same in the member's process on a worker of a cluster."""
+    data = job.experiment.load(job.settings, job.preset, job.data_dir)
     with contextlib.closing(job.run()) as run:
         _make(job.experiment, job.task(run, data), members, member)
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded(load: Callable[..., Any], settings: Any, preset: str, data_dir: Path | None) -> Any:
-    return load(settings, preset, data_dir)
 
 
 def _write_page(

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import signal
 import tomllib
 from pathlib import Path
 
@@ -108,14 +110,54 @@ def test_the_version():
     assert tfrobust("--version").stdout.startswith("tfrobust ")
 
 
-def test_ctrl_c_is_one_line():
+INTERRUPTED = (
+    "\ninterrupted; a run folder keeps the steps that are finished, and the same command resumes "
+    "after them\n"
+)
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_ctrl_c_and_sigterm_are_one_line(name, status):
     code = (
         "import os, signal, time; from tfrobust.commands import run\n"
-        "run(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(9)))"
+        # ignored where the tests themselves run in the background of a shell
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+        f"run(lambda: (os.kill(os.getpid(), signal.{name}), time.sleep(9)))"
     )
     done = tfrobust(code=code)
-    assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr == "\ninterrupted; a run folder keeps the steps that are finished\n"
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", INTERRUPTED)
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interrupt_that_tensorflow_turns_into_another_error(name, status, capsys):
+    """As pybind11 does where a signal comes while it makes an exception of its own."""
+
+    def main():
+        try:
+            signal.raise_signal(getattr(signal, name))
+        except KeyboardInterrupt as error:
+            raise RuntimeError("MISMATCH of original and normalized exception types") from error
+
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            run(main)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert (stop.value.code, capsys.readouterr().err) == (status, INTERRUPTED)
+
+
+def test_sigterm_is_left_to_a_program_that_handles_or_ignores_it():
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        run(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        run(lambda: None)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def test_a_closed_pipe_is_no_error():

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from helpers.commands import usage_error
 from helpers.dask_cluster import DaskCluster
-from helpers.ports import reserved_addresses
+from helpers.ports import refusing_address
 from helpers.seals import reseal
 from helpers.small_cohort import ARGUMENTS, assert_same_cohort
 
@@ -185,9 +185,8 @@ def test_errors_that_a_user_can_mend_are_one_line(tmp_path):
 
 
 def test_errors_about_a_scheduler_are_one_line(tmp_path):
-    (address,) = reserved_addresses(1)
-    arguments = [*ARGUMENTS, "--out", str(tmp_path), "--scheduler", f"tcp://{address}"]
-    with pytest.MonkeyPatch.context() as patch:
+    with refusing_address() as address, pytest.MonkeyPatch.context() as patch:
+        arguments = [*ARGUMENTS, "--out", str(tmp_path), "--scheduler", f"tcp://{address}"]
         patch.setattr("experiments.common.experiment.TIMEOUT", 1.0)
         with pytest.raises(SystemExit) as stop:
             run(lambda: mnist.main(arguments))

@@ -1,5 +1,6 @@
 """Ports for servers whose address must be known before they start."""
 
+import contextlib
 import fcntl
 import random
 import socket
@@ -33,3 +34,11 @@ def reserved_ports(count):
 
 def reserved_addresses(count):
     return [f"127.0.0.1:{port}" for port in reserved_ports(count)]
+
+
+@contextlib.contextmanager
+def refusing_address():
+    """An address at which nothing listens, and nothing can: its port is taken."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"

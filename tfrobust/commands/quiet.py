@@ -21,7 +21,8 @@ _NOISE = (
 # the processor lacks instructions that TensorFlow was built for.
 _FILTER = """
 import os, re, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)
+for number in (signal.SIGINT, signal.SIGTERM):  # to the whole group: the end of the input ends it
+    signal.signal(number, signal.SIG_IGN)
 noise = re.compile(sys.argv[1].encode())
 for line in sys.stdin.buffer:
     if not noise.match(line):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import warnings
 import webbrowser
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from tfrobust.errors import InputError, MissingFileError, TfrobustError, TfrobustWarning
+from tfrobust.interrupts import interruptible
 
 __all__ = ["concerning", "existing_file", "existing_folder", "run", "show"]
 
-# 128 + the number of the signal, as in shells
-_INTERRUPTED, _CLOSED_PIPE = 130, 141
+# as in shells: plus the number of the signal
+_SIGNALLED = 128
+_CLOSED_PIPE = _SIGNALLED + 13
 
 
 def run(main: Callable[[], None]) -> None:
@@ -25,19 +28,25 @@ def run(main: Callable[[], None]) -> None:
     The only place where user errors are caught.
 
     Raises:
-        SystemExit: after a user error, or Ctrl-C.
+        SystemExit: after a user error, Ctrl-C, or SIGTERM.
     """
-    try:
-        with _short_warnings():
+    with _short_warnings(), interruptible() as received:
+        try:
             main()
-    except BrokenPipeError:  # `tfrobust list | head` has closed its input
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(_CLOSED_PIPE)
-    except (TfrobustError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        print("\ninterrupted; a run folder keeps the steps that are finished", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+        except BrokenPipeError:  # `tfrobust list | head` has closed its input
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(_CLOSED_PIPE)
+        except (KeyboardInterrupt, Exception) as error:
+            if received.number is not None or isinstance(error, KeyboardInterrupt):
+                print(
+                    "\ninterrupted; a run folder keeps the steps that are finished, and the same "
+                    "command resumes after them",
+                    file=sys.stderr,
+                )
+                sys.exit(_SIGNALLED + (received.number or signal.SIGINT))
+            if isinstance(error, (TfrobustError, OSError)):
+                sys.exit(f"error: {' '.join(str(error).split())}")
+            raise
 
 
 @contextlib.contextmanager

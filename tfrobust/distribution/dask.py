@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures
 import contextlib
-import random
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from tfrobust.errors import TfrobustError
-from tfrobust.locks import shared_with_members
+from tfrobust.member_process import MemberLostError, run_member
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
 __all__ = ["SchedulerError", "map_cohort"]
 
-# Keras's global state (seeds, policy, session) is shared by all threads of a process
-_ONE_MEMBER_PER_PROCESS = threading.Lock()
 _POLL_SECONDS = 2.0
 
 
@@ -41,10 +40,11 @@ def map_cohort(
     """`function(member)` for every member, in order.
 
     Without a scheduler the members run in sequence in this process; otherwise on the workers of a
-    running Dask scheduler, one member per worker process at a time. When a worker dies, its member
-    is sent to another one; a function that writes checkpoints to shared storage then resumes after
-    its last finished epoch. Members of one cohort share its run folder; for a folder that only one
-    process may write to, such as that of `fit`, a member waits.
+    running Dask scheduler, one member per worker at a time, each in a process of its own. When that
+    process or its worker dies, the member is started again on any worker; a function that writes
+    checkpoints to shared storage then resumes after its last finished epoch. When this call ends,
+    by an error or an interrupt, so do its members. Members of one cohort share its run folder; for
+    a folder that only one process may write to, such as that of `fit`, a member waits.
 
     Args:
         function: importable on the workers, or small enough to be pickled; returns plain data and
@@ -55,43 +55,40 @@ def map_cohort(
         timeout: seconds to wait for the scheduler's answer, and for a worker, at the start and
             when all workers have died. The same limit holds for any other server that listens at
             the address.
-        lost_workers: how often a member is sent to another worker before the cohort fails.
+        lost_workers: how often a member is started again before the cohort fails.
 
     Returns:
         the results, in the order of the members.
 
     Raises:
-        SchedulerError: no scheduler at that address, or it died; no worker for `timeout` seconds;
-            or one member's workers died more than `lost_workers` times.
+        SchedulerError: no scheduler at that address, or it died or does not answer; no worker for
+            `timeout` seconds; or one member's process or worker died more than `lost_workers`
+            times.
         Exception: as raised by `function`, once all members have ended; what other members wrote to
             storage is kept.
     """
     members = list(members)
     if scheduler is None:
         return [function(member) for member in members]
-    from distributed import CancelledError
-    from distributed.scheduler import KilledWorker
-
-    with _connected(scheduler, timeout) as client:
+    with _quiet_dask(), _connected(scheduler, timeout) as client:
         client.run_on_scheduler(_set_allowed_failures, lost_workers)
-        futures = [client.submit(_run_member, function, member, pure=False) for member in members]
-        try:
-            _wait_for_all(client, futures, timeout)
-            return client.gather(futures)
-        except KilledWorker as error:
-            member = next(m for m, f in zip(members, futures, strict=True) if f.key == error.task)
-            raise SchedulerError(
-                f"{lost_workers + 1} workers were lost with the same member, {member!r} ({error}). "
-                "Look at the workers' logs: out of memory is the usual cause. Finished members are "
-                "kept."
-            ) from error
-        except CancelledError as error:  # Dask cancels all futures when the connection closes
-            raise SchedulerError(
-                f"lost the connection to the scheduler at {scheduler}. Finished members are kept: "
-                "start the scheduler and its workers again, then the same command."
-            ) from error
-        finally:
-            client.cancel(futures)
+        return _run_all(client, function, members, scheduler, timeout, lost_workers)
+
+
+@contextlib.contextmanager
+def _quiet_dask() -> Iterator[None]:
+    """Without Dask's tracebacks on stderr in this process: errors say what they tell."""
+    import distributed  # adds its handlers
+
+    handlers = logging.getLogger(distributed.__name__).handlers
+    levels = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for handler, level in zip(handlers, levels, strict=True):
+            handler.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -152,29 +149,80 @@ def _in_time(function: Callable[[], Any], timeout: float) -> Any:
     return result.result(timeout + 1)
 
 
-def _wait_for_all(client: Client, futures: list[Future], timeout: float) -> None:
-    """Return once every member has a result or an error.
+def _run_all(
+    client: Client,
+    function: Callable[[Any], Any],
+    members: Sequence[Any],
+    address: str,
+    timeout: float,
+    lost_workers: int,
+) -> list[Any]:
+    """Results of all members, each of which is started again when its process is lost."""
+    from distributed import CancelledError
+    from distributed.protocol.pickle import dumps, loads
+    from distributed.scheduler import KilledWorker
+
+    def submit(place: int) -> Future:
+        return client.submit(run_member, dumps((function, members[place])), pure=False)
+
+    def lost_too_often(place: int, error: Exception) -> SchedulerError:
+        return SchedulerError(
+            f"{lost_workers + 1} processes or workers were lost with the same member, "
+            f"{members[place]!r} ({error}). Look at the workers' logs: out of memory is the usual "
+            "cause. Finished members are kept."
+        )
+
+    running = {submit(place): place for place in range(len(members))}
+    outcomes: dict[int, tuple[Any, Exception | None]] = {}
+    losses: collections.Counter[int] = collections.Counter()
+    try:
+        with tqdm(total=len(members), desc="cohort", unit="model", disable=None) as bar:
+            while running:
+                for future in _next_finished(client, running, timeout):
+                    place = running.pop(future)
+                    try:
+                        outcomes[place] = loads(future.result())
+                        bar.update()
+                    except KilledWorker as error:
+                        raise lost_too_often(place, error) from error
+                    except MemberLostError as error:
+                        losses[place] += 1
+                        if losses[place] > lost_workers:
+                            raise lost_too_often(place, error) from error
+                        running[submit(place)] = place
+    except CancelledError as error:  # Dask cancels all futures when the connection closes
+        raise SchedulerError(
+            f"lost the connection to the scheduler at {address}. Finished members are kept: "
+            "start the scheduler and its workers again, then the same command."
+        ) from error
+    finally:
+        client.cancel(list(running))
+    for place in range(len(members)):
+        if (error := outcomes[place][1]) is not None:
+            raise error
+    return [outcomes[place][0] for place in range(len(members))]
+
+
+def _next_finished(client: Client, running: dict[Future, int], timeout: float) -> set[Future]:
+    """Wait until some of the members have a result or an error.
 
     Raises:
         SchedulerError: no worker, or no answer of the scheduler, for `timeout` seconds.
     """
     from distributed import wait
 
-    pending, last_worker_seen = set(futures), time.monotonic()
-    with tqdm(total=len(futures), desc="cohort", unit="model", disable=None) as bar:
-        while pending:
-            with contextlib.suppress(TimeoutError):
-                finished = wait(pending, timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED").done
-                pending -= finished
-                bar.update(len(finished))
-            if not pending or _has_workers(client, timeout):
-                last_worker_seen = time.monotonic()
-            elif time.monotonic() - last_worker_seen > timeout:
-                raise SchedulerError(
-                    f"all workers died, and no new one connected within {timeout:g} s: "
-                    f"{len(pending)} members are unfinished. Look at the workers' logs, start "
-                    "workers again and then run the same command. Finished members are kept."
-                )
+    last_worker_seen = time.monotonic()
+    while True:
+        with contextlib.suppress(TimeoutError):
+            return wait(list(running), timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED").done
+        if _has_workers(client, timeout):
+            last_worker_seen = time.monotonic()
+        elif time.monotonic() - last_worker_seen > timeout:
+            raise SchedulerError(
+                f"all workers died, and no new one connected within {timeout:g} s: "
+                f"{len(running)} members are unfinished. Look at the workers' logs, start "
+                "workers again and then run the same command. Finished members are kept."
+            )
 
 
 def _has_workers(client: Client, timeout: float) -> bool:
@@ -182,45 +230,12 @@ def _has_workers(client: Client, timeout: float) -> bool:
         identity = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=timeout)
     except TimeoutError as error:
         raise SchedulerError(
-            f"the scheduler has not answered for {timeout:g} s. Finished members are kept."
+            f"the scheduler has not answered for {timeout:g} s. Finished members are kept: look at "
+            "its log and its machine, then run the same command."
         ) from error
     except OSError:  # a closed connection, which the futures report
         return False
     return bool(identity["workers"])
-
-
-def _run_member(function: Callable[[Any], Any], member: Any) -> Any:
-    with _ONE_MEMBER_PER_PROCESS, _private_random_generator(), shared_with_members():
-        return function(member)
-
-
-@contextlib.contextmanager
-def _private_random_generator() -> Iterator[None]:
-    """Give the functions of Python's `random` a separate generator in this thread.
-
-    Keras draws the seeds of initializers and dropout from the module's shared generator, and Dask's
-    threads draw from it when they measure a new worker's disk and network: interleaved draws would
-    change a seeded network.
-    """
-    thread, generator = threading.get_ident(), random.Random()
-    shared = {
-        name: function
-        for name, function in vars(random).items()
-        if isinstance(getattr(function, "__self__", None), random.Random)
-    }
-
-    def dispatch(name: str) -> Callable[..., Any]:
-        def draw(*args: Any, **kwargs: Any) -> Any:
-            private = threading.get_ident() == thread
-            return (getattr(generator, name) if private else shared[name])(*args, **kwargs)
-
-        return draw
-
-    vars(random).update({name: dispatch(name) for name in shared})
-    try:
-        yield
-    finally:
-        vars(random).update(shared)
 
 
 def _set_allowed_failures(count: int, dask_scheduler: Any = None) -> None:

@@ -15,7 +15,9 @@ import dataclasses
 import faulthandler
 import json
 import os
+import signal
 import sys
+import threading
 from typing import Literal
 
 import tensorflow as tf
@@ -89,6 +91,15 @@ def _multi_worker(cluster: _Cluster, timeout: float) -> tf.distribute.Strategy:
     finally:
         if watched:
             faulthandler.cancel_dump_traceback_later()
+        _restore_sigterm()
+
+
+def _restore_sigterm() -> None:
+    """TensorFlow's service of workers catches SIGTERM for itself, and training would ignore it."""
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGTERM)  # Python's, which has not changed
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _cluster() -> _Cluster | None:
