@@ -22,8 +22,8 @@ layers = keras.layers
 class Holder(layers.Layer):
     """A user's layer with an attribute."""
 
-    def __init__(self, held=None):
-        super().__init__()
+    def __init__(self, held=None, **kwargs):
+        super().__init__(**kwargs)
         self.held = held
 
     def call(self, inputs):
@@ -287,7 +287,10 @@ OF_LAYERS = {
     "epsilon": (lambda: model_with(layers.BatchNormalization()), at(0, "epsilon", 1.0)),
     "max_value": (lambda: model_with(layers.ReLU(6.0)), at(0, "max_value", 1.0)),
     "alpha": (lambda: model_with(layers.ELU()), at(0, "alpha", 2.0)),
-    "scale": (lambda: model_with(layers.Rescaling(np.ones(4))), lambda m: m.layers[0].scale.fill(2)),
+    "scale": (
+        lambda: model_with(layers.Rescaling(np.ones(4))),
+        lambda m: m.layers[0].scale.fill(2),
+    ),
     "activation": (model_with, at(0, "activation", keras.activations.tanh)),
     "class": (
         lambda: model_with(Holder()),
@@ -370,6 +373,7 @@ def test_the_epsilon_of_keras_is_seen():
     keras.config.set_epsilon(0.5)
     try:
         assert before != ModelState(model)
+        assert before.after_tracing(ModelState(model)) != ModelState(model)
     finally:
         keras.config.set_epsilon(epsilon)
     assert before == ModelState(model)
@@ -484,8 +488,12 @@ def test_only_what_users_code_notes_is_taken_over(build, change, is_taken_over):
 
 
 def test_another_layer_or_constant_is_not_taken_over():
-    build, change = OF_LAYERS["layer"]
-    kept, current = traced(build(), change)
+    def replace_by_an_equal_one(model):
+        model.pop()
+        model.add(Holder(name="last"))
+
+    model = keras.Sequential([keras.Input((4,)), Holder(name="last")])
+    kept, current = traced(model, replace_by_an_equal_one)
     assert kept != current
     constant = np.ones(4)
     inputs = keras.Input((4,))

@@ -94,7 +94,9 @@ def in_chunks(function: Callable[[np.ndarray], Any], rows: np.ndarray) -> tuple[
     parts = [
         function(rows[start : start + _PROBE_ROWS]) for start in range(0, len(rows), _PROBE_ROWS)
     ]
-    return tuple(np.concatenate([_double(part) for part in each]) for each in zip(*parts, strict=True))
+    return tuple(
+        np.concatenate([_double(part) for part in each]) for each in zip(*parts, strict=True)
+    )
 
 
 def other_batch(rows: np.ndarray) -> np.ndarray:

@@ -106,7 +106,9 @@ def call_constants(layers: list[keras.layers.Layer]) -> list[tuple[keras.Operati
         for each call with such arguments, or of an operation of `keras.ops`: the operation, and
         the arguments.
     """
-    graphs = [layer._functional if isinstance(layer, keras.Sequential) else layer for layer in layers]
+    graphs = [
+        layer._functional if isinstance(layer, keras.Sequential) else layer for layer in layers
+    ]
     calls = []
     for graph in graphs:
         levels = graph._nodes_by_depth.values() if isinstance(graph, FUNCTIONAL) else ()

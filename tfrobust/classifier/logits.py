@@ -272,7 +272,8 @@ def _copy_of(operation: Any) -> Any:
     """The same layer, without an activation, or operation, for a place in another graph."""
     if isinstance(operation, keras.layers.Layer):
         return WithoutActivation(operation, name=f"{operation.name}_logits")
-    return type(operation).from_config(operation.get_config())
+    name = f"{operation.name}_logits"
+    return type(operation).from_config({**operation.get_config(), "name": name})
 
 
 def _keras_kind(layer: Any) -> str:

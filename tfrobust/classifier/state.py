@@ -192,7 +192,9 @@ class _Reader:
 
     def _container(self, value: Any, seen: set[int]) -> Any:
         kind = type(value)
-        items = [item for pair in value.items() for item in pair] if isinstance(value, dict) else value
+        items = (
+            [item for pair in value.items() for item in pair] if isinstance(value, dict) else value
+        )
         if len(value) > _LONGEST and all(isinstance(item, (*_PLAIN, float)) for item in items):
             tokens: Any = _digest(repr(list(items)).encode())
         else:

@@ -41,6 +41,7 @@ class TracedModel(keras.Model):
         super().__init__(name=f"{classifier.name}_logits", dtype=classifier.dtype_policy)
         self.reference = weakref.ref(classifier)
         if not weakly:
+            # TensorFlow notes on the model, once, that it is part of another one
             self.classifier = classifier
         self.strip = strip
         self.traced = tf.function(self.logits, autograph=False, reduce_retracing=True)
@@ -101,16 +102,20 @@ def ends_in_softmax(model: keras.Model, x: Any) -> tuple[bool, int]:
     is_softmax = []
 
     @tf.function(autograph=False)
-    def trace(inputs: tf.Tensor) -> tf.Tensor:
+    def trace(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         outputs = call_model(model, inputs)
         logits = softmax_input(outputs)
         is_softmax.append(logits is not None)
-        return logits if is_softmax[-1] else outputs
+        return (logits if is_softmax[-1] else outputs), outputs
 
-    logits = trace.get_concrete_function(batch)(batch)  # calling it would warn of retracing
+    # calling it would warn of retracing
+    logits, outputs = trace.get_concrete_function(batch)(batch)
     if not is_softmax[-1]:
         raise hidden_softmax(model)
-    check_view(model, logits, values, stripped=True)
+    check_view(model, logits, outputs, stripped=True, shared=True)
+    # the same eagerly, unless the model is random, which `Classifier.check` refuses to evaluate
+    if np.array_equal(values, np.asarray(call_model(model, batch))):
+        check_view(model, logits, values, stripped=True)
     return True, values.shape[1]
 
 
