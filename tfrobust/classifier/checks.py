@@ -127,10 +127,7 @@ def check_view(
     expected = _softmax(logits) if stripped else logits
     largest = np.abs(logits).max()
     rounding = 2e-2 if computes_in_half(model) else 1e-5 if shared else 1e-4
-    if stripped:
-        tolerance = min(rounding + 1e-6 * largest, 2e-2)
-    else:
-        tolerance = rounding * largest
+    tolerance = min(rounding + 1e-6 * largest, 2e-2) if stripped else rounding * largest
     error = np.abs(expected - outputs).max()
     if error <= tolerance:
         return

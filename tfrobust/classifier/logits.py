@@ -1,8 +1,8 @@
 """The logits view of any Keras classifier: the same weights without the final softmax.
 
 Margins, gradients and bounds are statements about logits. A view shares the classifier's
-variables, so that training one trains both. No layer of the classifier is modified, nor do its
-layers refer to views: a graph of layers is traversed back to its softmax and rebuilt without it; any
+variables, so that training one trains both. No layer of the classifier is modified, and none
+refers to a view: a graph of layers is traversed back to its softmax and rebuilt without it; any
 other model is traced, and the traced graph is traversed back to TensorFlow's softmax operation.
 """
 
@@ -115,8 +115,8 @@ def logits_model(model: keras.Model, x: Any = None) -> keras.Model:
     model that already returns logits is returned unchanged, and so is a graph of layers that ends
     in `tfrobust.layers.SoftmaxAsLogits`, whose probabilities are taken for logits. Where a softmax
     was left out, softmax(logits) is compared with the model's output, at `x` or at random inputs.
-    The model and its layers are left as they are, whatever is done with the view; a Sequential model
-    without an input is built for the shape of `x`.
+    The model and its layers are left as they are, whatever is done with the view; only a Sequential
+    model without an input is built, for the shape of `x`.
 
     Args:
         model: classifier with output (batch, classes): Sequential, Functional or subclassed.
@@ -237,8 +237,8 @@ def _without_nested_softmax(output: Any, model: keras.Model, x: Any) -> Any:
     tensors = graph_inputs(nested, arguments) if is_graph(nested) else inputs
     if tensors is None or len(tensors) != 1:
         raise NotLogitsError(
-            f"{model.name} ends in the model {nested.name}, which is not called with one tensor for "
-            "its one input: end in layers instead, or in a model of one input"
+            f"{model.name} ends in the model {nested.name}, which is not called with one tensor "
+            "for its one input: end in layers instead, or in a model of one input"
         )
     nested_x = None if x is None else _values_at(tensors[0], model, x)
     view = logits_model(nested, nested_x)

@@ -155,7 +155,7 @@ class _Reader:
         return tokens
 
     def call(self, operation: Any, constants: list[Any]) -> tuple[Any, ...]:
-        """A call inside a graph: what it was given besides tensors, and the operation's settings."""
+        """A call in a graph: what it was given besides tensors, and the operation's settings."""
         settings = [] if isinstance(operation, keras.layers.Layer) else self.settings(operation)
         values = [self.token(value, set()) for value in constants]
         return _Identity(operation), type(operation), settings, values
