@@ -12,6 +12,7 @@ import weakref
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfrobust.classifier import predict_logits, producer
 from tfrobust.classifier.state import ModelState, _Identity
@@ -444,6 +445,8 @@ def test_bookkeeping_of_keras_is_no_change(tmp_path):
     model.evaluate(x, np.zeros((8, 3)), verbose=0)
     model.predict(x, verbose=0)
     model.save(tmp_path / "model.keras")
+    tf.train.Checkpoint(model=model).save(str(tmp_path / "checkpoint"))
+    assert any(name.startswith("_self_update") for name in vars(inner))  # TensorFlow's
     keras.Model(model.inputs, model.outputs)(x)
     layers.Dense(2)(model.layers[0].output)
     assert before == ModelState(model)
