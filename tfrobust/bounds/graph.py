@@ -11,6 +11,7 @@ import keras
 
 from tfrobust.classifier import (
     WithoutActivation,
+    graph_inputs,
     is_graph,
     logits_model,
     producer,
@@ -102,19 +103,15 @@ def graph_steps(model: keras.Model, x: Any = None) -> tuple[Step, ...]:
         if id(tensor) in step_of:
             return step_of[id(tensor)]
         operation, tensors, arguments, output_index = producer(tensor)
-        inputs = [traverse(source, step_of) for source in tensors]
         if isinstance(operation, keras.Model):
-            if not is_graph(operation):
-                raise UnsupportedLayerError(
-                    f"the nested model {operation.name} is subclassed and cannot be traversed: "
-                    "make it Sequential or Functional"
-                )
-            _check_input(operation)
+            sources = _nested_inputs(operation, arguments)
+            indices = [traverse(source, step_of) for source in sources]
             # a separate scope: the same model may be called again on other tensors
-            scope = {id(t): index for t, index in zip(operation.inputs, inputs, strict=True)}
+            scope = {id(t): index for t, index in zip(operation.inputs, indices, strict=True)}
             result = traverse(operation.outputs[output_index], scope)
         else:
             _check_call(operation, arguments)
+            inputs = [traverse(source, step_of) for source in tensors]
             result = _append(steps, operation, tuple(inputs), tensors, tensor)
         kept_alive.append(tensor)
         step_of[id(tensor)] = result
@@ -152,8 +149,9 @@ def _append(
     output: Any,
 ) -> int:
     """Append the steps of one layer; returns the index of its result."""
-    bare = isinstance(operation, WithoutActivation)
-    layer = operation.layer if bare else operation
+    view = isinstance(operation, WithoutActivation)
+    layer = operation.layer if view else operation
+    bare = view and getattr(layer, "activation", None) is not None
     shapes = tuple(_sizes(operation.name, tensor.shape) for tensor in tensors)
     if isinstance(layer, keras.layers.InputLayer):
         return inputs[0] if inputs else INPUT
@@ -166,6 +164,24 @@ def _append(
     return len(steps) - 1
 
 
+def _nested_inputs(model: keras.Model, arguments: Any) -> list[Any]:
+    """The tensors that a nested model was called with, in the order of its inputs."""
+    if not is_graph(model):
+        raise UnsupportedLayerError(
+            f"the nested model {model.name} is subclassed and cannot be traversed: make it "
+            "Sequential or Functional"
+        )
+    _check_input(model)
+    tensors = graph_inputs(model, arguments)
+    if tensors is None:
+        raise UnsupportedLayerError(
+            f"the nested model {model.name} was called with tensors that do not correspond to its "
+            "inputs one to one: call it with exactly its inputs, in shapes that they have"
+        )
+    _check_call(model, arguments, tensors)
+    return tensors
+
+
 def _check_input(model: keras.Model) -> None:
     """Refuse an input type to which Keras would round: steps do not cast their input."""
     for tensor in model.inputs:
@@ -176,27 +192,35 @@ def _check_input(model: keras.Model) -> None:
             )
 
 
-def _check_call(operation: Any, arguments: Any) -> None:
-    """Refuse a call with more than input tensors: steps pass nothing else to a layer."""
+def _check_call(operation: Any, arguments: Any, inputs: list[Any] | None = None) -> None:
+    """Refuse a call with more than input tensors: steps pass nothing else to a layer.
+
+    `inputs`: the tensors that the call's first argument may hold in any structure; else it is one
+    tensor, or a list of them.
+    """
     if not isinstance(operation, keras.layers.Layer):
         return
-    first, *others = arguments.args or (None,)
-    keywords = dict(arguments.kwargs)
-    # Keras records the default too, which is False or None for its own layers
-    if keywords.pop("training", False) and type(operation).__module__.startswith("keras."):
+    kind = type(operation)
+    positional, keywords = list(arguments.args), dict(arguments.kwargs)
+    # Keras records the default too, which is False or None for its own layers and for models
+    own = kind.__module__.startswith("keras.") or isinstance(operation, keras.Model)
+    if keywords.pop("training", False) and own:
         raise UnsupportedLayerError(
-            f"layer {operation.name!r} ({type(operation).__name__}) was called with training=True: "
+            f"layer {operation.name!r} ({kind.__name__}) was called with training=True: "
             "bounds are those of the network in inference mode"
         )
-    if len(arguments.args) == 0 and keywords:  # the inputs by name
-        keywords.pop(next(iter(keywords)))
-    extra = [value for value in (*others, *keywords.values()) if value is not None]
-    constants = isinstance(first, (list, tuple)) and not all(
-        isinstance(value, keras.KerasTensor) for value in first
+    # the inputs by name
+    first = positional.pop(0) if positional else keywords.pop(next(iter(keywords), ""), None)
+    # a mask of a list of inputs is a list
+    extra = [value for value in keras.tree.flatten((positional, keywords)) if value is not None]
+    constants = (
+        inputs is None
+        and isinstance(first, (list, tuple))
+        and not all(isinstance(value, keras.KerasTensor) for value in first)
     )
     if extra or constants:
         raise UnsupportedLayerError(
-            f"layer {operation.name!r} ({type(operation).__name__}) was called with more than its "
+            f"layer {operation.name!r} ({kind.__name__}) was called with more than its "
             "input tensors (one, or a list of them): bounds do not support such arguments"
         )
 

@@ -18,6 +18,7 @@ from tfrobust.classifier.inputs import as_images, as_labels, in_batches, model_i
 from tfrobust.classifier.keras_internals import (
     all_layers,
     exact_batch_statistics,
+    graph_inputs,
     local_variable,
     producer,
     replaced_method,
@@ -40,6 +41,7 @@ __all__ = [
     "classes_of",
     "exact_batch_statistics",
     "gradients_at",
+    "graph_inputs",
     "in_batches",
     "is_graph",
     "jacobian",

@@ -11,10 +11,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.classifier.checks import (
+    check_rows_apart,
+    check_view,
+    checked_rows,
+    in_chunks,
+    other_batch,
+)
 from tfrobust.classifier.inputs import model_input_shape
 from tfrobust.classifier.keras_internals import single_precision
 from tfrobust.classifier.logits import views
 from tfrobust.classifier.state import ModelState
+from tfrobust.classifier.traced import TracedModel, call_model
 from tfrobust.distribution import is_mirrored, run_sharded
 from tfrobust.errors import InputTypeError
 
@@ -35,7 +43,7 @@ class Classifier:
     """
 
     @classmethod
-    def of(cls, model: keras.Model, x: Any = None) -> Classifier:
+    def of(cls, model: keras.Model, x: Any = None, *, check: bool = True) -> Classifier:
         """The classifier of a model, cached.
 
         It is the same object as long as the model computes the same function of its variables;
@@ -45,11 +53,13 @@ class Classifier:
 
         Args:
             model: any Keras classifier.
-            x: a few inputs (batch, ...), needed only where the model declares no input shape.
+            x: the inputs (batch, ...) that are to be evaluated, on which the logits are compared
+                with the model (see `check`). Needed where the model declares no input shape.
+            check: False for an x that only tells the shape.
 
         Raises:
             TypeError: not a Keras model.
-            NotLogitsError: the model has no logits to give.
+            NotLogitsError: the model has no logits to give, or not for these inputs.
         """
         if not isinstance(model, keras.Model):
             raise InputTypeError(f"expected a keras.Model, got {type(model).__name__}")
@@ -57,16 +67,43 @@ class Classifier:
             classifier = _CLASSIFIERS.get(model)
             if classifier is None or classifier.state != ModelState(model):
                 classifier = _CLASSIFIERS[model] = cls(model, x)
-            return classifier
+        if check and x is not None:
+            classifier.check(model, x)
+        return classifier
 
     def __init__(self, model: keras.Model, x: Any = None):
-        self.logits, self.outputs, self.classes = views(model, x)
+        found = views(model, x)
+        self.logits, self.outputs, self.classes = found.logits, found.outputs, found.classes
+        self._stripped, self._rebuilt = found.stripped, found.rebuilt
         shape = model_input_shape(model)
         self.input_shape = np.shape(x)[1:] if shape is None else shape
         self.state = ModelState(model)
         self._model = weakref.ref(model)
         self._functions: dict[Any, _Compiled] = {}
         self._lock = threading.RLock()
+        compare = _comparison(self._model, self.logits)
+        self._compare = _Compiled(compare, 0, self._lock, self._traced)
+        self._rows_are_apart = False
+
+    def check(self, model: keras.Model, x: Any) -> None:
+        """Compare the logits with what the model itself returns, on up to 16 of the examples x.
+
+        Compared are softmax(logits), where a softmax was left out, or else the logits: two forward
+        passes over these examples in every call, whatever the number of examples. Once per object
+        also: whether an example's logits depend on the other examples in its batch.
+
+        Raises:
+            NotLogitsError: they differ by more than rounding.
+        """
+        if self._rows_are_apart and not self._rebuilt:
+            return  # the logits are computed by calling the model
+        rows = checked_rows(x)
+        outputs, logits = in_chunks(self._compare, rows)
+        if not self._rows_are_apart:
+            _, others = in_chunks(self._compare, other_batch(rows))
+            check_rows_apart(model, logits, others)
+            self._rows_are_apart = True
+        check_view(model, logits, outputs, stripped=self._stripped)
 
     def compiled(
         self,
@@ -113,6 +150,8 @@ class Classifier:
         key = build, options, batched_args
         with self._lock:
             if key not in self._functions:
+                if isinstance(view, TracedModel):
+                    view.viewed()  # a model that is gone cannot be compiled
                 if "<" in getattr(build, "__qualname__", "<"):
                     raise InputTypeError(f"{build!r} is no function of a module")
                 function = build(view, *options)
@@ -124,6 +163,18 @@ class Classifier:
         model = self._model()
         if model is not None:
             self.state = self.state.after_tracing(ModelState(model))
+
+
+def _comparison(
+    model: weakref.ref[keras.Model], logits: keras.Model
+) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """What the model, as users call it, and the view of its logits return."""
+
+    def run(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        (outputs,) = keras.tree.flatten(call_model(model(), rows))
+        return outputs, logits(rows, training=False)
+
+    return run
 
 
 def values_of(view: keras.Model, *_: Hashable) -> Callable[[tf.Tensor], tf.Tensor]:

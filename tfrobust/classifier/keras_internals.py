@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,7 +21,10 @@ __all__ = [
     "FUNCTIONAL",
     "Producer",
     "all_layers",
+    "applied",
+    "call_constants",
     "exact_batch_statistics",
+    "graph_inputs",
     "local_variable",
     "producer",
     "replaced_method",
@@ -53,6 +57,70 @@ def producer(tensor: Any) -> Producer:
     operation, node_index, tensor_index = tensor._keras_history
     node = operation._inbound_nodes[node_index]
     return Producer(operation, node.input_tensors, node.arguments, tensor_index)
+
+
+def applied(operation: keras.Operation, tensor: Any) -> Any:
+    """The symbolic result of a new operation on a tensor of a user's graph.
+
+    Keras notes every such call on the layer whose result the tensor is, for good; nothing reads
+    these notes, and they are removed here. The operation must not be the user's.
+    """
+    result = operation(tensor)
+    tensor._keras_history.operation._outbound_nodes.remove(operation._inbound_nodes[-1])
+    return result
+
+
+def graph_inputs(model: keras.Model, arguments: Any) -> list[Any] | None:
+    """The symbolic tensors with which a graph of layers was called, in the order of its inputs.
+
+    As Keras maps them: a dictionary by the names of the inputs, nested structures in order. None
+    where Keras would do more than hand tensors on: where it drops some, or changes their rank.
+
+    Args:
+        model: Sequential or Functional.
+        arguments: of the call, from `producer`.
+    """
+    given = arguments.args[0] if arguments.args else arguments.kwargs.get("inputs")
+    functional = model._functional if isinstance(model, keras.Sequential) else model
+    declared = functional._inputs_struct
+    if isinstance(given, dict) and not isinstance(declared, dict):
+        given = [given[tensor.name] for tensor in functional.inputs]
+    elif isinstance(given, dict) and set(given) != set(declared):
+        return None
+    tensors = keras.tree.flatten(given)
+    if len(tensors) != len(functional.inputs):
+        return None
+    for tensor, expected in zip(tensors, functional.inputs, strict=True):
+        if not isinstance(tensor, keras.KerasTensor) or len(tensor.shape) != len(expected.shape):
+            return None
+    return tensors
+
+
+def call_constants(layers: list[keras.layers.Layer]) -> list[tuple[keras.Operation, list[Any]]]:
+    """What the calls inside graphs were given besides tensors: an array, a mask, a factor.
+
+    Args:
+        layers: all layers of a model, the graphs among them.
+
+    Returns:
+        for each call with such arguments, or of an operation of `keras.ops`: the operation, and
+        the arguments.
+    """
+    graphs = [
+        layer._functional if isinstance(layer, keras.Sequential) else layer for layer in layers
+    ]
+    calls = []
+    for graph in graphs:
+        levels = graph._nodes_by_depth.values() if isinstance(graph, FUNCTIONAL) else ()
+        for node in itertools.chain(*levels):
+            constants = [
+                value
+                for value in node.arguments._flat_arguments
+                if value is not None and not isinstance(value, keras.KerasTensor)
+            ]
+            if constants or not isinstance(node.operation, keras.layers.Layer):
+                calls.append((node.operation, constants))
+    return calls
 
 
 def takes_training(layer: keras.layers.Layer) -> bool:
@@ -157,6 +225,8 @@ def single_precision() -> Iterator[None]:
 
     def is_half(layer: keras.layers.Layer) -> bool:
         policy = layer._dtype_policy
+        if isinstance(policy, keras.dtype_policies.DTypePolicyMap) and layer.path:
+            policy = policy[layer.path]
         return policy.compute_dtype in _HALF and policy.quantization_mode is None
 
     def dtype_policy(original: Callable[..., Any], layer: keras.layers.Layer) -> Any:

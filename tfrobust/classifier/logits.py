@@ -1,15 +1,15 @@
 """The logits view of any Keras classifier: the same weights without the final softmax.
 
 Margins, gradients and bounds are statements about logits. A view shares the classifier's
-variables, so that training one trains both. No layer of the classifier is modified: a graph of
-layers is traversed back to its softmax and rebuilt without it; any other model is traced, and the
-traced graph is traversed back to TensorFlow's softmax operation.
+variables, so that training one trains both. No layer of the classifier is modified, and none
+refers to a view: a graph of layers is traversed back to its softmax and rebuilt without it; any
+other model is traced, and the traced graph is traversed back to TensorFlow's softmax operation.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -20,13 +20,15 @@ from tfrobust.classifier.checks import (
     NotLogitsError,
     check_logits,
     check_output_shape,
-    check_softmax,
+    check_view,
     has_fixed_shape,
     probe_batch,
 )
 from tfrobust.classifier.inputs import model_input_shape
 from tfrobust.classifier.keras_internals import (
     FUNCTIONAL,
+    applied,
+    graph_inputs,
     producer,
     takes_training,
     with_attributes,
@@ -35,7 +37,7 @@ from tfrobust.classifier.traced import TracedModel, ends_in_softmax
 from tfrobust.errors import InputTypeError
 from tfrobust.layers import SoftmaxAsLogits
 
-__all__ = ["NotLogitsError", "WithoutActivation", "is_graph", "logits_model", "views"]
+__all__ = ["NotLogitsError", "Views", "WithoutActivation", "is_graph", "logits_model", "views"]
 
 # these only reshape: a softmax before them can be dropped, and they are applied to its input
 _RESHAPING = ("Flatten", "Reshape", "Dropout", "Identity", "Squeeze")
@@ -50,9 +52,26 @@ _VIEWS: weakref.WeakSet[keras.Model] = weakref.WeakSet()
 _GRAPHS = (keras.Sequential, FUNCTIONAL)
 
 
+class Views(NamedTuple):
+    """Models that share a classifier's weights, and what is known of them."""
+
+    logits: keras.Model
+    outputs: keras.Model
+    """Of the classifier's own output: with its softmax."""
+    classes: int
+    stripped: bool
+    """Whether a softmax was left out, so that softmax(logits) is the output."""
+    rebuilt: bool
+    """Whether the logits are computed in another way than by calling the classifier."""
+
+
 @keras.saving.register_keras_serializable("tfrobust")
 class WithoutActivation(keras.layers.Layer):
-    """A built layer without its activation, sharing its variables and its dtype policy."""
+    """A built layer without its activation, sharing its variables and its dtype policy.
+
+    A layer that has none computes what it did: a second place in a graph that the layer itself
+    takes no notice of.
+    """
 
     def __init__(self, layer: keras.layers.Layer, **kwargs: Any):
         kwargs.setdefault("dtype", layer.dtype_policy)
@@ -96,6 +115,8 @@ def logits_model(model: keras.Model, x: Any = None) -> keras.Model:
     model that already returns logits is returned unchanged, and so is a graph of layers that ends
     in `tfrobust.layers.SoftmaxAsLogits`, whose probabilities are taken for logits. Where a softmax
     was left out, softmax(logits) is compared with the model's output, at `x` or at random inputs.
+    The model and its layers are left as they are, whatever is done with the view; only a Sequential
+    model without an input is built, for the shape of `x`.
 
     Args:
         model: classifier with output (batch, classes): Sequential, Functional or subclassed.
@@ -117,22 +138,23 @@ def logits_model(model: keras.Model, x: Any = None) -> keras.Model:
     return TracedModel(model, strip=True, weakly=False) if strip else model
 
 
-def views(model: keras.Model, x: Any = None) -> tuple[keras.Model, keras.Model, int]:
-    """Models of `model`'s logits and of its own output, and the number of classes.
+def views(model: keras.Model, x: Any = None) -> Views:
+    """Models of `model`'s logits and of its own output.
 
     Neither view keeps `model` alive. Arguments and errors are those of `logits_model`.
     """
     if _buildable(model, x):
-        logits = _submodel(model, _graph_logits(model, x), "_logits")
+        tensor = _graph_logits(model, x)
+        logits = _submodel(model, tensor, "_logits")
         _VIEWS.add(logits)
         outputs = _submodel(model, model.outputs[0], "_outputs")
         classes = logits.outputs[0].shape[-1]
         if classes is None:
             classes = logits(probe_batch(model, x)[:1], training=False).shape[-1]
-        return logits, outputs, int(classes)
+        return Views(logits, outputs, int(classes), tensor is not model.outputs[0], rebuilt=True)
     strip, classes = ends_in_softmax(model, x)
     logits, outputs = (TracedModel(model, strip=cut, weakly=True) for cut in (strip, False))
-    return logits, outputs, classes
+    return Views(logits, outputs, classes, strip, rebuilt=strip)
 
 
 def _buildable(model: Any, x: Any) -> bool:
@@ -164,7 +186,7 @@ def _graph_logits(model: keras.Model, x: Any) -> Any:
     if logits is not model.outputs[0] and (x is not None or has_fixed_shape(model)):
         both = keras.Model(model.inputs[0], [logits, model.outputs[0]], name="both")
         values = both(probe_batch(model, x), training=False)
-        check_softmax(model, *values)
+        check_view(model, *values, stripped=True, shared=True)
     return logits
 
 
@@ -180,19 +202,21 @@ def _without_softmax(output: Any, model: keras.Model, x: Any) -> Any:
         _check_normalised_axis(model, layer, output)
         return inputs[0]
     if isinstance(layer, keras.Model):
-        nested_x = None if x is None else _values_at(inputs[0], model, x)
-        view = logits_model(layer, nested_x)
-        return output if view is layer else view(inputs[0])
+        return _without_nested_softmax(output, model, x)
     if kind in _RESHAPING:
         source = _without_softmax(inputs[0], model, x)
-        return output if source is inputs[0] else layer(source)
+        if source is inputs[0]:
+            return output
+        _check_arguments(model, layer, inputs, arguments)
+        return applied(_copy_of(layer), source)
     if isinstance(layer, (WithoutActivation, SoftmaxAsLogits)):
         return output
     if _is_softmax(activation):
         _check_normalised_axis(model, layer, output)
         if not kind:  # a user's class: `_graph_logits` compares values, so inputs are needed
             probe_batch(model, x)
-        return WithoutActivation(layer, name=f"{layer.name}_logits")(inputs[0])
+        _check_arguments(model, layer, inputs, arguments)
+        return applied(_copy_of(layer), inputs[0])
     if kind in _NOT_LOGITS or activation not in (None, keras.activations.linear):
         name = getattr(activation, "__name__", kind or type(layer).__name__)
         raise NotLogitsError(
@@ -205,6 +229,51 @@ def _without_softmax(output: Any, model: keras.Model, x: Any) -> Any:
         values = np.asarray(model(probe_batch(model, x), training=False))
         check_logits(model, values)
     return output
+
+
+def _without_nested_softmax(output: Any, model: keras.Model, x: Any) -> Any:
+    """The same, where `output` is that of a model inside `model`."""
+    nested, inputs, arguments, _ = producer(output)
+    tensors = graph_inputs(nested, arguments) if is_graph(nested) else inputs
+    if tensors is None or len(tensors) != 1:
+        raise NotLogitsError(
+            f"{model.name} ends in the model {nested.name}, which is not called with one tensor "
+            "for its one input: end in layers instead, or in a model of one input"
+        )
+    nested_x = None if x is None else _values_at(tensors[0], model, x)
+    view = logits_model(nested, nested_x)
+    if view is nested:
+        return output
+    if not is_graph(nested):  # in a dictionary, say, of which its `call` takes what it needs
+        _check_arguments(model, nested, inputs, arguments, plain=True)
+    _check_arguments(model, nested, tensors, arguments)
+    return applied(view, tensors[0])
+
+
+def _check_arguments(
+    model: keras.Model, layer: Any, inputs: list[Any], arguments: Any, *, plain: bool = False
+) -> None:
+    """Refuse to leave a softmax out of a layer that is called with more than its input.
+
+    Keras notes as an argument also a mask that comes with the input. `training` is no matter:
+    views set it, for all layers.
+    """
+    keywords = {name: value for name, value in arguments.kwargs.items() if name != "training"}
+    given = (*arguments.args, *keywords.values())
+    values = given if plain else keras.tree.flatten(given)
+    if any(value is not None and value is not inputs[0] for value in values):
+        raise NotLogitsError(
+            f"{model.name} ends in a softmax, and layer {layer.name!r} there is called with more "
+            "than its input, a mask for instance. " + ADVICE
+        )
+
+
+def _copy_of(operation: Any) -> Any:
+    """The same layer, without an activation, or operation, for a place in another graph."""
+    if isinstance(operation, keras.layers.Layer):
+        return WithoutActivation(operation, name=f"{operation.name}_logits")
+    name = f"{operation.name}_logits"
+    return type(operation).from_config({**operation.get_config(), "name": name})
 
 
 def _keras_kind(layer: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import collections
 import decimal
 import fractions
 import functools
@@ -13,19 +15,22 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfrobust.classifier.keras_internals import all_layers
+from tfrobust.classifier.keras_internals import all_layers, call_constants
 
 __all__ = ["ModelState"]
 
-_PLAIN = (bool, int, str, type(None), bytes, complex)
-_BY_TEXT = (bytearray, slice, range, set, frozenset, fractions.Fraction, decimal.Decimal)
-# objects of these packages are compared by identity: variables, tensors, layers, activations
+_PLAIN = (bool, int, str, type(None), bytes)
+_BY_TEXT = (float, complex, bytearray, array.array, slice, range, set, frozenset)
+_BY_TEXT += (fractions.Fraction, decimal.Decimal)
+_SEQUENCES = (list, tuple, collections.deque)
+# objects of these packages are compared by identity: variables, tensors, activations
 _BY_IDENTITY = ("keras", "tensorflow")
-# longer lists and dictionaries are compared by a digest of their text
+# longer lists and dictionaries of plain values are compared by a digest of their text
 _LONGEST = 1000
 # objects inside one attribute beyond which they are compared by identity
 _MOST_OBJECTS = 500
-# attributes that change when a layer is built, called or loaded, not what it computes
+# attributes that change when a layer is built, called or loaded, not what it computes; `_own`
+# reads those of them that are settings
 _OF_LAYERS = frozenset(
     {
         *vars(keras.layers.Layer(name="bookkeeping")),
@@ -73,23 +78,24 @@ class ModelState:
     """The settings of every layer and the identity of every variable at one moment.
 
     Values of variables are not part of it: compiled functions read them when they run. All
-    attributes of every layer count, so that no list of settings has to be maintained: numbers,
-    strings, arrays and the attributes of users' objects by value, what belongs to Keras and
-    TensorFlow (activations, tensors, layers) by identity. Not seen are changes of classes and of
-    global variables. The model is not kept alive.
+    attributes of every layer count, so that no list of settings has to be maintained, and so do
+    the constants of a graph's operations and calls: numbers, strings, arrays and the attributes of
+    users' objects by value, what belongs to Keras and TensorFlow (activations, tensors) by
+    identity. Not seen are changes of classes and of global variables. The model is not kept alive.
     """
 
     def __init__(self, model: keras.Model):
-        self.layers = [
-            (_Identity(layer), type(layer), _settings(layer)) for layer in all_layers(model)
-        ]
+        layers = all_layers(model)
+        reader = _Reader(layers)
+        self.layers = [(_Identity(each), type(each), reader.settings(each)) for each in layers]
+        self.calls = [reader.call(*call) for call in call_constants(layers)]
         self.variables = [_Identity(variable) for variable in model.variables]
+        self.epsilon = keras.config.epsilon()  # normalisation layers read it when they are traced
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, ModelState)
-            and self.layers == other.layers
-            and self.variables == other.variables
+        return isinstance(other, ModelState) and all(
+            getattr(self, part) == getattr(other, part)
+            for part in ("layers", "calls", "variables", "epsilon")
         )
 
     __hash__ = None
@@ -97,20 +103,20 @@ class ModelState:
     def after_tracing(self, current: ModelState) -> ModelState:
         """This state with the changes of tracing: what users' layers and functions note in `call`.
 
-        Keras's layers set no attributes in `call`: that they have others has another cause, and is
-        not taken over.
+        Keras's layers set no attributes in `call`, and nothing changes classes or the constants of
+        a graph there: that they are others has another cause, and is not taken over.
         """
         if len(self.layers) != len(current.layers):
             return self
         kept = []
         for before, after in zip(self.layers, current.layers, strict=True):
-            if before[0] != after[0]:
+            if before[:2] != after[:2]:
                 kept.append(before)
             elif after[1].__module__.split(".")[0] == "keras":
                 kept.append((*before[:2], _noted_in_users_objects(before[2], after[2])))
             else:
                 kept.append(after)
-        current.layers = kept
+        current.layers, current.calls, current.epsilon = kept, self.calls, self.epsilon
         return current
 
 
@@ -130,57 +136,105 @@ def _noted_in_users_objects(before: _Tokens, after: _Tokens) -> _Tokens:
     ]
 
 
-def _settings(layer: keras.layers.Layer) -> _Tokens:
-    from_keras = _package(layer) == "keras"
-    ignored = _OF_MODELS if isinstance(layer, keras.Model) else _OF_LAYERS
-    tokens: _Tokens = [("dtype_policy", layer.dtype_policy.name)]
-    for name, value in list(vars(layer).items()):
-        if name in ignored or name.startswith("_self_") or (from_keras and name[0] == "_"):
-            continue
-        tokens.append((name, value if isinstance(value, _PLAIN) else _token(value, set())))
-    return tokens
+class _Reader:
+    """Turns values into tokens: equal for equal values only; they keep no objects alive."""
+
+    def __init__(self, layers: list[keras.layers.Layer]):
+        # their settings are read once, so that an attribute which refers to one is its identity
+        self._layers = {id(layer) for layer in layers}
+
+    def settings(self, operation: Any, seen: set[int] | None = None) -> _Tokens:
+        """Names and values of the attributes of a layer, or of an operation of `keras.ops`."""
+        from_keras = _package(operation) == "keras"
+        ignored = _OF_MODELS if isinstance(operation, keras.Model) else _OF_LAYERS
+        tokens = _own(operation)
+        for name, value in list(vars(operation).items()):
+            if name in ignored or name.startswith("_self_") or (from_keras and name[0] == "_"):
+                continue
+            tokens.append((name, self.token(value, set() if seen is None else seen)))
+        return tokens
+
+    def call(self, operation: Any, constants: list[Any]) -> tuple[Any, ...]:
+        """A call in a graph: what it was given besides tensors, and the operation's settings."""
+        settings = [] if isinstance(operation, keras.layers.Layer) else self.settings(operation)
+        values = [self.token(value, set()) for value in constants]
+        return _Identity(operation), type(operation), settings, values
+
+    def token(self, value: Any, seen: set[int]) -> Any:
+        """`seen`: objects whose contents are read already."""
+        kind = type(value)
+        if isinstance(value, _PLAIN):
+            return kind, value
+        if isinstance(value, np.ndarray):
+            return self._array(value, seen)
+        if isinstance(value, np.generic):
+            return kind, value.dtype.str, value.tobytes()
+        if isinstance(value, _BY_TEXT):
+            return kind, repr(value)  # NaN equals NaN, and 0.0 is not -0.0
+        if id(value) in seen or len(seen) > _MOST_OBJECTS:
+            return _Identity(value)
+        seen.add(id(value))
+        if isinstance(value, (*_SEQUENCES, dict)):
+            return self._container(value, seen)
+        if isinstance(value, keras.layers.Layer):
+            return self._layer(value, seen)
+        if _package(value) in _BY_IDENTITY or isinstance(value, (type, types.ModuleType)):
+            return _Identity(value)
+        return _Identity(value), kind, self._contents(value, seen)
+
+    def _array(self, value: np.ndarray, seen: set[int]) -> Any:
+        kind, shape, dtype = type(value), value.shape, value.dtype
+        further = () if kind is np.ndarray else self._contents(value, seen)  # a mask
+        if dtype.hasobject:
+            return kind, shape, [self.token(item, seen) for item in value.ravel()], further
+        data = np.ascontiguousarray(value.view(np.int64) if dtype.kind in "mM" else value)
+        return kind, shape, dtype.str, _digest(data.data), further
+
+    def _container(self, value: Any, seen: set[int]) -> Any:
+        kind = type(value)
+        items = (
+            [item for pair in value.items() for item in pair] if isinstance(value, dict) else value
+        )
+        if len(value) > _LONGEST and all(isinstance(item, (*_PLAIN, float)) for item in items):
+            tokens: Any = _digest(repr(list(items)).encode())
+        else:
+            tokens = [self.token(item, seen) for item in items]
+        own = kind.__module__ not in ("builtins", "collections") and _package(value) != "keras"
+        return kind, len(value), tokens, self._contents(value, seen) if own else ()
+
+    def _layer(self, layer: keras.layers.Layer, seen: set[int]) -> Any:
+        """A layer; also one that Keras does not know of, inside a function or a plain object."""
+        if id(layer) in self._layers:
+            return _Identity(layer)
+        variables = [_Identity(variable) for variable in layer.variables]
+        return _Identity(layer), type(layer), self.settings(layer, seen), variables
+
+    def _contents(self, value: Any, seen: set[int]) -> tuple[Any, ...]:
+        """Of a user's object or function: attributes, defaults, and variables it closes over."""
+        parts = dict(getattr(value, "__dict__", None) or {})
+        for cls in type(value).__mro__:
+            slots = vars(cls).get("__slots__", ())
+            names = (slots,) if isinstance(slots, str) else slots
+            parts |= {name: getattr(value, name, None) for name in names if name[:2] != "__"}
+        if isinstance(value, types.FunctionType):
+            parts |= {"defaults": value.__defaults__, "keywords": value.__kwdefaults__}
+            parts |= {"closure": [_cell(cell) for cell in value.__closure__ or ()]}
+            parts |= {"code": value.__code__}
+        elif isinstance(value, types.MethodType):
+            parts = {"function": value.__func__, "object": value.__self__}
+        elif isinstance(value, functools.partial):
+            parts = {"function": value.func, "args": value.args, "keywords": value.keywords}
+        return tuple((name, self.token(part, seen)) for name, part in parts.items())
 
 
-def _token(value: Any, seen: set[int]) -> Any:
-    """Equal for equal values only; keeps no objects alive. `seen`: objects it is inside of."""
-    if isinstance(value, _PLAIN):
-        return value
-    if isinstance(value, float):
-        return value if value == value else "nan"
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        return value.shape, value.dtype.str, _digest(np.ascontiguousarray(value).data)
-    if isinstance(value, np.generic):
-        return value.dtype.str, value.tobytes()
-    if isinstance(value, _BY_TEXT):
-        return type(value), repr(value)
-    if id(value) in seen or len(seen) > _MOST_OBJECTS:
-        return _Identity(value)
-    seen.add(id(value))
-    if isinstance(value, (list, tuple, dict)):
-        if len(value) > _LONGEST:
-            return len(value), _digest(repr(value).encode())
-        items = value.items() if isinstance(value, dict) else value
-        return tuple(_token(item, seen) for item in items)
-    if _package(value) in _BY_IDENTITY or isinstance(value, (type, types.ModuleType)):
-        return _Identity(value)
-    return _Identity(value), type(value), _contents(value, seen)
-
-
-def _contents(value: Any, seen: set[int]) -> tuple[Any, ...]:
-    """Of a user's object or function: attributes, defaults, and the variables it closes over."""
-    parts = dict(getattr(value, "__dict__", None) or {})
-    for cls in type(value).__mro__:
-        slots = vars(cls).get("__slots__", ())
-        names = (slots,) if isinstance(slots, str) else slots
-        parts |= {name: getattr(value, name, None) for name in names if name[:2] != "__"}
-    if isinstance(value, types.FunctionType):
-        parts |= {"defaults": value.__defaults__, "keywords": value.__kwdefaults__}
-        parts["closure"] = [_cell(cell) for cell in value.__closure__ or ()]
-    elif isinstance(value, types.MethodType):
-        parts = {"function": value.__func__, "object": value.__self__}
-    elif isinstance(value, functools.partial):
-        parts = {"function": value.func, "args": value.args, "keywords": value.keywords}
-    return tuple((name, _token(part, seen)) for name, part in parts.items())
+def _own(operation: Any) -> _Tokens:
+    """Settings that Keras keeps among a layer's bookkeeping."""
+    if not isinstance(operation, keras.layers.Layer):
+        return []
+    # the policy that holds for this layer, which a map of policies has by the layer's path
+    precision = operation.compute_dtype, operation.variable_dtype, operation.quantization_mode
+    flags = operation.trainable, operation.autocast, operation.supports_masking
+    return [("precision", (operation.dtype_policy.name, *precision)), ("flags", flags)]
 
 
 def _cell(cell: Any) -> Any:

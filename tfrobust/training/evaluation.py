@@ -35,7 +35,8 @@ def evaluate(
     """
     data = as_stream(model, x if labels is None else (x, labels), "x")
 
-    run = Classifier.of(model, np.zeros((1, *data.input_shape))).compiled(_losses_and_hits)
+    shape = np.zeros((1, *data.input_shape))
+    run = Classifier.of(model, shape, check=False).compiled(_losses_and_hits)
     sums = np.zeros(3)
     with data.errors():
         for batch in data.evaluation_batches(
