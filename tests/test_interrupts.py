@@ -63,21 +63,21 @@ class Settings:
     seed: int = 0
 
 
-def test_a_step_leaves_all_or_nothing(tmp_path):
+def test_a_step_leaves_all_or_nothing(tmp_path, monkeypatch):
     run = Run(tmp_path, Settings())
     run.json_step("first.json", lambda: 1)
 
-    class Slow:
-        """Written in the middle of the signal."""
-
-        def to_parquet(self, path, index):
-            path.write_bytes(b"half")
-            signal.raise_signal(signal.SIGTERM)
-
-    with interruptible(), pytest.raises(Terminated):
-        run.frame_step("second.parquet", Slow)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.json", "run.json"]
     table = pd.DataFrame({"a": [1]})
+
+    def half(frame, path, **_):
+        """Written in the middle of the signal."""
+        path.write_bytes(b"half")
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, interruptible(), pytest.raises(Terminated):
+        patch.setattr(pd.DataFrame, "to_parquet", half)
+        run.frame_step("second.parquet", lambda: table)
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["first.json", "run.json"]
     pd.testing.assert_frame_equal(run.frame_step("second.parquet", lambda: table), table)
 
 
