@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test slow lint bench break docs clean
+.PHONY: demo test slow lint bench break faults docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m experiments.etmann2019.mnist --preset demo --open
@@ -24,6 +24,9 @@ bench: $(VENV)/installed
 
 break: $(VENV)/installed
 	$(BIN)/python -m benchmarks.soundness
+
+faults: $(VENV)/installed
+	$(BIN)/python -m benchmarks.failures
 
 docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --requirement requirements-docs.txt

@@ -45,7 +45,7 @@ from tfrobust.locks import FolderInUseError
 from tfrobust.report import Results, Run
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tensorflow", "tfrobust.training", "benchmarks.failures"])
+_SERVER.set_forkserver_preload(["tensorflow", "tfrobust.training"])
 EPOCHS = 4
 # exit statuses besides 1
 IN_USE, RAW = 3, 4
@@ -175,7 +175,7 @@ def kills(seed: int, folder: Path, expected: dict[str, np.ndarray], tally: Tally
     rng = np.random.default_rng(seed)
     for _ in range(50):
         process = _start(folder)
-        process.join(float(rng.exponential(6.0)))
+        process.join(float(rng.exponential(2.0)))
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
             process.join()
@@ -248,7 +248,7 @@ def damaged_files(seed: int, folder: Path, expected: dict[str, np.ndarray], tall
             same = _equal(before, after)
             tally.counts[kind]["read as it was" if same else "taken silently"] += 1
             if not same and kind not in UNCHECKED:
-                (folder / f"damaged-{name}").write_bytes(path.read_bytes())
+                (folder / f"damaged-{path.name}").write_bytes(path.read_bytes())
                 tally.violated(f"damaged_files-{seed}: {kind} taken silently")
         path.write_bytes(whole)
 
@@ -297,7 +297,7 @@ def _formats(folder: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
     return {
         "keras": ("model.keras", whole_model),
         "weights": ("model.weights.h5", weights),
-        "run.json": ("run/run.json", lambda: results().record),
+        "run.json": ("run/run.json", lambda: results().record["settings"]),
         "parquet": ("run/table.parquet", lambda: results().read_frame("table.parquet").to_numpy()),
         "npz": ("run/arrays.npz", lambda: results().read_arrays("arrays.npz")["x"]),
         "json": ("run/result.json", lambda: results().read_json("result.json")),
