@@ -35,7 +35,8 @@ from tfrobust.files import writable_folder
 
 # share of the certified radius within which attacks search, and beyond which they should succeed
 INSIDE, BEYOND = 0.9999, 1.05
-IMAGES, STEPS, RESTARTS, DIMENSIONS = 100, 25, 3, 8
+IMAGES, STEPS, RESTARTS = 100, 25, 3
+DIRECTIONS = (1, 8, 64)
 # relative: of an operator norm found in double precision, of a ratio found in single precision
 NORM_ROUNDING, RATIO_ROUNDING = 3e-7, 1e-3
 
@@ -236,7 +237,7 @@ def try_sketches(seed: int, tally: Tally, out: Path) -> None:
     x = rng.normal(size=(IMAGES, size)).astype(np.float32)
     ratios, rounding = _ratios(model, x)
     nearest = (ratios * (1 + rounding)).min(axis=1)
-    for directions in (1, DIMENSIONS, 64):
+    for directions in DIRECTIONS:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = measure(model, x, search="sketch", directions=directions, seed=seed)

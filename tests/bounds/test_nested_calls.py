@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers.nets import Masking
 
 from tfrobust import measure, minimal
 from tfrobust.bounds import UnsupportedLayerError, graph_steps, register_rule, robustness
@@ -114,23 +115,11 @@ def test_nested_models_that_are_called_with_training(layer, activation, end):
             robustness(model, x)
 
 
-class Masked(layers.Layer):
-    def __init__(self):
-        super().__init__()
-        self.supports_masking = True
-
-    def call(self, x):
-        return x * 1.0
-
-    def compute_mask(self, x, mask=None):
-        return keras.ops.greater(x, 0)
-
-
 def test_masks_are_refused():
-    register_rule(Masked)(lambda layer, shape: 1.0)
+    register_rule(Masking)(lambda layer, shape: 1.0)
     start = keras.Input((4,))
     nested = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
-    masked = keras.Model(start, nested(Masked()(start)))
+    masked = keras.Model(start, nested(Masking(below=0)(start)))
     with pytest.raises(UnsupportedLayerError, match="called with more than its input tensors"):
         robustness(masked, inputs())
     # a list without a mask is none

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.nets import Masking
 
 from tfrobust import measure, minimal
 from tfrobust.bounds import robustness
@@ -350,18 +351,6 @@ def test_recurrent_layers_with_a_softmax_are_refused(layer, message):
             use(model, x)
 
 
-class Masking(layers.Layer):
-    def __init__(self):
-        super().__init__()
-        self.supports_masking = True
-
-    def call(self, x):
-        return x * 1.0
-
-    def compute_mask(self, x, mask=None):
-        return keras.ops.greater(x, -1e9)  # of random inputs nothing is masked
-
-
 class Inverted(layers.Layer):
     """Keeps a mask, and has a softmax to leave out."""
 
@@ -385,7 +374,7 @@ class Inverted(layers.Layer):
     ],
 )
 def test_a_mask_that_comes_with_the_input_is_seen(end, message):
-    model = model_ending_in(layers.Dense(CLASSES), Masking(), end())
+    model = model_ending_in(layers.Dense(CLASSES), Masking(below=-1e9), end())
     with pytest.raises(NotLogitsError, match=message):
         logits_model(model, inputs())
 

@@ -21,6 +21,21 @@ class CountsTraces(layers.Layer):
         return inputs
 
 
+class Masking(layers.Layer):
+    """Returns its inputs, with a mask of those below a number."""
+
+    def __init__(self, below):
+        super().__init__()
+        self.supports_masking = True
+        self.below = below
+
+    def call(self, x):
+        return x * 1.0
+
+    def compute_mask(self, x, mask=None):
+        return keras.ops.greater(x, self.below)
+
+
 @contextlib.contextmanager
 def double_precision():
     """Layers made in the block compute in double precision, and keep such weights."""
