@@ -152,6 +152,7 @@ def test_user_errors_are_caught_in_one_place(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ExceptHandler) and node.type is not None:
             names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
+            names |= {n.attr for n in ast.walk(node.type) if isinstance(n, ast.Attribute)}
             assert not names & {"TfrobustError", "InputError"}, f"line {node.lineno}"
 
 

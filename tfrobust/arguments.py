@@ -16,11 +16,14 @@ __all__ = [
     "as_pixels",
     "as_positive",
     "as_range",
+    "as_seed",
     "check_pixels",
 ]
 
 # float rounding that is clipped away, relative to the width of the value range
 PIXEL_ROUNDING = 1e-6
+# seeds of NumPy's old generators, which Keras seeds too, are below
+_SEEDS = 2**32
 
 
 def as_range(value_range: Any) -> tuple[float, float]:
@@ -76,6 +79,18 @@ def as_count(name: str, value: Any, least: int) -> int:
     if not math.isfinite(number) or number != int(number) or number < least:
         raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
     return int(number)
+
+
+def as_seed(name: str, value: Any) -> int:
+    """`value` as a seed that NumPy, Keras and TensorFlow take: a whole number from 0 to 2^32 - 1.
+
+    Raises:
+        InputError: anything else; `name` is the argument's, for the message.
+    """
+    seed = as_count(name, value, 0)
+    if seed >= _SEEDS:
+        raise InputError(f"{name} must be below 2^32, got {value!r}")
+    return seed
 
 
 def as_positive(name: str, value: Any) -> float:

@@ -82,7 +82,7 @@ class Benchmark:
             epsilon: default: the benchmark's.
         """
         epsilon = self.epsilon if epsilon is None else epsilon
-        return float(np.mean(self.correct & (self.distance > epsilon)))
+        return float(np.mean(self.correct & (self.distance > np.float64(epsilon))))
 
     def certified_accuracy(self, epsilon: float | None = None) -> float:
         """Share of all examples that are provably classified correctly in the whole ball.
@@ -95,7 +95,7 @@ class Benchmark:
         if self.uncertified is not None:
             return math.nan
         epsilon = self.epsilon if epsilon is None else epsilon
-        return float(np.mean(self.correct & (self.certified_radius > epsilon)))
+        return float(np.mean(self.correct & (self.certified_radius > np.float64(epsilon))))
 
     @property
     def violations(self) -> int:

@@ -18,7 +18,17 @@ from typing import Annotated, Any
 
 from tfrobust.errors import InputError
 
-__all__ = ["DISTINCT", "Count", "Index", "NotNegative", "Positive", "at_least", "check", "option"]
+__all__ = [
+    "DISTINCT",
+    "Count",
+    "Index",
+    "NotNegative",
+    "Positive",
+    "Seed",
+    "at_least",
+    "check",
+    "option",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +54,21 @@ def _not_negative(value: float) -> str | None:
 
 
 def _distinct(values: tuple[Any, ...]) -> str | None:
-    shown = [value if isinstance(value, str) else f"{value:g}" for value in values]
+    shown = [f"{each:g}" if isinstance(each, int | float) else str(each) for each in values]
     repeated = sorted({value for value in shown if shown.count(value) > 1})
     if repeated:
         return f"holds {', '.join(repeated)} more than once"
     return None if shown else "needs at least one value"
 
 
+def _seed(value: int) -> str | None:
+    accepted = 0 <= value < 2**32
+    return None if accepted else f"must be from 0 to 2^32 - 1, got {value}"
+
+
 Count = Annotated[int, at_least(1)]
 Index = Annotated[int, at_least(0)]
+Seed = Annotated[int, Rule(_seed)]
 Positive = Annotated[float, Rule(_positive)]
 NotNegative = Annotated[float, Rule(_not_negative)]
 DISTINCT = Rule(_distinct)

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 import reference_models
-from experiments.common.checks import DISTINCT, Count, Index, NotNegative, Positive, at_least
+from experiments.common.checks import DISTINCT, Count, Index, NotNegative, Positive, Seed, at_least
 from experiments.common.experiment import execute
 from experiments.etmann2019 import published
 from experiments.etmann2019.study import Study, Training, attacks_of, define
@@ -103,7 +103,7 @@ class Settings:
     """Initial constant of the attack."""
     evaluation_batch: Count = 32
     """Images per call in measuring and attacking."""
-    seed: Index = 0
+    seed: Seed = 0
     """Of weights, augmentation, the order of examples and the choice of evaluated images."""
     precision: Precision = "float32"
     """Of training; measured in float32."""

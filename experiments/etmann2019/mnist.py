@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import reference_models
-from experiments.common.checks import DISTINCT, Count, Index, NotNegative, Positive
+from experiments.common.checks import DISTINCT, Count, NotNegative, Positive, Seed
 from experiments.common.experiment import execute
 from experiments.etmann2019 import published
 from experiments.etmann2019.study import Study, Training, attacks_of, define
@@ -69,7 +69,7 @@ class Settings:
     """Initial constant of the attack."""
     evaluation_batch: Count = 500
     """Images per call in measuring and attacking."""
-    seed: Index = 0
+    seed: Seed = 0
     """Of weights, dropout and the order of examples; the same for every classifier."""
     precision: Precision = "float32"
     """Of training: "float32", "mixed_bfloat16" or "mixed_float16"; measured in float32."""

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 import reference_models
-from experiments.common.checks import Count, Index, NotNegative, Positive
+from experiments.common.checks import Count, NotNegative, Positive, Seed
 from experiments.common.experiment import Task
 from experiments.common.members import Member
 from experiments.common.train import load_model, train_or_load
@@ -93,7 +93,7 @@ class TrainingSettings:
     """The l2 gradient is divided by no less, as in the released code; 0: no underflow."""
     precision: Precision = "float32"
     """Of training."""
-    seed: Index = 0
+    seed: Seed = 0
     """Of weights and the order of examples."""
 
     @property

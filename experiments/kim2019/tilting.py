@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 import reference_models
-from experiments.common.checks import DISTINCT, Count, Index, NotNegative, Positive
+from experiments.common.checks import DISTINCT, Count, NotNegative, Positive, Seed
 from experiments.common.experiment import Experiment, Task, execute
 from experiments.common.members import Member, Progress, grid
 from experiments.common.page import Drawing, Report, Table
@@ -42,7 +42,7 @@ class Settings:
 
     adversaries: Annotated[tuple[Annotated[str, ADVERSARY], ...], DISTINCT] = tuple(LEVELS)
     """Of training: standard, weak and strong."""
-    seeds: Annotated[tuple[Index, ...], DISTINCT] = (0, 1, 2, 3, 4)
+    seeds: Annotated[tuple[Seed, ...], DISTINCT] = (0, 1, 2, 3, 4)
     """Of points, weights and the order of examples."""
     points: Count = 3000
     """Per class."""

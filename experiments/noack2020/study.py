@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 import reference_models
-from experiments.common.checks import Count, Index, NotNegative, Positive, Rule
+from experiments.common.checks import Count, NotNegative, Positive, Rule, Seed
 from experiments.common.experiment import Task
 from experiments.common.train import load_model, save_model, train_or_load
 from experiments.noack2020.rows import Row, threat_model
@@ -128,7 +128,7 @@ class TrainingSettings:
     steps."""
     precision: Precision = "float32"
     """Of training."""
-    seeds: tuple[Index, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     """Of weights, dropout and the order of examples."""
 
     def step_size(self, name: str) -> float | None:

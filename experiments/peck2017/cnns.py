@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 import reference_models
-from experiments.common.checks import Count, Index, Positive
+from experiments.common.checks import Count, Index, Positive, Seed
 from experiments.common.experiment import Task, execute
 from experiments.common.members import Member, Progress
 from experiments.common.page import Drawing, Report, Table
@@ -60,7 +60,7 @@ class Settings:
     """Of training."""
     carlini_wagner_steps: Index = 100
     """Of each search; 0 leaves the attack out."""
-    seed: Index = 0
+    seed: Seed = 0
     """Of weights, dropout and the order of examples."""
 
 

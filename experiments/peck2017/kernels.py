@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import reference_models
-from experiments.common.checks import DISTINCT, Count, Index, Positive
+from experiments.common.checks import DISTINCT, Count, Positive, Seed
 from experiments.common.experiment import Task, execute
 from experiments.common.members import Member, Progress, grid
 from experiments.common.page import Drawing, Report, Table
@@ -48,7 +48,7 @@ class Settings:
     """The first so many test images."""
     batch_size: Count = 64
     """Of training."""
-    seed: Index = 0
+    seed: Seed = 0
     """Of weights and the order of examples."""
 
 

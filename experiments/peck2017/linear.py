@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 import reference_models
-from experiments.common.checks import DISTINCT, Count, Index, at_least
+from experiments.common.checks import DISTINCT, Count, Seed, at_least
 from experiments.common.claims import judged
 from experiments.common.experiment import Task, execute
 from experiments.common.members import Progress, grid
@@ -34,7 +34,7 @@ class Settings:
     """Numbers of classes; every pair with `features` is one classifier."""
     inputs: Count = 100
     """Random inputs of each classifier."""
-    seed: Index = 0
+    seed: Seed = 0
     """Of weights and inputs."""
 
 

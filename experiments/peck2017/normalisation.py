@@ -11,7 +11,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 import reference_models
-from experiments.common.checks import DISTINCT, Count, Index
+from experiments.common.checks import DISTINCT, Count, Seed
 from experiments.common.experiment import Task, execute
 from experiments.common.members import Member, Progress, grid
 from experiments.common.page import Report, Table
@@ -37,7 +37,7 @@ class Settings:
     """The first so many test images are bounded and attacked."""
     batch_size: Count = 64
     """Of training."""
-    seeds: Annotated[tuple[Index, ...], DISTINCT] = (0,)
+    seeds: Annotated[tuple[Seed, ...], DISTINCT] = (0,)
     """Networks of each variant."""
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 import reference_models
-from experiments.common.checks import DISTINCT, Count, Index, at_least
+from experiments.common.checks import DISTINCT, Count, Seed, at_least
 from experiments.common.experiment import Task, execute
 from experiments.common.members import Progress, grid
 from experiments.common.page import Report, Table
@@ -43,7 +43,7 @@ class Settings:
     """Standard normal inputs of each network."""
     attack: SecondAttack = "deepfool"
     """A second attack beside FGS; Carlini-Wagner is coarse in a box as wide as these."""
-    seed: Index = 0
+    seed: Seed = 0
     """Of weights and inputs."""
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 import reference_models
-from experiments.common.checks import DISTINCT, Count, Index, Positive
+from experiments.common.checks import DISTINCT, Count, Positive, Seed
 from experiments.common.experiment import Experiment, Task
 from experiments.common.members import Member, Progress
 from experiments.common.page import Report, Table
@@ -68,7 +68,7 @@ Splits = dict[str, data.Dataset]
 class MLPSettings:
     """Training of the thesis's MLPs on tables, and what is done with them."""
 
-    seeds: Annotated[tuple[Index, ...], DISTINCT] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], DISTINCT] = (0, 1, 2)
     """Of weights and the order of examples: one network of each kind per seed."""
     epochs: Count
     """Of Adam, batches of 10."""

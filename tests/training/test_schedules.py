@@ -30,6 +30,13 @@ def test_plateau_waits_and_divides_again():
     np.testing.assert_allclose(rates, [1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001])
 
 
+def test_plateau_of_an_accuracy_waits_for_it_to_grow():
+    schedule = Plateau(1.0, patience=2, monitor="adversarial_accuracy")
+    accuracies = [0.1, 0.2, 0.3, 0.3, 0.29, 0.4]
+    rates = [schedule(epoch, 99, accuracies) for epoch in range(7)]
+    np.testing.assert_allclose(rates, [1, 1, 1, 1, 1, 0.1, 0.1])
+
+
 def test_plateau_takes_nan_as_no_improvement():
     assert Plateau(1.0, patience=1)(2, 9, [1.0, math.nan]) == pytest.approx(0.1)
 

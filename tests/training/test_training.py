@@ -13,6 +13,7 @@ from helpers.small_training import run_to, sgd, small_data, small_model, weights
 from tfrobust import training
 from tfrobust.objectives import CrossEntropy, DoubleBackprop, WeightDecay
 from tfrobust.training import NonFiniteLossError, SettingsChangedError, checkpoints, evaluate, fit
+from tfrobust.training.loop import Loop
 from tfrobust.training.schedules import Cosine, Plateau, StepDecay
 
 layers = keras.layers
@@ -397,3 +398,30 @@ def test_history_survives_in_the_checkpoint(tmp_path):
     _, history = run_to(tmp_path, 2)
     state, _ = checkpoints.read(checkpoints.newest(tmp_path))
     assert training.History(tuple(state["records"])) == history
+
+
+def test_a_keras_schedule_is_recorded_as_it_was_at_the_start_of_a_resumed_epoch(
+    tmp_path, monkeypatch
+):
+    def run(folder):
+        rate = keras.optimizers.schedules.ExponentialDecay(0.05, decay_steps=1, decay_rate=0.5)
+        options = {"epochs": 2, "batch_size": 30, "checkpoint_every": 2, "folder": folder}
+        optimizer = keras.optimizers.SGD(rate)
+        return fit(small_model(), small_data(), CrossEntropy(), optimizer=optimizer, **options)
+
+    advance, calls = Loop.advance, []
+
+    def killed_at_the_second_checkpoint(loop, *arguments):
+        calls.append(arguments)
+        if len(calls) == 4:  # steps 1 and 2, 3, 4, then 5 and 6
+            raise KeyboardInterrupt
+        advance(loop, *arguments)
+
+    expected = [record["learning_rate"] for record in run(tmp_path / "whole").records]
+    np.testing.assert_allclose(expected, [0.05, 0.05 / 8], rtol=1e-6)
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "advance", killed_at_the_second_checkpoint)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "killed")
+    records = run(tmp_path / "killed").records
+    assert [record["learning_rate"] for record in records] == expected

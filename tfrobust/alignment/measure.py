@@ -26,6 +26,7 @@ from tfrobust.alignment.runner_up import (
     sketch_search,
 )
 from tfrobust.alignment.sketch import DISAGREEMENT, check_sketch, derivatives_agree
+from tfrobust.arguments import as_seed
 from tfrobust.classifier import (
     CHUNK,
     Classifier,
@@ -200,7 +201,8 @@ def measure(
 
     Raises:
         ValueError: x has the wrong shape, is empty or is not finite; `search` is unknown;
-            `directions` is less than 1; `failure_probability` is not between 0 and 1.
+            `directions` is less than 1; `failure_probability` is not between 0 and 1; `seed` is not
+            a whole number from 0 to 2^32 - 1.
         NotLogitsError: the model has no logits to give.
 
     Warns:
@@ -210,6 +212,7 @@ def measure(
     if search not in ("exact", "sketch"):
         raise InputError(f'search must be "exact" or "sketch", got {search!r}')
     check_sketch(directions, failure_probability, "failure_probability")
+    seed = as_seed("seed", seed)
     x = as_images(model, x)
     classifier = Classifier.of(model, x)
     if search == "sketch" and not derivatives_agree(classifier, x[:batch_size]):

@@ -28,6 +28,7 @@ import numpy as np
 import tensorflow as tf
 from scipy import stats
 
+from tfrobust.arguments import as_seed
 from tfrobust.classifier import (
     Classifier,
     as_images,
@@ -117,7 +118,7 @@ def gradient_gaps(
     classifier = Classifier.of(model, x)
     if not derivatives_agree(classifier, x[:batch_size]):
         raise InputError(f"{model.name}: {DISAGREEMENT}, so that no distances can be estimated")
-    sums = roots_of_sums(classifier, directions=directions, seed=seed)
+    sums = roots_of_sums(classifier, directions=directions, seed=as_seed("seed", seed))
     roots, errors, _ = in_batches(
         sums, x, predicted, batch_size=batch_size, description="gradient gaps"
     )

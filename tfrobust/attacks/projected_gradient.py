@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from tfrobust.arguments import as_count, as_pixels
+from tfrobust.arguments import as_count, as_pixels, as_seed
 from tfrobust.attacks.search import Stop, build_search
 from tfrobust.attacks.threat_model import RandomStart, SearchObjective, ThreatModel, as_epsilon
 from tfrobust.attacks.verification import predictions, verified
@@ -252,7 +252,7 @@ def seeds_of(seed: int, restart: int, rows: np.ndarray) -> np.ndarray:
     Raises:
         InputError: `seed` is no whole number, or negative.
     """
-    seed = as_count("seed", seed, 0)
+    seed = as_seed("seed", seed)
     first = np.random.SeedSequence([seed, restart]).generate_state(1)[0].view(np.int32)
     # the second number in steps of 2: a start draws from two streams
     return np.stack([np.full(len(rows), first), 2 * rows.astype(np.int32)], axis=1)

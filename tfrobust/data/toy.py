@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfrobust.arguments import as_count
+from tfrobust.arguments import as_count, as_seed
 from tfrobust.data.arrays import Dataset, dataset
 from tfrobust.errors import InputError
 
@@ -50,7 +50,7 @@ def kim_toy(split: str = "train", *, seed: int = 0, count: int = 3000) -> Datase
     """
     if split not in _SPLITS:
         raise InputError(f"unknown split {split!r}; there are {', '.join(_SPLITS)}")
-    count, seed = as_count("count", count, 1), as_count("seed", seed, 0)
+    count, seed = as_count("count", count, 1), as_seed("seed", seed)
     if seed > _MAX_SEED:
         raise InputError(f"seed must be at most 2^32 - 1, got {seed}")
     # the legacy generator, whose stream is the released code's and does not change

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from tfrobust.arguments import as_count, as_not_negative, as_positive
+from tfrobust.arguments import as_count, as_not_negative, as_positive, as_seed
 from tfrobust.data import Arrays, Share
 from tfrobust.distribution import replica_count
 from tfrobust.errors import InputError
@@ -121,7 +121,7 @@ def train(
         "adam": adam,
         "discriminator_steps": discriminator_steps,
         "batch_size": batch_size,
-        "seed": as_count("seed", seed, 0),
+        "seed": as_seed("seed", seed),
         "images": data.fingerprint(),
     }
     with contextlib.ExitStack() as stack:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from tfrobust.arguments import as_count
+from tfrobust.arguments import as_count, as_seed
 from tfrobust.errors import InputError
 
 __all__ = ["Correlation", "correlation"]
@@ -73,7 +73,7 @@ def correlation(
                 vectorized=True,
                 n_resamples=resamples,
                 method="percentile",
-                rng=np.random.default_rng(as_count("seed", seed, 0)),
+                rng=np.random.default_rng(as_seed("seed", seed)),
             ).bootstrap_distribution
         distribution = distribution[np.isfinite(distribution)]
         tails = (1 - confidence) / 2, (1 + confidence) / 2

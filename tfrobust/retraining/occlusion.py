@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tfrobust.arguments import as_count, as_not_negative
+from tfrobust.arguments import as_not_negative, as_seed
 from tfrobust.errors import InputError
 
 __all__ = [
@@ -142,7 +142,7 @@ def occluded_pixels(
     """
     attribution = pixel_attribution(attribution)
     fraction, noise = as_fraction(fraction), as_not_negative("noise", noise)
-    seed = as_count("seed", seed, 0)
+    seed = as_seed("seed", seed)
     pixels = math.prod(attribution.shape[1:])
     # of the quantile, counted from 0; rounded, so that .9 * 10 is 9
     rank = round((pixels - 1) * (1 - fraction), 9)
@@ -178,7 +178,7 @@ def occlude_at_random(images: Any, fraction: float, *, colour: Any, seed: int = 
         ValueError: malformed images or colour, or a fraction outside (0, 1).
     """
     images = _as_images(images)
-    mask = random_pixels(images.shape[:3], fraction, as_count("seed", seed, 0))
+    mask = random_pixels(images.shape[:3], fraction, as_seed("seed", seed))
     return _replaced(images, mask, as_colour(colour, images.shape[-1]))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tfrobust.arguments import as_count, as_not_negative
+from tfrobust.arguments import as_count, as_not_negative, as_seed
 from tfrobust.data import Arrays, Data, Stream, as_stream
 from tfrobust.distribution import is_chief
 from tfrobust.errors import InputError
@@ -56,7 +56,7 @@ class Study:
         self._parts = [_as_arrays(training, train, "train"), _as_arrays(training, test, "test")]
         images = self._parts[0].tensors["images"]
         self._colour = as_colour(mean_colour(images) if colour is None else colour, images.shape[3])
-        self._seed = as_count("seed", seed, 0)
+        self._seed = as_seed("seed", seed)
         self._finished = FinishedRetrains(folder)
         self._hidden = None if progress and is_chief() else True
         self._settings: dict[str, Any] = {}

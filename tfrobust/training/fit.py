@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from tfrobust.arguments import as_count
+from tfrobust.arguments import as_count, as_seed
 from tfrobust.classifier import logits_model
 from tfrobust.data import Arrays, Data, Share, Stream, as_stream
 from tfrobust.distribution import average, gather_rows, is_chief
@@ -131,7 +131,7 @@ def fit(
     """
     objective = objective if isinstance(objective, Objective) else Objective((objective,))
     epochs, batch_size = as_count("epochs", epochs, 1), as_count("batch_size", batch_size, 1)
-    seed = as_count("seed", seed, 0)
+    seed = as_seed("seed", seed)
     data = as_stream(model, data, "data")
     if data.examples < batch_size:
         raise InputError(f"{data.examples} examples do not fill one batch of {batch_size}")
@@ -160,11 +160,13 @@ def fit(
                 if schedule is not None:
                     monitored = [record[schedule.monitor] for record in records if schedule.monitor]
                     optimizer.learning_rate = schedule(epoch, epochs, monitored)
-                rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+                if state.learning_rate is None:
+                    state.learning_rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
                 bar.reset(loop.steps)
                 bar.set_description(f"epoch {epoch + 1}/{epochs}")
                 _take_steps(loop, run_folder, records, state, start, bar, checkpoint_every)
-                record = {"epoch": epoch + 1, "learning_rate": rate, **loop.record(state)}
+                record = {"epoch": epoch + 1, "learning_rate": state.learning_rate}
+                record |= loop.record(state)
                 with worker_losses():
                     average(model.non_trainable_variables)
                     if validation is not None:

@@ -66,6 +66,8 @@ class Progress:
     """The same over the steps of the incomplete group; single precision, as in the graph."""
     seconds: float = 0.0
     """Time spent on the epoch before it was resumed."""
+    learning_rate: float | None = None
+    """At the start of the epoch; None before it."""
 
     def means(self) -> dict[str, float]:
         """Means over the steps that updated the weights."""

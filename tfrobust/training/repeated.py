@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from tfrobust.arguments import as_count
+from tfrobust.arguments import as_count, as_seed
 from tfrobust.classifier import logits_model
 from tfrobust.data import Data, Stream, as_stream
 from tfrobust.distribution import average, is_chief
@@ -112,7 +112,7 @@ class RepeatedFit:
         data = as_stream(self.model, data, "data")
         if data.examples < self.batch_size:
             raise InputError(f"{data.examples} examples do not fill one batch of {self.batch_size}")
-        seed = as_count("seed", seed, 0)
+        seed = as_seed("seed", seed)
         if seed >= 2**32:
             raise InputError(f"seed must be less than 2^32, got {seed}")
         self._restart(seed)

@@ -57,9 +57,10 @@ class Cosine(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Plateau(Schedule):
-    """Multiplied by `factor` whenever the monitored loss has not improved for `patience` epochs.
+    """Multiplied by `factor` whenever the monitored column has not improved for `patience` epochs.
 
-    The rate is computed from the whole history, so that a resumed run has the same rate.
+    A column whose name ends in "accuracy" improves as it grows, any other as it falls. The rate is
+    computed from the whole history, so that a resumed run has the same rate.
     """
 
     rate: float
@@ -71,7 +72,9 @@ class Plateau(Schedule):
 
     def __call__(self, epoch: int, epochs: int, monitored: Sequence[float]) -> float:
         rate, best, waited = self.rate, math.inf, 0
-        for value in monitored[:epoch]:
+        grows = self.monitor.endswith("accuracy")
+        for recorded in monitored[:epoch]:
+            value = -recorded if grows else recorded
             if value < best - self.minimum_improvement:
                 best, waited = value, 0
                 continue

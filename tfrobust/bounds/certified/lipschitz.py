@@ -190,22 +190,22 @@ def _radius_of_constant_margins(
 def _estimated_error(evaluate: Evaluate, x: np.ndarray, radius: np.ndarray) -> np.ndarray:
     """Estimated rounding errors of the logits (batch,): their response to rounding the input.
 
-    4 max |z(y + 2^-23 t s) - z(y)| for random signs s and t_i = max(|y_i|, max |y| / 8), the inner
-    maximum over all examples, at y = x and at y = x + radius * u for a random unit vector u; at
-    least 4 * 2^-24 max |z|.
+    4 max |z(y + 2^-23 t s) - z(y)| for random signs s and t_i = max(|y_i|, max |y| / 8), at y = x
+    and at y = x + radius * u for a random unit vector u; at least 4 * 2^-24 max |z|. Signs and
+    vector are the same for all examples, so that an estimate does not depend on the others.
     """
     rng = np.random.default_rng(0)
     largest, zero = np.zeros(len(x)), np.zeros(len(x))
-    direction = rng.normal(size=x.shape)
-    direction /= np.linalg.norm(direction.reshape(len(x), -1), axis=1).reshape(
-        -1, *[1] * (x.ndim - 1)
-    )
-    distance = np.where(np.isfinite(radius), radius, 0).reshape(-1, *[1] * (x.ndim - 1))
+    column, axes = (-1, *[1] * (x.ndim - 1)), tuple(range(1, x.ndim))
+    direction = rng.normal(size=x.shape[1:])
+    direction /= np.linalg.norm(direction)
+    distance = np.where(np.isfinite(radius), radius, 0).reshape(column)
     for point in (x, (x + distance * direction).astype(np.float32)):
         logits, _ = evaluate(point, zero, None)
-        magnitude = np.maximum(np.abs(point), np.abs(point).max() / 8 or 1)
+        own = np.abs(point).max(axis=axes, keepdims=True)
+        magnitude = np.maximum(np.abs(point), np.where(own > 0, own / 8, 1))
         for _ in range(2):
-            signs = rng.choice(np.float32([-1, 1]), x.shape)
+            signs = rng.choice(np.float32([-1, 1]), x.shape[1:])
             perturbed, _ = evaluate(point + np.float32(2.0**-23) * magnitude * signs, zero, None)
             largest = np.maximum(largest, np.abs(perturbed - logits).max(axis=1))
         largest = np.maximum(largest, 2.0**-24 * np.abs(logits).max(axis=1))

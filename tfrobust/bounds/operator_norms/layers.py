@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,6 +34,7 @@ __all__ = [
 
 _CACHE: OrderedDict[Any, float] = OrderedDict()
 _CACHED = 4096
+_CACHE_LOCK = threading.Lock()
 
 layers = keras.layers
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -267,9 +269,13 @@ def cached_norm(
         digest.update(repr(array.shape).encode())
         digest.update(np.ascontiguousarray(array).data)
     key = (kind, digest.hexdigest(), settings)
-    if key not in _CACHE:
-        _CACHE[key] = float(compute(*arrays))
+    with _CACHE_LOCK:
+        if key in _CACHE:
+            _CACHE.move_to_end(key)
+            return _CACHE[key]
+    norm = float(compute(*arrays))
+    with _CACHE_LOCK:
+        _CACHE[key] = norm
         if len(_CACHE) > _CACHED:
             _CACHE.popitem(last=False)
-    _CACHE.move_to_end(key)
-    return _CACHE[key]
+    return norm

@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from tfrobust.arguments import as_seed
 from tfrobust.commands.terminal import existing_file, existing_folder
 from tfrobust.errors import InputError
 
@@ -94,6 +95,7 @@ def check_without_model(command: Command) -> None:
     for name in ("limit", "batch_size"):
         if getattr(command, name) < 1:
             raise InputError(f"{name} must be at least 1, got {getattr(command, name)}")
+    as_seed("--seed", command.seed)
     if not (math.isfinite(command.epsilon) and command.epsilon >= 0):
         raise InputError(f"epsilon must be a finite number of at least 0, got {command.epsilon}")
     if (command.data is None) == (command.images is None):

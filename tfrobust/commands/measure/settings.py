@@ -11,6 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from tfrobust.arguments import as_seed
 from tfrobust.commands.terminal import existing_file, existing_folder
 from tfrobust.errors import InputError
 
@@ -91,6 +92,7 @@ def check_without_model(command: Settings) -> None:
         value = getattr(command, name)
         if value is not None and value < smallest:
             raise InputError(f"{name} must be at least {smallest}, got {value}")
+    as_seed("--seed", command.seed)
     existing_folder(command.images)
     if command.model.endswith(".keras"):
         existing_file(command.model, "model")
