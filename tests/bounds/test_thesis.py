@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from helpers.nets import randomise
+from helpers.printed_formulas import normalization_as_printed, responses_as_printed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,7 +55,9 @@ def test_theorem_3_6_is_reached_by_the_nearest_boundary():
 @settings(max_examples=10)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    activations=st.lists(st.sampled_from(["tanh", "sigmoid", "relu"]), min_size=1, max_size=3),
+    activations=st.lists(
+        st.sampled_from(["tanh", "sigmoid", "softplus", "relu"]), min_size=1, max_size=3
+    ),
 )
 def test_theorem_4_2_and_algorithm_4_1(seed, activations):
     rng = np.random.default_rng(seed)
@@ -70,7 +73,13 @@ def test_theorem_4_2_and_algorithm_4_1(seed, activations):
     randomise(model, seed)
     x = rng.normal(size=(3, 4)).astype(np.float32)
     weights = [np.asarray(w, np.float64) for w in model.get_weights()]
-    tables = {"tanh": (1, 0.385), "sigmoid": (0.25, 0.0962), "relu": (1, 1)}
+    third = np.sqrt(3)
+    tables = {
+        "tanh": (1, 2 / (3 * third)),
+        "sigmoid": (0.25, 1 / (6 * third)),
+        "softplus": (1, 0.25),
+        "relu": (1, 1),
+    }
     for row, result in zip(x, robustness(model, x, rules="thesis").bound, strict=True):
         h, jacobian, first, second = row.astype(np.float64), np.eye(4), 1.0, 0.0
         for k, name in enumerate(activations):
@@ -81,6 +90,8 @@ def test_theorem_4_2_and_algorithm_4_1(seed, activations):
             elif name == "sigmoid":
                 h = 1 / (1 + np.exp(-a))
                 slope = h * (1 - h)
+            elif name == "softplus":
+                h, slope = np.log(1 + np.exp(a)), 1 / (1 + np.exp(-a))
             else:
                 h, slope = np.where(a > 0, a, 0), np.where(a > 0, 1.0, 0.0)
             jacobian = np.diag(slope) @ w.T @ jacobian
@@ -154,34 +165,16 @@ def test_a_convolutional_chain_layer_by_layer():
     for name, step in (
         ("logits", lambda k: k),
         ("flat", lambda k: k),
-        ("lp", lambda k: k / (1 * 2 ** (2 / 1.5 - 1))),
-        ("mean", lambda k: 2 * k / 2),
-        ("bn", lambda k: _stretched(k, value["bn"], model.get_layer("bn"))),
+        ("lp", lambda k: k / (1 * 2 ** (2 / 1.5))),
+        ("mean", lambda k: k / 2),
+        ("bn", lambda k: normalization_as_printed(k, value["c2"], model.get_layer("bn"))),
         ("c2", lambda k: k / np.linalg.norm(model.get_layer("c2").kernel)),
-        ("lrn", lambda k: _grown(k, value["max"], value["lrn"])),
+        ("lrn", lambda k: responses_as_printed(k, value["max"], 2, 2.0, 1e-4, 0.75)),
         ("max", lambda k: k / 5),
         ("c1", lambda k: k / np.linalg.norm(model.get_layer("c1").kernel)),
     ):
         expected = step(expected)
         np.testing.assert_allclose(result[name], expected, rtol=1e-3, atol=1e-7, err_msg=name)
-
-
-def _stretched(kappa, y, layer):
-    gamma, _, _, variance = (np.asarray(w, np.float64) for w in layer.get_weights())
-    result = []
-    for k, row in zip(kappa, y.astype(np.float64), strict=True):
-        wanted = row * (1 + k / np.sqrt((row**2).sum()))
-        result.append(np.sqrt((((wanted - row) * np.sqrt(variance + 1e-3) / gamma) ** 2).sum()))
-    return np.array(result)
-
-
-def _grown(kappa, x, y):
-    return np.array(
-        [
-            max(2.0**0.75 * (np.linalg.norm(b) + k) - np.linalg.norm(a), 0)
-            for k, a, b in zip(kappa, x, y, strict=True)
-        ]
-    )
 
 
 def test_a_global_average_at_the_end():
@@ -193,8 +186,12 @@ def test_a_global_average_at_the_end():
     x = np.random.default_rng(0).normal(size=(4, 6, 6, 1)).astype(np.float32)
     z = np.sort(tfrobust.predict_logits(model, x), axis=1)
     kappa = (z[:, -1] - z[:, -2]) / np.sqrt(2)
-    expected = 4 * kappa / np.linalg.norm(model.layers[1].kernel)
-    np.testing.assert_allclose(robustness(model, x, rules="thesis").bound, expected, rtol=1e-4)
+    expected = kappa / np.linalg.norm(model.layers[1].kernel)  # 1 x 1 output
+    result = robustness(model, x, rules="thesis")
+    np.testing.assert_allclose(result.bound, expected, rtol=1e-4)
+    assert result.mean() == pytest.approx(expected.mean(), rel=1e-4)
+    # Algorithm 5.1 begins with the MLP at the end, which is missing here
+    assert result.layers[-1].rule.startswith("Theorem 5.3")
 
 
 def test_softmax_and_batches_change_nothing():
@@ -235,3 +232,21 @@ def test_what_the_thesis_has_no_rule_for():
         2 * robustness(plain, x / 2, rules="thesis").bound,
         rtol=1e-5,
     )
+
+
+def test_activations_without_a_rule_say_so():
+    inputs = keras.Input((6, 6, 1))
+    maps = layers.Conv2D(2, 3, activation="tanh", name="tanh")(inputs)
+    maps = layers.Conv2D(2, 3, activation="relu", name="relu")(maps)
+    model = randomise(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(maps))), 0)
+    rules = {(k.name, k.kind): k.rule for k in kappas(model, np.ones((1, 6, 6, 1), np.float32))}
+    assert rules["relu", "relu"] == "Theorem 5.1 (ReLU)"
+    assert rules["tanh", "tanh"].startswith("no rule printed")
+
+
+def test_response_normalization_outside_assumption_5_10():
+    inputs = keras.Input((2, 2, 3))
+    normalized = LocalResponseNormalization(beta=1.5, name="steep")(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(normalized)))
+    with pytest.raises(UnsupportedLayerError, match=r"'steep'.*Assumption 5\.10"):
+        robustness(model, np.ones((1, 2, 2, 3), np.float32), rules="thesis")

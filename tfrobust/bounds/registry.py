@@ -44,7 +44,7 @@ ACTIVATIONS = {
         "hard_sigmoid",
         "hard_silu",
     ),
-    "thesis": ("relu", "sigmoid", "tanh"),
+    "thesis": ("relu", "sigmoid", "softplus", "tanh"),
 }
 # in the thesis one rule covers consecutive dense layers
 BUILT_IN = {"certified": set(), "thesis": {"Dense"}}

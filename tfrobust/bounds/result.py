@@ -61,6 +61,10 @@ class RobustnessBound:
     rules: str
     tightened: bool
 
+    def mean(self) -> float:
+        """Mean bound: the estimate of a lower bound of a classifier's robustness, eq. (3.13)."""
+        return float(np.mean(self.bound, dtype=np.float64))
+
     def median(self) -> float:
         """Median bound."""
         return float(np.median(self.bound))

@@ -21,6 +21,8 @@ from tfrobust.errors import InputError
 __all__ = ["thesis"]
 
 layers = keras.layers
+# without a rule of the thesis
+LOGITS = "no rule printed: Theorem 3.6 on the logits themselves"
 
 
 def thesis(model: keras.Model, x: np.ndarray, *, batch_size: int) -> RobustnessBound:
@@ -90,13 +92,13 @@ def _stages(steps: Sequence[Step]) -> list[Stage]:
     if is_plain(steps[index].layer, layers.Dense) and not is_user_rule(steps[index], "thesis"):
         stages.append(_last_stage(index, steps[index].layer))
         index -= 1
-    else:  # not a dense layer: Theorem 3.6 with identity weights on the logits
+    else:  # the thesis's networks end in a dense layer: Theorem 3.6 with identity weights
         classes = steps[index].output_shape[-1]
 
         def logit_distance(_: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
             return formulas.last_layer(values[-1], np.eye(classes), np.zeros(classes))
 
-        stages.append(Stage(len(steps), len(steps) - 1, "Theorem 3.6", logit_distance))
+        stages.append(Stage(len(steps), len(steps) - 1, LOGITS, logit_distance))
     while index >= 0:
         stage = stage_of(steps, index)
         stages.append(stage)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
+from scipy.special import expit
 
 from tfrobust.bounds.graph import Step, UnsupportedLayerError, is_plain
 from tfrobust.bounds.printed import formulas
@@ -19,6 +20,7 @@ _FUNCTIONS = {
     keras.activations.linear: "linear",
     keras.activations.sigmoid: "sigmoid",
     keras.activations.tanh: "tanh",
+    keras.activations.softplus: "softplus",
     keras.activations.relu: "relu",
 }
 
@@ -84,9 +86,9 @@ def _slope(name: str, x: np.ndarray) -> np.ndarray:
         return (x > 0).astype(np.float64)
     if name == "tanh":
         return 1 - np.tanh(x) ** 2
-    if name == "sigmoid":
-        value = 1 / (1 + np.exp(-x))
-        return value * (1 - value)
+    if name in ("sigmoid", "softplus"):
+        value = expit(x)
+        return value if name == "softplus" else value * (1 - value)
     return np.ones_like(x)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfrobust.bounds.graph import Step
+from tfrobust.bounds.graph import Step, UnsupportedLayerError
 from tfrobust.bounds.operator_norms import batch_normalization_scale, check_channels_last
 from tfrobust.bounds.printed import formulas
 from tfrobust.bounds.printed.mlp import activation_name, hidden_layers, mlp_stage
@@ -20,6 +20,8 @@ from tfrobust.layers import FrozenBatchNormalization, LocalResponseNormalization
 
 __all__ = ["stage_of"]
 
+# without a rule of the thesis
+ACTIVATION = "no rule printed: activation that increases no norm"
 layers = keras.layers
 _MAXIMA = (
     layers.MaxPooling1D,
@@ -47,7 +49,9 @@ def stage_of(steps: Sequence[Step], index: int) -> Stage:
     if rule is not None:
         return rule(step, index)
     if activation_name(step):
-        return Stage(index, index, "Theorem 5.1 (activation)", lambda kappa, _: kappa)
+        # Theorem 5.1 covers ReLU behind its convolution; the others increase no norm either
+        rule = "Theorem 5.1 (ReLU)" if activation_name(step) == "relu" else ACTIVATION
+        return Stage(index, index, rule, lambda kappa, _: kappa)
     raise unsupported(step, "thesis")
 
 
@@ -104,7 +108,7 @@ def _pooling(step: Step, index: int) -> Stage:
     return Stage(
         index,
         index,
-        "Theorem 5.3, eq. (5.4)",
+        "Theorem 5.3",
         lambda kappa, _: formulas.pooling(kappa, outputs, window, kind),
     )
 
@@ -121,11 +125,15 @@ def _batch_normalization(step: Step, index: int) -> Stage:
 @_rule_of(LocalResponseNormalization)
 def _response_normalization(step: Step, index: int) -> Stage:
     layer = step.layer
+    settings = {name: getattr(layer, name) for name in ("depth_radius", "bias", "alpha", "beta")}
+    if not (layer.alpha > 0 and 0 < layer.beta < 1 and layer.bias > 0):
+        raise UnsupportedLayerError(
+            f"layer {step.name!r} ({step.kind}): Theorem 5.9 is for alpha > 0, 0 < beta < 1 and "
+            f"bias > 0 (Assumption 5.10), got {settings}"
+        )
     return Stage(
         index,
         index,
         "Theorem 5.9, Lemma 5.11",
-        lambda kappa, values: formulas.response_normalization(
-            kappa, values[index], values[index + 1], layer.bias, layer.beta
-        ),
+        lambda kappa, values: formulas.response_normalization(kappa, values[index], **settings),
     )
