@@ -90,7 +90,9 @@ def test_bad_hot(cnn, images, hot):
 def test_bad_size(cnn, images):
     with pytest.raises(ValueError, match="max_epsilon must be positive and finite, got -1"):
         minimal(cnn, images, "hot_cold", max_epsilon=-1)
-    with pytest.raises(TypeError, match="'hot_cold' has no setting warm; it takes hot, max_eps"):
+    with pytest.raises(
+        TypeError, match="'hot_cold' has no setting warm; it takes bracketed, clip, co"
+    ):
         minimal(cnn, images, "hot_cold", warm=1)
 
 

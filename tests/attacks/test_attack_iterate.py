@@ -156,6 +156,20 @@ def test_picture(tmp_path, monkeypatch, shape):
     np.testing.assert_allclose(rows[0, -1].images[0].get_array(), total, rtol=1e-6)
 
 
+def test_picture_with_a_row_of_perturbations(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, *_: drawn.append(figure))
+    result = iterated_result(steps=4, shape=(6, 6, 3))
+    figures.iterated_perturbation(result, "p.png", most=2, perturbations=True)
+    rows = np.array(drawn[0].axes).reshape(2 * len(result.images), 3)
+    for row, images in enumerate(result.images):
+        expected = [images[4] - images[0], images[2] - images[0], images[4] - images[2]]
+        for axis, change in zip(rows[2 * row + 1], expected, strict=True):
+            found = axis.images[0].get_array()
+            np.testing.assert_allclose(found, change.sum(axis=-1), rtol=1e-6)
+        np.testing.assert_array_equal(rows[2 * row, 1].images[0].get_array(), images[2])
+
+
 def test_picture_is_written(tmp_path):
     path = figures.iterated_perturbation(iterated_result(), tmp_path / "new" / "walk.png")
     assert path == tmp_path / "new" / "walk.png"

@@ -29,11 +29,13 @@ def bisect_along(
     *scalars: tf.Tensor,
     max_epsilon: float,
     steps: int,
+    clip: bool = True,
+    bracketed: bool = True,
 ) -> AttackFunction:
     """The smallest epsilon tried at which x + epsilon * direction, clipped, changes the class.
 
-    Bisection in (0, max_epsilon]. Where max_epsilon does not change the class, or the direction is
-    not finite, the attack fails.
+    Bisection in (0, max_epsilon]. Where no epsilon tried changes the class, or the direction is not
+    finite, the attack fails.
 
     Args:
         direction_of: a function of a module: `(logits, x, labels, *scalars)` to directions
@@ -44,6 +46,9 @@ def bisect_along(
         scalars: passed to `direction_of`.
         max_epsilon: in the pixels' units.
         steps: bisection steps; epsilon is determined to max_epsilon / 2**steps.
+        clip: False leaves x + epsilon * direction as it is, as Peck 2017 does.
+        bracketed: whether max_epsilon itself has to change the class. False as in Algorithm 2.1,
+            which does not try it before: an epsilon below can change the class where it does not.
 
     Raises:
         ValueError: `max_epsilon` is not positive, or `steps` is not a whole number >= 0.
@@ -51,13 +56,15 @@ def bisect_along(
     if not 0 < max_epsilon < np.inf:
         raise InputError(f"max_epsilon must be positive and finite, got {max_epsilon}")
     steps = as_count("steps", steps, 0)
-    run = Classifier.of(model, x).compiled(_along, direction_of, batched_args=2)
+    if not clip:
+        value_range = (-np.inf, np.inf)
+    run = Classifier.of(model, x).compiled(_along, direction_of, bracketed, batched_args=2)
     largest, low, high = (tf.constant(v, tf.float32) for v in (max_epsilon, *value_range))
     count = tf.constant(steps)
     return lambda rows, labels: run(rows, labels, largest, count, low, high, *scalars)
 
 
-def _along(logits: keras.Model, direction_of: Direction) -> Callable[..., Any]:
+def _along(logits: keras.Model, direction_of: Direction, bracketed: bool) -> Callable[..., Any]:
     """Build: see `bisect_along`."""
 
     def run(
@@ -91,9 +98,11 @@ def _along(logits: keras.Model, direction_of: Direction) -> Callable[..., Any]:
             )
 
         upper = tf.fill([tf.shape(x)[0]], largest)
-        success_at_largest = usable & is_adversarial(upper)
+        adversarial = is_adversarial(upper) if bracketed else tf.ones_like(usable)
         state = (tf.constant(0), tf.zeros_like(upper), upper)
         _, _, smallest = tf.while_loop(lambda step, *_: step < steps, halve, state)
-        return image_at(smallest), success_at_largest
+        if not bracketed:
+            adversarial = is_adversarial(smallest)
+        return image_at(smallest), usable & adversarial
 
     return run

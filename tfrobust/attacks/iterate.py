@@ -76,11 +76,11 @@ def iterate(
     attack_steps: int | None = None,
     **settings: Any,
 ) -> IteratedPerturbation:
-    """x_{t+1} = x_t + eta(x_t), eta the attack's smallest perturbation at x_t (Peck 2017, (2.7)).
+    """x_{t+1} = x_t + eta(x_t), eta the smallest perturbation of x_t (Peck 2017, section 2.7).
 
     A minimal perturbation ends just beyond a boundary, and the nearest other class is then the
-    previous one: with `overshoot` 0, the equation as printed, all steps but the first are tiny and
-    images alternate between two classes. Near a single flat boundary each step is about `overshoot`
+    previous one: with `overshoot` 0, as in the thesis, all steps but the first are tiny and images
+    alternate between two classes. Near a single flat boundary each step is about `overshoot`
     times the previous one, so that images only move away from it with 1 or more.
 
     Args:
@@ -110,6 +110,7 @@ def iterate(
     if attack_steps is not None:
         settings["steps"] = attack_steps
     low, high = as_range(value_range)
+    within = (low, high) if settings.get("clip", True) else (-np.inf, np.inf)
     images = [as_pixels("x", as_images(model, x), (low, high))]
     labels = [predictions(model, images[0], batch_size)]
     distances, successes = [], [np.ones(len(images[0]), bool)]
@@ -127,9 +128,7 @@ def iterate(
                 batch_size=batch_size,
                 **settings,
             )
-            current[rows] = np.clip(
-                current[rows] + (1 + overshoot) * result.perturbation, low, high
-            )
+            current[rows] = np.clip(current[rows] + (1 + overshoot) * result.perturbation, *within)
             success[rows] = result.success
         distance = np.asarray(norm_of(current - images[-1], norm))
         distances.append(np.where(success, distance, np.float32(np.inf)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -12,7 +12,12 @@ from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 from tfrobust.arguments import as_count
-from tfrobust.attacks.direction import AttackFunction, misclassified
+from tfrobust.attacks.direction import (
+    AttackFunction,
+    label_lead,
+    misclassified,
+    rounding_of,
+)
 from tfrobust.classifier import Classifier, gradients_at, softmax, values_of
 from tfrobust.errors import InputError
 
@@ -33,6 +38,8 @@ def lbfgs(
     initial_const: float = 1.0,
     steps: int = 8,
     max_iterations: int = 100,
+    penalty: Literal["square", "norm"] = "square",
+    goal: Literal["any", "target"] = "any",
 ) -> AttackFunction:
     """The smallest adversarial met while minimising c ||r||^2 + cross-entropy(x + r, target).
 
@@ -41,8 +48,12 @@ def lbfgs(
     until one minimum is adversarial and one is not, then bisected on a logarithmic scale. Each
     minimisation starts at the last adversarial minimum, the first ones at x. Any class other than
     the label counts as adversarial, not only the target; of several targets the smallest result is
-    kept. (Szegedy 2014, section 4.1, has |r| in place of ||r||^2 and searches the same c; the
-    square is smooth at r = 0.)
+    kept.
+
+    Szegedy 2014, section 4.1, and Peck 2017, section 2.5.1, minimise c ||r|| and want the target
+    class itself: `penalty="norm"`, `goal="target"`. The square is smooth at r = 0. Both print the
+    *smallest* c whose minimum has the target class, which is 0 for a c at the norm; here the
+    largest is searched in either form.
 
     Examples are attacked one at a time, each in about ten minimisations, in total 100 to 200
     forward and backward passes of one image per target: slow compared with attacks on batches. The
@@ -58,11 +69,18 @@ def lbfgs(
         initial_const: the first c, for perturbations in units of the value range's width.
         steps: bisections of c, which is determined to a factor of 10**(2**-steps).
         max_iterations: of L-BFGS-B at each c.
+        penalty: "square", c ||r||^2, or "norm", c ||r||.
+        goal: "any" class other than the label, or the "target".
 
     Raises:
-        ValueError: `targets` names no classes, `initial_const` is not positive, or `steps` or
-            `max_iterations` is not a whole number of at least 0 or 1.
+        ValueError: `targets` names no classes, `initial_const` is not positive, `steps` or
+            `max_iterations` is not a whole number of at least 0 or 1, or `penalty` or `goal` is
+            unknown.
     """
+    if penalty not in ("square", "norm"):
+        raise InputError(f'penalty must be "square" or "norm", got {penalty!r}')
+    if goal not in ("any", "target"):
+        raise InputError(f'goal must be "any" or "target", got {goal!r}')
     classifier = Classifier.of(model, x)
     targets_of = _targets(targets, classifier.classes)
     if not 0 < initial_const < np.inf:
@@ -79,6 +97,7 @@ def lbfgs(
         with threadpool_limits(limits=1, user_api="blas"):
             for row, label in enumerate(labels.numpy()):
                 search = _Search(loss_at, images[row], label, value_range, max_iterations)
+                search.squared, search.targeted = penalty == "square", goal == "target"
                 for target in targets_of(logits[row], label):
                     search.towards(target, initial_const, steps)
                 images[row], success[row] = search.best, np.isfinite(search.length)
@@ -130,6 +149,7 @@ class _Search:
         self.width = self.high - self.low
         self.label = tf.constant([label])
         self.max_iterations = max_iterations
+        self.squared, self.targeted = True, False
         self.best, self.length = x, np.inf
         # pixels in [0, 1], in the double precision of L-BFGS-B
         self.x = (x.astype(np.float64).ravel() - self.low) / self.width
@@ -164,7 +184,12 @@ class _Search:
 
         def objective(z: np.ndarray) -> tuple[float, np.ndarray]:
             loss, gradient, change, _ = self._at(z, target)
-            return const * float(change @ change) + loss, 2 * const * change + gradient
+            square = float(change @ change)
+            if self.squared:
+                return const * square + loss, 2 * const * change + gradient
+            length = square**0.5  # not differentiable at 0, where 0 is a subgradient
+            slope = change / length if length else change
+            return const * length + loss, const * slope + gradient
 
         options = {"maxiter": self.max_iterations, "ftol": TOLERANCE, "gtol": TOLERANCE}
         bounds = [(0.0, 1.0)] * len(start)
@@ -177,7 +202,8 @@ class _Search:
         """Loss, its gradient, the change, and whether the image is adversarial."""
         image = (self.low + self.width * z).astype(np.float32).reshape(self.best.shape)
         image = np.clip(image, np.float32(self.low), np.float32(self.high))
-        loss, gradient, adversarial = self.loss_at(tf.constant(image[None]), target, self.label)
+        loss, gradient, left, reached = self.loss_at(tf.constant(image[None]), target, self.label)
+        adversarial = reached if self.targeted else left
         loss, gradient = float(loss[0]), gradient.numpy().astype(np.float64).ravel() * self.width
         if not (np.isfinite(loss) and np.isfinite(gradient).all()):
             raise _NotFiniteError
@@ -193,6 +219,8 @@ def _loss(logits: keras.Model) -> Callable[..., Any]:
         values, pull_back = gradients_at(logits, x)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(target, values)
         one_hot = tf.one_hot(target, values.shape[1], dtype=values.dtype)
-        return loss, pull_back(softmax(values) - one_hot), misclassified(values, label)
+        reached = label_lead(values, target) > rounding_of(values)
+        gradient = pull_back(softmax(values) - one_hot)
+        return loss, gradient, misclassified(values, label), reached
 
     return run

@@ -53,11 +53,13 @@ def minimal(
             minimises: an l2 attack's distances may be reported in another norm.
         batch_size: examples attacked at a time; bounds the memory. Attacks of Foolbox that use
             the whole batch, as "carlini_wagner" does to stop early, depend on it slightly.
-        settings: of the attack: `epsilons` and `max_epsilon` of "gradient"; `max_epsilon` and
-            `steps` of "fast_gradient_sign", "fast_gradient_value" and "hot_cold", and `hot` of the
-            last; `targets`, `initial_const`, `steps` and `max_iterations` of "lbfgs"; the
+        settings: of the attack: `epsilons` and `max_epsilon` of "gradient"; `max_epsilon`, `steps`,
+            `clip` and `bracketed` of "fast_gradient_sign", "fast_gradient_value" and "hot_cold",
+            `normalized` of the second, `hot` and `cold_weight` of the last; `targets`,
+            `initial_const`, `steps`, `max_iterations`, `penalty` and `goal` of "lbfgs"; the
             constructor's for Foolbox's, and `bisection_steps` for those of a fixed radius. Each is
-            described where the attack is, in the modules of `tfrobust.attacks`.
+            described where the attack is, in the modules of `tfrobust.attacks`. With `clip=False`
+            images may lie, and perturbations may lead, outside `value_range`.
 
     Raises:
         ValueError: x, labels, the range, the norm or the attack's name is invalid, or images
@@ -70,7 +72,8 @@ def minimal(
         raise InputError(f"norm must be 1, 2 or infinity, got {norm!r}")
     x = as_images(model, x)
     value_range = as_range(value_range)
-    x = as_pixels("x", x, value_range)
+    within = value_range if settings.get("clip", True) else (-math.inf, math.inf)
+    x = as_pixels("x", x, within) if math.isfinite(within[0]) else x
     classifier = Classifier.of(model, x)
     if labels is not None:
         labels = as_labels(labels, len(x), classifier.classes)
@@ -80,7 +83,7 @@ def minimal(
         labels = predictions(model, x, batch_size)
 
     perturbation, success, adversarial_label, distance = in_batches(
-        lambda rows, row_labels: _attacked(original, run, rows, row_labels, value_range, norm),
+        lambda rows, row_labels: _attacked(original, run, rows, row_labels, within, norm),
         x,
         labels,
         batch_size=batch_size,

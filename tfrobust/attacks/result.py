@@ -18,7 +18,7 @@ class MinimalPerturbation:
         distance: (batch,) float32, lp norm of the perturbation; 0 where the example was
             misclassified to begin with, infinite where no adversarial was found.
         perturbation: (batch, *input) float32; zeros where none was found. The adversarial is
-            x + perturbation, clipped to the value range.
+            x + perturbation, clipped to the value range unless the attack has `clip=False`.
         success: (batch,) bool, whether the example is, or was made, misclassified.
         labels: (batch,) int32, the class that was attacked.
         adversarial_label: (batch,) int32, the class of the adversarial; -1 where there is none.
@@ -33,6 +33,26 @@ class MinimalPerturbation:
     adversarial_label: np.ndarray
     norm: float
     attack: str
+
+    @property
+    def epsilon(self) -> np.ndarray:
+        """(batch,) float32, l-infinity norm of the perturbation: the size of FGS's step.
+
+        0 and infinite where `distance` is.
+        """
+        largest = np.abs(self.perturbation).reshape(len(self.success), -1).max(axis=1)
+        return np.where(self.success, largest, np.float32(np.inf))
+
+    def epsilon_statistics(self) -> dict[str, float]:
+        """Of `epsilon` over the examples with an adversarial, as in Peck 2017, Table 5.2.
+
+        Keys min, max, mean, median and std, NaN where no example has one, and rate, the share of
+        all examples that have one.
+        """
+        found = self.epsilon[self.success].astype(np.float64)
+        names = ("min", "max", "mean", "median", "std")
+        values = [float(getattr(np, n)(found)) if len(found) else float("nan") for n in names]
+        return {**dict(zip(names, values, strict=True)), "rate": self.success_rate}
 
     @property
     def success_rate(self) -> float:

@@ -191,13 +191,16 @@ def iterated_perturbation(
     value_range: tuple[float, float] = (0.0, 1.0),
     class_names: Sequence[str] | None = None,
     most: int = 8,
+    perturbations: bool = False,
     size: float = 1.0,
 ) -> Path:
     """One row per example: the images of the steps, each under its class and distance.
 
     The last column is the total perturbation, the last image minus the first, summed over channels,
     on its own diverging scale. Where the attack failed at a step, "none found" replaces the
-    distance, which is unchanged.
+    distance, which is unchanged. With `perturbations` each example has a second row, as in Peck
+    2017, Figure 2.5: what was added to the image before to obtain the one above it, and under the
+    first image the total, each on its own scale.
 
     Args:
         result: of `tfrobust.attacks.iterate`, of images (height, width, channels).
@@ -205,6 +208,7 @@ def iterated_perturbation(
         value_range: least and largest valid pixel.
         class_names: (classes,); None for indices.
         most: largest number of steps shown, evenly spaced from the first to the last.
+        perturbations: draw a second row per example instead of the last column.
         size: per image, in inches.
 
     Returns:
@@ -235,10 +239,12 @@ def iterated_perturbation(
     steps = np.unique(np.round(np.linspace(0, last, min(most, last) + 1)).astype(int))
     shown = (result.images - low) / (high - low)
     with style():
-        figure, axes = new(len(shown), len(steps) + 1, width=size, height=size + 0.35)
+        count, columns = (2, len(steps)) if perturbations else (1, len(steps) + 1)
+        figure, grid = new(count * len(shown), columns, width=size, height=size + 0.35)
+        axes = grid[::count]
+        for axis in grid.flat:
+            _bare(axis)
         for row, line in enumerate(axes):
-            for axis in line:
-                _bare(axis)
             for axis, step in zip(line, steps, strict=False):
                 label = result.labels[row, step]
                 title = f"{label if class_names is None else class_names[label]}"
@@ -246,9 +252,16 @@ def iterated_perturbation(
                 title += "\nnone found" if failed else f"\n{result.distance[row, step]:.3g}"
                 axis.set_title(title, fontsize=8)
                 _show(axis, shown[row, step], signed=False)
-            _show(line[-1], shown[row, -1] - shown[row, 0], signed=True)
-            line[-1].set_title("added\nin all", fontsize=8)
-        for axis, step in zip(axes[-1], steps, strict=False):
+            total = shown[row, -1] - shown[row, 0]
+            if perturbations:
+                added = [total, *np.diff(shown[row, steps], axis=0)]
+                for axis, change in zip(grid[2 * row + 1], added, strict=True):
+                    _show(axis, change, signed=True)
+                grid[2 * row + 1, 0].set_title("added in all", fontsize=8)
+            else:
+                _show(line[-1], total, signed=True)
+                line[-1].set_title("added\nin all", fontsize=8)
+        for axis, step in zip(grid[-1], steps, strict=False):
             axis.set_xlabel(f"step {step}", fontsize=8)
     return save(figure, path.parent, path.stem)
 
