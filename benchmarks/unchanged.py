@@ -153,7 +153,7 @@ def trainings() -> dict[str, Any]:
         "penalty as printed": trained(loss + DoubleBackprop(0.5)),
         "penalty of the mean": trained(loss + penalty),
         "alignment": trained(loss + tfrobust.AlignmentPenalty(1e-3)),
-        "last layer": trained(loss + tfrobust.LastLayerRobustness(0.1), end="softmax"),
+        "last layer": trained(loss + tfrobust.LastLayerRobustness(0.1, of="label"), end="softmax"),
         "decay": trained(loss + WeightDecay(1e-3), schedule=StepDecay(0.02, every=1)),
         "cosine": trained(loss, schedule=Cosine(0.03), epochs=3),
         "plateau": trained(every, epochs=3, **plateau),

@@ -265,13 +265,14 @@ def test_description_is_plain_json():
     ]
 
 
-def test_last_layer_robustness_is_theorem_3_6_signed():
+@pytest.mark.parametrize("of", ["predicted", "label"])
+def test_last_layer_robustness_is_theorem_3_6(of):
     rng = np.random.default_rng(0)
     hidden = keras.layers.Dense(4, activation="tanh")
     model = keras.Sequential([keras.Input((3,)), hidden, keras.layers.Dense(3)])
     x = rng.normal(size=(6, 3)).astype(np.float32)
     labels = rng.integers(0, 3, 6).astype(np.int32)
-    term = LastLayerRobustness(0.7)
+    term = LastLayerRobustness(0.7, of=of)
     tensors = {"images": tf.constant(x), "labels": tf.constant(labels)}
     batch = Objective((term,)).forward(model, tensors, training=True)
     kernel, bias = (np.asarray(w, np.float64) for w in model.layers[-1].get_weights())
@@ -283,8 +284,9 @@ def test_last_layer_robustness_is_theorem_3_6_signed():
             for j in range(3)
             if j != y
         )
-        for i, y in enumerate(labels)
+        for i, y in enumerate(labels if of == "label" else z.argmax(axis=1))
     ]
+    assert (min(expected) < 0) == (of == "label")
     assert float(term(batch)) == pytest.approx(-0.7 * np.mean(expected), rel=1e-5)
 
     def value():

@@ -46,6 +46,7 @@ class ForwardPass:
         logits: (batch, classes), in the images' precision.
         losses: cross-entropy of each example, (batch,).
         seed: (2,) int32.
+        training: whether dropout and batch statistics are on.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class ForwardPass:
         seed: tf.Tensor | None = None,
     ):
         self.seed = tf.zeros([2], tf.int32) if seed is None else seed
-        self.model = logits_model
+        self.model, self.training = logits_model, training
         self.tensors = _Tensors(tensors)
         self.x, self.labels = self.tensors["images"], self.tensors["labels"]
         self._scale = gradient_scale
