@@ -140,7 +140,7 @@ def test_unknown_names():
 def test_options_of_imagenet_are_refused_elsewhere():
     with pytest.raises(ValueError, match="digits takes no preprocess: these are options of imagen"):
         data.load("digits", preprocess=lambda images: images)
-    with pytest.raises(ValueError, match="iris takes no size, limit"):
+    with pytest.raises(ValueError, match="iris takes no limit, size"):
         data.load("iris", size=(4, 4), limit=3)
     with pytest.raises(ValueError, match="imagenet cannot be downloaded"):
         data.load("imagenet", download=True)

@@ -19,7 +19,7 @@ from tfrobust.data import tabular
 from tfrobust.data.tabular import CorruptDataError, DataNotFoundError, Table
 from tfrobust.objectives import CrossEntropy
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "test", "validation")
 
 
 @pytest.fixture(scope="module")
@@ -110,16 +110,17 @@ def _no_network(monkeypatch):
     monkeypatch.setattr(_openml.time, "sleep", lambda seconds: None)
 
 
+@pytest.mark.parametrize("by", ["all", "training"])
 @pytest.mark.parametrize(
     ("name", "sizes", "width"), [("iris", [105, 30, 15], 4), ("wine", [125, 36, 17], 13)]
 )
-def test_bundled_tables_are_whole_and_standardised(name, sizes, width):
+def test_bundled_tables_are_whole_and_standardised(name, sizes, width, by):
     """Against scikit-learn's own scaler on the rows of the documented order."""
     bunch = getattr(sklearn.datasets, f"load_{name}")()
     order = np.random.default_rng(0).permutation(len(bunch.target))
     parts = np.split(order, np.cumsum(sizes)[:-1])
-    scaler = StandardScaler().fit(bunch.data[parts[0]])
-    splits = [data.load(name, split) for split in SPLITS]
+    scaler = StandardScaler().fit(bunch.data if by == "all" else bunch.data[parts[0]])
+    splits = [data.load(name, split, standardized_by=by) for split in SPLITS]
     assert [len(split) for split in splits] == sizes
     for split, part in zip(splits, parts, strict=True):
         assert split.images.shape == (len(part), width)
@@ -127,9 +128,12 @@ def test_bundled_tables_are_whole_and_standardised(name, sizes, width):
         np.testing.assert_allclose(split.images, scaler.transform(bunch.data[part]), atol=1e-5)
         np.testing.assert_array_equal(split.labels, bunch.target[part])
         assert split.classes == 3
-        assert split.provenance.processing.startswith("standardised by the training split")
-    again = data.load(name, "test")
-    assert again.provenance == splits[2].provenance
+        words = {"all": "all rows", "training": "the training split"}[by]
+        assert split.provenance.processing.startswith(f"standardised by {words}, ")
+    again = data.load(name, "test", standardized_by=by)
+    assert again.provenance == splits[1].provenance
+    default = data.load(name, "test").provenance
+    assert (default == again.provenance) == (by == "all")
     digest = hashlib.sha256(again.images.tobytes() + again.labels.tobytes()).hexdigest()
     assert again.provenance.sha256 == digest
 
@@ -148,21 +152,22 @@ def test_the_range_does_not_bind(name):
     width=st.integers(1, 6),
     scale=st.floats(1e-3, 1e3),
     seed=st.integers(0, 2**32 - 1),
+    by=st.sampled_from(["all", "training"]),
 )
-def test_every_table_is_cut_into_its_splits(count, width, scale, seed):
+def test_every_table_is_cut_into_its_splits(count, width, scale, seed, by):
     rng = np.random.default_rng(seed)
     features = rng.normal(rng.normal(), scale, (count, width))
     table = Table(features, np.arange(count, dtype=np.int32), 2, "", "")
-    cut = [tabular.standardised(table, split) for split in SPLITS]
+    cut = [tabular.standardised(table, split, by) for split in SPLITS]
     sizes = np.array([len(part[0]) for part in cut])
     assert (np.abs(sizes - count * np.array([0.7, 0.2, 0.1])) <= 1).all()
     ids = np.concatenate([part[1] for part in cut])
     np.testing.assert_array_equal(np.sort(ids), np.arange(count))
-    train = cut[0][0].astype(np.float64)
-    np.testing.assert_allclose(train.mean(0), 0, atol=1e-5)
-    np.testing.assert_allclose(train.std(0), 1, atol=1e-5)
-    # back in the source's units, all rows are there; columns share one affine map
     every = np.concatenate([part[0] for part in cut]).astype(np.float64)
+    reference = every if by == "all" else cut[0][0].astype(np.float64)
+    np.testing.assert_allclose(reference.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(reference.std(0), 1, atol=1e-5)
+    # back in the source's units, all rows are there; columns share one affine map
     for column, own in zip(every.T, features[ids].T, strict=True):
         slope, intercept = np.polyfit(column, own, 1)
         np.testing.assert_allclose(slope * column + intercept, own, atol=1e-5 * scale)
@@ -174,6 +179,10 @@ def test_a_constant_feature_is_not_standardised():
     table = Table(features, np.zeros(20, np.int32), 2, "a table", "")
     with pytest.raises(CorruptDataError, match="a table: feature 1 has one value only"):
         tabular.standardised(table, "test")
+    with pytest.raises(ValueError, match="standardized_by must be"):
+        data.load("iris", standardized_by="test")
+    with pytest.raises(ValueError, match="digits takes no standardized_by"):
+        data.load("digits", standardized_by="all")
 
 
 def test_spambase_from_a_file_and_from_openml_are_the_same(rows, folder, openml, tmp_path):
@@ -182,7 +191,7 @@ def test_spambase_from_a_file_and_from_openml_are_the_same(rows, folder, openml,
     for split, part in zip(SPLITS, np.split(order, [3221, 4141]), strict=True):
         own = data.load("spambase", split, data_dir=folder)
         np.testing.assert_array_equal(own.labels, rows[part, -1])
-        scaler = StandardScaler().fit(rows[order[:3221], :-1])
+        scaler = StandardScaler().fit(rows[:, :-1])
         np.testing.assert_allclose(own.images, scaler.transform(rows[part, :-1]), atol=1e-5)
         assert (own.classes, own.images.shape) == (2, (len(part), 57))
         fetched = data.load("spambase", split, data_dir=tmp_path / "none", download=True)

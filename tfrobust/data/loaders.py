@@ -46,7 +46,12 @@ def load(
 
 @overload
 def load(
-    name: str, split: str = ..., *, data_dir: _DataDir = ..., download: bool = ...
+    name: str,
+    split: str = ...,
+    *,
+    data_dir: _DataDir = ...,
+    download: bool = ...,
+    standardized_by: tabular.StandardizedBy = ...,
 ) -> Dataset: ...
 
 
@@ -77,9 +82,9 @@ def load(
     - "imagenet": a stream that `fit` and `evaluate` read batch by batch; RGB in 0..255 unless
       `preprocess` says otherwise. See `tfrobust.imagenet.load`.
 
-    Tables are split 70 / 20 / 10 % into train / validation / test in a fixed order, not stratified,
-    and standardised by the training split; their `value_range` (-m, m) is twice as wide as the
-    whole table, so that it does not constrain attacks.
+    Tables are standardised by all rows and split 70 / 20 / 10 % into train / test / validation in a
+    fixed order, not stratified, as in Peck 2017; their `value_range` (-m, m) is twice as wide as
+    the whole table, so that it does not constrain attacks.
 
     Args:
         name: the data set.
@@ -89,8 +94,9 @@ def load(
             holds it in any of three layouts. Default: the environment's TFROBUST_DATA_DIR, then
             tensorflow-datasets' own default.
         download: let tensorflow-datasets or scikit-learn fetch what is missing; not ImageNet.
-        settings: for ImageNet only: `preprocess`, `size`, `limit` and the other options of
-            `tfrobust.imagenet.load`.
+        settings: for ImageNet `preprocess`, `size`, `limit` and the other options of
+            `tfrobust.imagenet.load`; for tables `standardized_by`: "training" takes means and
+            standard deviations from the training split alone.
 
     Raises:
         InputError: unknown data set or split, or a setting that the data set does not take.
@@ -104,14 +110,15 @@ def load(
     if name not in _LOADERS:
         known = ", ".join(sorted([*_LOADERS, "imagenet"]))
         raise InputError(f"unknown data set {name!r}; there are {known}")
-    if settings:
+    unknown = set(settings) - ({"standardized_by"} if name in _TABLES else set())
+    if unknown:
         raise InputError(
-            f"{name} takes no {', '.join(settings)}: these are options of imagenet only. "
-            "Apply a function to the loaded images instead"
+            f"{name} takes no {', '.join(sorted(unknown))}: these are options of imagenet, and "
+            "standardized_by of tables. Apply a function to the loaded images instead"
         )
     if split not in _SPLITS:
         raise InputError(f"unknown split {split!r}; there are {', '.join(_SPLITS)}")
-    return _LOADERS[name](split, data_dir, download)
+    return _LOADERS[name](split, data_dir, download, **settings)
 
 
 def _digits(split: str, data_dir: _DataDir, download: bool) -> Dataset:
@@ -154,10 +161,15 @@ def _kim_toy(split: str, data_dir: _DataDir, download: bool) -> Dataset:
     return kim_toy(split)
 
 
-def _table(name: str) -> Callable[[str, _DataDir, bool], Dataset]:
-    def load_split(split: str, data_dir: _DataDir, download: bool) -> Dataset:
+def _table(name: str) -> Callable[..., Dataset]:
+    def load_split(
+        split: str,
+        data_dir: _DataDir,
+        download: bool,
+        standardized_by: tabular.StandardizedBy = "all",
+    ) -> Dataset:
         table = tabular.read(name, _folder(data_dir), download=download)
-        features, labels, value_range = tabular.standardised(table, split)
+        features, labels, value_range = tabular.standardised(table, split, standardized_by)
         return dataset(
             features,
             labels,
@@ -167,17 +179,18 @@ def _table(name: str) -> Callable[[str, _DataDir, bool], Dataset]:
             split=split,
             source=table.source,
             version=table.version,
-            processing=tabular.PROCESSING,
+            processing=tabular.processing(standardized_by),
         )
 
     return load_split
 
 
-_LOADERS: dict[str, Callable[[str, _DataDir, bool], Dataset]] = {
+_TABLES = ("iris", "wine", "spambase")
+_LOADERS: dict[str, Callable[..., Dataset]] = {
     "digits": _digits,
     "kim_toy": _kim_toy,
     **{name: functools.partial(_pictures, name) for name in _TFDS_SPLITS},
-    **{name: _table(name) for name in ("iris", "wine", "spambase")},
+    **{name: _table(name) for name in _TABLES},
 }
 
 

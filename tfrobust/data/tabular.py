@@ -1,4 +1,4 @@
-"""Tables of numbers: Iris, Wine and Spambase, split and standardised (Peck 2017, section 4.4).
+"""Tables of numbers: Iris, Wine and Spambase, standardised and split (Peck 2017, section 4.3.2).
 
 Used by `tfrobust.data.load`.
 """
@@ -9,18 +9,24 @@ import dataclasses
 import hashlib
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from tfrobust.errors import TfrobustError
+from tfrobust.errors import InputError, TfrobustError
 
-__all__ = ["PROCESSING", "CorruptDataError", "DataNotFoundError", "Table", "read", "standardised"]
+__all__ = [
+    "CorruptDataError",
+    "DataNotFoundError",
+    "StandardizedBy",
+    "Table",
+    "processing",
+    "read",
+    "standardised",
+]
 
-PROCESSING = (
-    "standardised by the training split, order of default_rng(0), 70 / 20 / 10 % train / "
-    "validation / test"
-)
+StandardizedBy = Literal["all", "training"]
+_BY = {"all": "all rows", "training": "the training split"}
 _SPAMBASE = "spambase.data"
 _SPAMBASE_SHAPE = (4601, 57)
 _UCI = "https://archive.ics.uci.edu/dataset/94/spambase"
@@ -77,13 +83,24 @@ def read(name: str, folder: str | Path | None, *, download: bool = False) -> Tab
     )
 
 
-def standardised(table: Table, split: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
-    """One split of a table, in units of the training split's standard deviations.
+def processing(by: StandardizedBy) -> str:
+    """What `standardised` does, for provenance."""
+    return (
+        f"standardised by {_BY[by]}, order of default_rng(0), 70 / 20 / 10 % train / test / "
+        "validation"
+    )
+
+
+def standardised(
+    table: Table, split: str, by: StandardizedBy = "all"
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """One split of a table, in units of standard deviations.
 
     In the order of `default_rng(0).permutation(count)` the first 70 % of the rows are the training
-    split, the next 20 % the validation split and the rest the test split, numbers rounded to the
-    nearest integer. Per feature, the mean over the training split is subtracted and the result
-    divided by the standard deviation over the training split (ddof 0).
+    split, the next 20 % the test split and the rest the validation split, numbers rounded to the
+    nearest integer. Per feature, the mean over all rows is subtracted and the result divided by the
+    standard deviation over all rows (ddof 0), as Peck 2017 standardises before the split; `by`
+    "training" takes both from the training split, so that nothing of the other splits is used.
 
     Returns:
         features (rows, features) float32, labels (rows,) int32, and a range (-m, m) that is the
@@ -91,21 +108,24 @@ def standardised(table: Table, split: str) -> tuple[np.ndarray, np.ndarray, tupl
         that it does not constrain attacks near the data.
 
     Raises:
-        CorruptDataError: a feature is constant over the training split.
+        InputError: `by` is unknown.
+        CorruptDataError: a feature is constant over the rows that it is standardised by.
     """
+    if by not in _BY:
+        raise InputError(f'standardized_by must be "all" or "training", got {by!r}')
     count = len(table.features)
     order = np.random.default_rng(0).permutation(count)
     first, second = round(0.7 * count), round(0.7 * count) + round(0.2 * count)
-    rows = {"train": order[:first], "validation": order[first:second], "test": order[second:]}
-    mean = table.features[rows["train"]].mean(axis=0)
-    deviation = table.features[rows["train"]].std(axis=0)
+    rows = {"train": order[:first], "test": order[first:second], "validation": order[second:]}
+    reference = table.features if by == "all" else table.features[rows["train"]]
     # the standard deviation of a constant may be computed as a rounding error instead of 0
-    constant = np.flatnonzero(np.ptp(table.features[rows["train"]], axis=0) == 0)
+    constant = np.flatnonzero(np.ptp(reference, axis=0) == 0)
     if len(constant):
         raise CorruptDataError(
-            f"{table.source}: feature {constant[0]} has one value only in the training split, so "
-            "that it cannot be standardised. The data are not the published ones: get them again."
+            f"{table.source}: feature {constant[0]} has one value only in {_BY[by]}, so that it "
+            "cannot be standardised. The data are not the published ones: get them again."
         )
+    mean, deviation = reference.mean(axis=0), reference.std(axis=0)
     features = ((table.features - mean) / deviation).astype(np.float32)
     bound = 2 * float(np.abs(features).max())
     return features[rows[split]], table.labels[rows[split]], (-bound, bound)
