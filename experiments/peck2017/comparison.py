@@ -1,40 +1,46 @@
-"""Bounds beside attacks: one row per example, its summary as a table, and violations counted."""
+"""Bounds beside attacks: one row per example, deviations, statistics, and violations counted."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
 
-from experiments.peck2017 import published
 from tfrobust import attacks, bounds
 from tfrobust.errors import PrintedRulesWarning
 
 __all__ = [
+    "AS_PRINTED",
     "ATTACKS",
     "BOUNDS",
+    "FGS",
     "attacked",
     "attacked_by",
     "compare",
+    "deviations",
     "fgs_and",
     "nearest",
     "printed_bound",
+    "quantities",
     "ratio_median",
-    "summary",
+    "statistics",
     "violations",
 ]
 
+FGS = "fast_gradient_sign"
+# Algorithm 2.1 as printed, with a fixed number of halvings: in floating point it does not end
+AS_PRINTED = {"clip": False, "bracketed": False, "steps": 30}
 BOUNDS = {
     "printed": "printed bound",
     "certified": "certified bound, global",
     "tightened": "certified bound, tightened",
 }
 ATTACKS = {
-    "fast_gradient_sign": "FGS",
+    FGS: "FGS",
     "fast_gradient_value": "FGV",
     "lbfgs": "L-BFGS",
     "carlini_wagner": "Carlini-Wagner",
@@ -58,10 +64,14 @@ def compare(
     Args:
         model: a classifier that both rule sets cover.
         x: (batch, *input); classes are the model's own predictions.
-        value_range: what attacks may not leave.
+        value_range: of the data; what attacks that clip may not leave.
         settings: of each attack, by its name; distances of failures are NaN.
         tighten: add the tightened bound.
         batch_size: examples per call.
+
+    Returns:
+        columns predicted, printed, certified, tightened (where asked for) and one per attack; for
+        FGS also epsilon (NaN where it failed) and becomes, the class that it led to (-1).
     """
     printed = printed_bound(model, x, batch_size=batch_size)
     certified = bounds.robustness(model, x, tighten=tighten, batch_size=batch_size)
@@ -77,12 +87,15 @@ def compare(
             model, x, name, value_range=value_range, batch_size=batch_size, **keywords
         )
         columns[name] = np.where(found.success, found.distance, np.nan).astype(np.float64)
+        if name == FGS:
+            columns["epsilon"] = np.where(found.success, found.epsilon, np.nan).astype(np.float64)
+            columns["becomes"] = found.adversarial_label
     return pd.DataFrame(columns)
 
 
 def fgs_and(second: str, *, max_epsilon: float) -> dict[str, dict[str, Any]]:
-    """Settings of FGS, and of a second attack unless it is "none"."""
-    settings: dict[str, dict[str, Any]] = {"fast_gradient_sign": {"max_epsilon": max_epsilon}}
+    """Settings of FGS as printed, and of a second attack unless it is "none"."""
+    settings: dict[str, dict[str, Any]] = {FGS: {"max_epsilon": max_epsilon, **AS_PRINTED}}
     return settings if second == "none" else {**settings, second: {}}
 
 
@@ -93,6 +106,32 @@ def printed_bound(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PrintedRulesWarning)
         return bounds.robustness(model, x, rules="thesis", batch_size=batch_size)
+
+
+def deviations(frame: pd.DataFrame, attack: str = FGS, bound: str = "printed") -> np.ndarray:
+    """Norm of the perturbation found minus the bound, over the examples where one was found."""
+    values = frame[attack].to_numpy() - frame[bound].to_numpy()
+    return values[np.isfinite(values)]
+
+
+def statistics(values: Iterable[float]) -> dict[str, float]:
+    """Mean, Median, Std (of the sample), Min and Max, as the thesis's tables have them.
+
+    And the mean's standard error; NaN where there are too few values.
+    """
+    values = np.asarray(list(values), np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return dict.fromkeys(("Mean", "Median", "Std", "Min", "Max", "error of mean"), float("nan"))
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return {
+        "Mean": float(np.mean(values)),
+        "Median": float(np.median(values)),
+        "Std": spread,
+        "Min": float(np.min(values)),
+        "Max": float(np.max(values)),
+        "error of mean": spread / len(values) ** 0.5,
+    }
 
 
 def attacked_by(frame: pd.DataFrame) -> list[str]:
@@ -123,34 +162,27 @@ def ratio_median(frame: pd.DataFrame, bound: str) -> float:
     return float(np.median(frame[bound][use] / distance[use])) if use.any() else float("nan")
 
 
-def summary(frames: Mapping[str, pd.DataFrame], table: str, *, scale: float = 1.0) -> pd.DataFrame:
-    """One row per network and quantity: mean, median, deviation, extremes, and what is published.
+def quantities(frames: Mapping[str, pd.DataFrame], *, scale: float = 1.0) -> pd.DataFrame:
+    """One row per network and quantity: every attack's distances and every bound, ours too.
 
     Args:
         frames: `compare`'s results by the network's name.
-        table: the thesis's table, "3.1" for instance.
-        scale: distances are multiplied by it, 255 for pixels in [0, 255].
+        scale: lengths are multiplied by it.
     """
     rows = []
     for network, frame in frames.items():
         for name in (*attacked_by(frame), *(key for key in BOUNDS if key in frame)):
             values = frame[name].to_numpy() * scale
             values = values[np.isfinite(values)]
-            printed = name in ("fast_gradient_sign", "printed")
-            quantity = {**ATTACKS, **BOUNDS}[name]
-            row: dict[str, Any] = {"network": network, "quantity": quantity}
-            for column in _STATISTICS:
-                row[column] = float(getattr(np, column)(values)) if len(values) else float("nan")
-            row["examples"] = f"{len(values)} of {len(frame)}"
-            for column in ("mean", "median"):
-                known = published.figure(table, f"{network} {quantity}", column)
-                row[f"published {column}"] = known if printed else "ours only"
-            row["violations"] = violations(frame, name) if name in BOUNDS else ""
-            row["bound / attack"] = ratio_median(frame, name) if name in BOUNDS else float("nan")
-            rows.append(row)
-    columns = ("network", "quantity", *_STATISTICS, *_COUNTS)
+            rows.append(
+                {
+                    "network": network,
+                    "quantity": {**ATTACKS, **BOUNDS}[name],
+                    **statistics(values),
+                    "examples": f"{len(values)} of {len(frame)}",
+                    "violations": violations(frame, name) if name in BOUNDS else "",
+                    "bound / attack": ratio_median(frame, name) if name in BOUNDS else np.nan,
+                }
+            )
+    columns = ("network", "quantity", *statistics([]), "examples", "violations", "bound / attack")
     return pd.DataFrame(rows, columns=columns)  # also where no network is finished
-
-
-_COUNTS = ("examples", "published mean", "published median", "violations", "bound / attack")
-_STATISTICS = ("mean", "median", "std", "min", "max")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,37 +13,103 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
 from experiments.common.page import Drawing
-from experiments.peck2017.comparison import ATTACKS, BOUNDS, attacked_by, nearest
+from experiments.peck2017.comparison import BOUNDS, nearest
 from tfrobust.report import figures
 
-__all__ = [
-    "curves",
-    "histograms",
-    "histograms_of",
-    "perturbations",
-    "scatter",
-    "scatter_of",
-]
+__all__ = ["boxplots", "curves", "gallery", "heatmaps", "panels", "scatter", "scatter_of"]
 
-_COLOURS = {"printed": "#b5367a", "certified": "#31688e", "tightened": "#35b779"}
 NO_SUCCESS = "no attack succeeded"
+_COLOURS = {"printed": "C3", "certified": "C0", "tightened": "C2"}
 
 
-def _positive(values: np.ndarray) -> np.ndarray:
-    return values[np.isfinite(values) & (values > 0)]
+def boxplots(values: Mapping[str, np.ndarray], *, ylabel: str, xlabel: str = "") -> Figure:
+    """One box per name: quartiles, whiskers to 1.5 times their distance, and what lies beyond."""
+    figure, axes = figures.new(1, 1, width=max(3.2, 0.9 * len(values) + 1.4), height=3.2)
+    axis = axes[0, 0]
+    shown = [np.asarray(each, np.float64) for each in values.values()]
+    flier = {"marker": "o", "markersize": 2.5, "markerfacecolor": "0.4", "markeredgewidth": 0}
+    axis.boxplot(shown, flierprops=flier, medianprops={"color": "C3"}, widths=0.6)
+    axis.set_xticks(range(1, len(values) + 1), list(values))
+    axis.set(ylabel=ylabel, xlabel=xlabel)
+    for place, each in enumerate(shown, start=1):
+        if not len(each):
+            axis.text(place, 0.5, NO_SUCCESS, rotation=90, ha="center", va="center", fontsize=7)
+    return figure
 
 
-def histograms_of(frames: Mapping[str, pd.DataFrame], title: str, file: str) -> list[Drawing]:
-    """A figure of each network's histograms."""
-    return [
-        Drawing(
-            title.format(name),
-            f"{name}: perturbations found and lower bounds.",
-            file.format(name),
-            partial(histograms, frame, name),
-        )
-        for name, frame in frames.items()
-    ]
+def heatmaps(counts: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]) -> Figure:
+    """Figure 5.10: how many images of each class before (row) have each class after (column).
+
+    Args:
+        counts: by network, (classes, classes).
+        names: of the classes, by network.
+    """
+    figure, axes = figures.new(1, len(counts), width=4.2, height=3.9)
+    for axis, (title, table) in zip(axes[0], counts.items(), strict=True):
+        axis.imshow(np.sqrt(table), cmap="Blues")  # a root: one class takes most
+        ticks = range(len(table))
+        axis.set_xticks(ticks, names[title], rotation=45, ha="right")
+        axis.set_yticks(ticks, names[title])
+        axis.set(title=title, xlabel="class after", ylabel="class before")
+        largest = max(table.max(), 1)
+        for row, column in zip(*np.nonzero(table), strict=True):
+            colour = "white" if table[row, column] > 0.4 * largest else "0.2"
+            text = f"{table[row, column]}"
+            axis.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
+    return figure
+
+
+def gallery(
+    images: np.ndarray,
+    changes: np.ndarray,
+    titles: Sequence[str],
+    value_range: tuple[float, float],
+) -> Figure:
+    """Figures 5.8 and 5.9: images over what they became, with classes and epsilon.
+
+    Args:
+        images: (count, height, width, channels).
+        changes: their perturbations.
+        titles: "cat -> dog, epsilon 1.32" for instance, one per image.
+        value_range: of the pixels; the sum is clipped to it where it is drawn.
+    """
+    low, high = value_range
+    figure, axes = figures.new(2, len(images), width=1.25, height=1.55)
+    for column, (image, change, title) in enumerate(zip(images, changes, titles, strict=True)):
+        for row, shown in enumerate((image, image + change)):
+            axis = axes[row, column]
+            axis.set_xticks([])
+            axis.set_yticks([])
+            unit = np.clip((shown - low) / (high - low), 0, 1)
+            axis.imshow(
+                unit.squeeze() if unit.shape[-1] == 1 else unit, cmap="gray", vmin=0, vmax=1
+            )
+        axes[1, column].set_xlabel(title, fontsize=7)
+    return figure
+
+
+def panels(
+    x: Sequence[float],
+    lines: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """One panel per name, each with several quantities over the same setting, from 0 on."""
+    figure, axes = figures.new(1, len(lines), width=2.9, height=2.9)
+    for axis, (title, quantities) in zip(axes[0], lines.items(), strict=True):
+        for label, values in quantities.items():
+            axis.plot(x, values, marker="o", markersize=3.5, label=label)
+        smallest = min((value for value in x if value > 0), default=1.0)
+        axis.set_xscale("symlog", linthresh=smallest)
+        axis.set_xticks(x, [f"{value:g}" for value in x], rotation=45)
+        axis.minorticks_off()
+        axis.set(title=title, xlabel=xlabel, ylabel=ylabel, ylim=limits)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(lines)
+    )
+    return figure
 
 
 def scatter_of(
@@ -55,31 +122,6 @@ def scatter_of(
         f"is violated. {text}"
     )
     return [Drawing(title, explanation, file, partial(scatter, first))] if frames else []
-
-
-def histograms(frame: pd.DataFrame, title: str) -> Figure:
-    """Histograms of every attack's distances and every bound, on one logarithmic axis."""
-    figure, axes = figures.new(1, 2, width=4.2, height=2.9)
-    bounds = [key for key in BOUNDS if key in frame]
-    for axis, names, label, empty in (
-        (axes[0, 0], attacked_by(frame), "l2 norm of perturbations found", NO_SUCCESS),
-        (axes[0, 1], bounds, "lower bound on the l2 norm", "no bound is positive and finite"),
-    ):
-        shown = {key: _positive(frame[key].to_numpy()) for key in names}
-        for key, values in shown.items():
-            if len(values):
-                bins = np.geomspace(values.min() / 1.01, values.max() * 1.01, 31)
-                style = {"color": _COLOURS.get(key), "label": {**ATTACKS, **BOUNDS}[key]}
-                axis.hist(values, bins=bins, alpha=0.6, **style)
-        axis.set(xlabel=label, ylabel="examples")
-        _log_axis(axis, "x", empty, *shown.values())
-    handles = [
-        pair for axis in axes[0] for pair in zip(*axis.get_legend_handles_labels(), strict=True)
-    ]
-    if handles:
-        figure.legend(*zip(*handles, strict=True), loc="outside lower center", ncols=len(handles))
-    figure.suptitle(title, fontsize=10)
-    return figure
 
 
 def scatter(frames: Mapping[str, pd.DataFrame]) -> Figure:
@@ -109,6 +151,10 @@ def scatter(frames: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
+def _positive(values: np.ndarray) -> np.ndarray:
+    return values[np.isfinite(values) & (values > 0)]
+
+
 def _log_axis(axis: Axes, which: str, empty: str, *values: np.ndarray) -> None:
     """A logarithmic axis with few, short tick labels; the words `empty` where nothing is shown."""
     shown = np.concatenate([np.empty(0), *values])
@@ -120,8 +166,9 @@ def _log_axis(axis: Axes, which: str, empty: str, *values: np.ndarray) -> None:
     low, high = shown.min(), shown.max()
     one = axis.xaxis if which == "x" else axis.yaxis
     one.set_minor_formatter(NullFormatter())  # Matplotlib's own overlap
-    decades = 10.0 ** np.arange(-12, 13)
-    if ((decades >= low) & (decades <= high)).sum() < 2:
+    decades = 10.0 ** np.arange(-30, 13)
+    inside = decades[(decades >= low) & (decades <= high)]
+    if len(inside) < 2:
         ticks = np.outer(decades, (1, 2, 5)).ravel()
         if ((ticks >= low) & (ticks <= high)).sum() < 2:
             ticks = MaxNLocator(3).tick_values(low, high) if high > low else np.array([low])
@@ -138,31 +185,20 @@ def curves(
     log: bool = True,
     dashed: Sequence[str] = (),
     names: Sequence[str] | None = None,
+    **options: Any,
 ) -> Figure:
     """Several quantities over one setting; `names` stand for its values where they are given."""
     figure, axes = figures.new(1, 1, width=5.2, height=3.4)
     axis = axes[0, 0]
     for label, values in lines.items():
         style = "--" if label in dashed else "-"
-        axis.plot(x, values, style, marker="o", markersize=4, label=label)
-    axis.set(xlabel=xlabel, ylabel=ylabel)
+        axis.plot(x[: len(values)], values, style, marker="o", markersize=4, label=label)
+    axis.set(xlabel=xlabel, ylabel=ylabel, **options)
     if names is not None:
         axis.set_xticks(x, names, rotation=30, ha="right")
-    else:
-        linear_below = min((value for value in x if value > 0), default=1.0)
-        near_zero = {} if min(x) > 0 else {"linthresh": linear_below}
-        axis.set_xscale("log" if min(x) > 0 else "symlog", **near_zero)
-        axis.set_xticks(x, [f"{value:g}" for value in x])
-        axis.minorticks_off()
     if log:
         positive = all(not value <= 0 for values in lines.values() for value in values)
         axis.set_yscale("log" if positive else "linear")
     if len(lines) > 1:
         figure.legend(loc="outside lower center", ncols=2)
     return figure
-
-
-def perturbations(images: np.ndarray, changes: np.ndarray) -> Figure:
-    """Images, their smallest perturbations, and both together."""
-    rows = [("image", images), ("perturbation", changes), ("sum", images + changes)]
-    return figures.image_grid(rows)

@@ -1,49 +1,49 @@
-"""Kernel scaling and kappa's increase from layer to layer (Figures 5.12, 5.13).
+"""Robustness from smaller kernels and from more robust layers (Figures 5.12, 5.13, eq. (5.13)).
 
     python -m experiments.peck2017.kernels --preset demo
 
-A convolution's printed rule divides kappa by ||W||_F, the certified one by its proven norm, so that
-a kernel s times as large needs a change s times smaller for the same kappa behind it. Beside what
-the rules say stands what is measured: the largest increase of a change that power iteration on the
-Keras layer itself finds, by automatic differentiation, which knows nothing of the rules.
+The thesis draws two closed forms. Beside them stands LeNet-5: its convolutions' kernels scaled, its
+own kappas in eq. (5.13), and the largest increase of a change that power iteration finds on each
+Keras layer by automatic differentiation, which knows nothing of the rules.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 import reference_models
-from experiments.common.checks import DISTINCT, Count, Positive, Seed
+from experiments.common.checks import Count, Positive, Seed
 from experiments.common.experiment import Task, execute
 from experiments.common.members import Member, Progress, grid
 from experiments.common.page import Drawing, Report, Table
-from experiments.peck2017 import claims, figures, increases, published, study
+from experiments.peck2017 import cnn_claims, figures, increases, layer_claims, study
 from experiments.peck2017.checks import Images, check_model_file
 from tfrobust.commands import run
 
-SCALED, LAYERS = "scaled-measured.parquet", "layers-measured.parquet"
+SCALED, KAPPAS, LAYERS = "scaled.parquet", "kappas.parquet", "layers-measured.parquet"
 MEASURED = "||layer(h + d) - layer(h)|| / ||d|| for the Keras layer and inputs h of test images"
+# Figures 5.12 and 5.13
+KERNELS, DEPTHS, ALPHA, DELTA, LAST = 20, 4, 0.01, 0.1, 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The network, and how its first kernel is scaled."""
+    """The network, and how its kernels are scaled."""
 
     dataset: Images = "mnist"
     """Images for LeNet-5."""
-    iterations: Count = published.ADAM_ITERATIONS
+    iterations: Count = study.ADAM_ITERATIONS
     """Adam iterations, rounded up to whole epochs."""
     weights: str | None = None
     """A trained LeNet-5 (.keras) instead."""
-    scales: Annotated[tuple[Positive, ...], DISTINCT] = (0.25, 0.5, 1.0, 2.0, 4.0)
-    """The first convolution's kernel is multiplied by them."""
+    scale: Positive = 0.9
+    """Kernels are multiplied by it."""
     images: Count = 200
     """The first so many test images."""
     batch_size: Count = 64
@@ -55,8 +55,19 @@ class Settings:
 PRESETS = {
     "demo": Settings(dataset="digits", iterations=150, images=50),
     "reduced": Settings(),
-    "paper": Settings(images=10_000, scales=(0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0)),
+    "paper": Settings(images=10_000),
 }
+
+
+def closed_form(layers: np.ndarray, alpha: float, delta: float, last: float) -> np.ndarray:
+    """1 + delta (1 - alpha^-L) / (kappa_L (1 - alpha^-1)), for L layers, kappa_l = alpha kappa_l+1.
+
+    1 + delta L / kappa_L for alpha = 1, which the thesis excludes.
+    """
+    layers = np.asarray(layers, np.float64)
+    if alpha == 1:
+        return 1 + delta * layers / last
+    return 1 + delta * (1 - alpha**-layers) / (last * (1 - 1 / alpha))
 
 
 def load(settings: Settings, preset: str, data_dir: Path | None) -> study.Splits:
@@ -65,7 +76,7 @@ def load(settings: Settings, preset: str, data_dir: Path | None) -> study.Splits
 
 
 def steps(task: Task, member: Member) -> Iterator[None]:
-    """Train or load, scale the first kernel, measure every layer."""
+    """Train or load, scale the kernels, measure every layer."""
     settings, test = task.settings, task.data["test"]
     model = study.trained(
         task,
@@ -78,58 +89,75 @@ def steps(task: Task, member: Member) -> Iterator[None]:
         seed=settings.seed,
     )
     yield
-    x = test.images[: settings.images]
-    task.run.frame_step(
-        f"{member.folder}/{SCALED}", lambda: increases.scaling(model, x, settings.scales)
+    x, labels = test.images[: settings.images], test.labels[: settings.images]
+    place, frame_step = member.folder, task.run.frame_step
+    frame_step(
+        f"{place}/{SCALED}",
+        lambda: increases.scaling(model, x, labels, settings.scale, study.REACH),
     )
     yield
-    task.run.frame_step(f"{member.folder}/{LAYERS}", lambda: increases.increases(model, x))
+    frame_step(f"{place}/{KAPPAS}", lambda: increases.kappas(model, x))
+    yield
+    frame_step(f"{place}/{LAYERS}", lambda: increases.increases(model, x))
     yield
 
 
 def report(task: Task, progress: Progress) -> Report:
     """Figures 5.12 and 5.13."""
     settings = task.settings
-    images = len(task.data["test"].images[: settings.images])
     tables, drawings, judged = [], [], []
     for member in progress.finished:
-        scaled, layers = (
-            task.run.read_frame(f"{member.folder}/{file}") for file in (SCALED, LAYERS)
+        scaled, kappas, layers = (
+            task.run.read_frame(f"{member.folder}/{file}") for file in (SCALED, KAPPAS, LAYERS)
         )
-        tables = _tables(scaled, layers)
-        drawings = _drawings(settings.scales, scaled, layers)
+        tables = _tables(scaled, kappas, layers)
+        drawings = _drawings(scaled, layers)
         judged = [
-            claims.scaling_divides_kappa(scaled),
-            # Figure 5.12 shows one over the increase
-            *claims.increases_are_proven(
-                1 / scaled[["measured", "proven"]], "scalings", "Figure 5.12"
-            ),
-            *claims.increases_are_proven(layers, "layers", "Figure 5.13"),
-            claims.increases_obey_printed_rules(layers),
+            *cnn_claims.scaling(scaled),
+            *layer_claims.increases_are_proven(layers),
+            layer_claims.increases_obey_printed_rules(layers),
         ]
     return study.report_of(
         task,
         title="kernel scaling and layers",
-        lead=f"LeNet-5 on {settings.dataset}, {images} test images, medians.",
+        lead=f"Closed forms of the thesis, and LeNet-5 on {settings.dataset}, "
+        f"{len(task.data['test'].images[: settings.images])} test images, pixels in [0, 1].",
         tables=tables,
         drawings=drawings,
         claims=judged,
     )
 
 
-def _tables(scaled: pd.DataFrame, layers: pd.DataFrame) -> list[Table]:
+def _tables(scaled: pd.DataFrame, kappas: pd.DataFrame, layers: pd.DataFrame) -> list[Table]:
+    relative = 1 + DELTA * kappas["inverse"].sum()
+    depths = np.arange(1, DEPTHS + 1)
+    values = closed_form(depths, ALPHA, DELTA, LAST)
     return [
         Table(
-            "Kernel scaling",
-            "The first convolution's kernel times s; the bias stays. Ratios are kappa before over "
-            "kappa behind, as the rules give them for the scaled network; the printed closed form "
-            "takes ||W||_F from the network as trained. Proven: one over the scaled layer's norm. "
-            f"Measured: one over the largest increase that power iteration finds ({MEASURED}).",
-            scaled,
+            "Figure 5.12, measured",
+            "The first n convolutions' kernels scaled. ratio: how kappa of the input over kappa "
+            "behind the last pool grows by the printed rules, 1 / scale^n by the closed form. The "
+            "whole bound and FGS do not follow it, as logits and margins change too.",
+            scaled.assign(closed=scaled["scale"] ** -scaled["kernels"]),
+        ),
+        Table(
+            "Figure 5.13, in numbers",
+            f"1 + delta (1 - alpha^-L) / (kappa_L (1 - alpha^-1)), alpha {ALPHA:g}, delta "
+            f"{DELTA:g}, "
+            f"kappa_L {LAST:g}; for alpha > 1 it ends at 1 + delta / (kappa_L (1 - 1 / alpha)).",
+            pd.DataFrame({"layers": depths, "relative increase": values}),
+        ),
+        Table(
+            "Eq. (5.13) on LeNet-5",
+            "kappas of the convolutions and pools (means), and 1 + delta sum 1 / kappa_l for "
+            "delta "
+            f"{DELTA:g}: {relative:.3g}.",
+            kappas,
         ),
         Table(
             "Layer by layer",
-            "kappa behind over kappa before each layer; an MLP's depend on the image, and the "
+            "Ours: kappa behind over kappa before each layer; an MLP's depend on the image, and "
+            "the "
             "printed rule takes its layers together, so that one of them has it all. Proven: the "
             "norm of a linear layer alone, else the certified rule's increase. Measured: the "
             f"largest increase that power iteration finds ({MEASURED}).",
@@ -138,51 +166,54 @@ def _tables(scaled: pd.DataFrame, layers: pd.DataFrame) -> list[Table]:
     ]
 
 
-def _drawings(scales: Sequence[float], scaled: pd.DataFrame, layers: pd.DataFrame) -> list[Drawing]:
-    ratios = {
-        "printed rule, scaled network": "printed ratio",
-        "1 / (s ||W||), network as trained": "closed form, printed",
-        "certified rule, scaled network": "certified ratio",
-        "measured": "measured",
-    }
-    network = {"printed bound": "printed", "certified bound": "certified", "FGS": "FGS"}
+def _drawings(scaled: pd.DataFrame, layers: pd.DataFrame) -> list[Drawing]:
+    scale = float(scaled["scale"].iloc[0])
+    count, depths = np.arange(KERNELS + 1), np.arange(1, DEPTHS + 1)
     by_layer = {"printed rule": "printed", "certified rule": "certified", "measured": "measured"}
-
-    def curves(table: pd.DataFrame, columns: dict[str, str], **options: Any) -> partial[Figure]:
-        lines = {label: table[column].tolist() for label, column in columns.items()}
-        over_scales = {"x": scales, "xlabel": "scale s of the first kernel"}
-        return partial(figures.curves, lines=lines, **{**over_scales, **options})
-
+    growth = {
+        f"1 / {scale:g}^n": (scale ** -count.astype(float)).tolist(),
+        "LeNet-5, printed rules": scaled["ratio"].tolist(),
+    }
+    increase = {"closed form": closed_form(depths, ALPHA, DELTA, LAST).tolist()}
+    lines = {label: layers[column].tolist() for label, column in by_layer.items()}
     return [
         Drawing(
             "Figure 5.12",
-            "The first convolution alone. Rules: median kappa in front of it over kappa behind it. "
-            "Measured: one over the largest increase found of the scaled layer, ||layer(h + d) - "
-            "layer(h)|| / ||d||; a rule is sound where it lies below.",
+            "Relative increase of the bound with the number of kernels that are scaled.",
             "figure5.12",
-            curves(
-                scaled,
-                ratios,
-                ylabel="kappa before / kappa behind",
-                dashed=["1 / (s ||W||), network as trained", "measured"],
+            partial(
+                figures.curves,
+                count.tolist(),
+                growth,
+                xlabel="kernels",
+                ylabel="relative increase",
+                log=False,
             ),
         ),
         Drawing(
-            "Figure 5.12, whole network",
-            "The scaled kernel changes every logit as well: bounds and FGS do not follow 1/s.",
-            "figure5.12-network",
-            curves(scaled, network, ylabel="median l2 norm"),
+            "Figure 5.13",
+            f"Relative increase with the number of layers, each of which is made more robust by "
+            f"{DELTA:g}; output {LAST:g}, kappa_l = {ALPHA:g} kappa_l+1.",
+            "figure5.13",
+            partial(
+                figures.curves,
+                depths.tolist(),
+                increase,
+                xlabel="layers",
+                ylabel="relative increase",
+                xticks=depths.tolist(),
+            ),
         ),
         Drawing(
-            "Figure 5.13",
+            "Layers, measured",
             "How much larger a change can be behind each layer than in front of it, from input to "
             "logits: kappa's increase by the rules, and the largest increase found. A rule is "
             "sound where it lies above.",
-            "figure5.13",
-            curves(
-                layers,
-                by_layer,
-                x=range(1, len(layers) + 1),
+            "layers",
+            partial(
+                figures.curves,
+                list(range(1, len(layers) + 1)),
+                lines,
                 xlabel="layer, from the input on",
                 names=layers["layer"].tolist(),
                 ylabel="behind / before",
@@ -204,7 +235,7 @@ EXPERIMENT = study.define(
     partial(grid, "LeNet-5", "lenet5"),
     steps,
     report,
-    complete=(SCALED, LAYERS),
+    complete=(SCALED, KAPPAS, LAYERS),
     check_settings=check_settings,
     files=("weights",),
 )

@@ -22,15 +22,15 @@ from experiments.peck2017 import (
     __main__ as everything,
 )
 from experiments.peck2017 import (
-    claims,
     cnns,
     comparison,
+    depth,
     figures,
     increases,
     kernels,
+    layer_claims,
     linear,
     normalisation,
-    published,
     random_mlps,
     regularised,
     study,
@@ -41,28 +41,29 @@ from tfrobust.errors import InputError
 from tfrobust.report import Run, RunFolderError
 
 SMALL = {
-    "linear": (linear, ["--features", "2", "--classes", "2", "--inputs", "12"]),
-    "random-mlps": (
-        random_mlps,
-        ["--depths", "1", "--activations", "tanh", "--networks", "2", "--inputs", "6"],
-    ),
+    "linear": (linear, ["--tests", "1", "4", "--classifiers", "2", "--samples", "4"]),
+    "random-mlps": (random_mlps, ["--tests", "1", "--share", "0.02"]),
     "trained-mlps": (
         trained_mlps,
-        ["--datasets", "iris", "--seeds", "0", "--epochs", "2", "--inputs", "8"],
+        ["--datasets", "iris", "--seeds", "0", "--epochs", "2", "--inputs", "test"],
     ),
     "regularised": (
         regularised,
-        ["--dataset", "iris", "--weights", "0", "0.1", "--epochs", "1", "--inputs", "8"],
+        ["--datasets", "iris", "--weights", "0", "0.1", "--epochs", "1"],
     ),
     "cnns": (
         cnns,
-        ["--lenet-iterations", "10", "--lenet-images", "6", "--carlini-wagner-steps", "0"],
+        [
+            *("--lenet-iterations", "10", "--lenet-images", "6", "--carlini-wagner-steps", "0"),
+            *("--lbfgs-images", "1"),
+        ],
     ),
-    "kernels": (kernels, ["--iterations", "10", "--images", "4", "--scales", "0.5", "2"]),
+    "kernels": (kernels, ["--iterations", "10", "--images", "4"]),
     "normalisation": (
         normalisation,
         ["--variants", "lenet5", "lenet5_lrn1", "--iterations", "10", "--images", "6"],
     ),
+    "depth": (depth, ["--depths", "1", "2", "--iterations", "10", "--images", "4"]),
 }
 
 
@@ -74,13 +75,23 @@ TITLES = {
     "cnns": "Peck 2017: convolutional networks",
     "kernels": "Peck 2017: kernel scaling and layers",
     "normalisation": "Peck 2017: normalisation in LeNet-5",
+    "depth": "Peck 2017: depth against width",
 }
-# sources of claims that hold whatever the training of those that may not fail whatever the training
-PROVEN = {"certified rules", "Figure 5.12", "Figure 5.13"}
+# sources of claims that may not fail, whatever the training
+PROVEN = {"certified rules", "certified rules, layer by layer", "Figure 5.12", "Section 5.4"}
 
 
 # alike: LeNet-5 trained on digits as in kernels, bounded and attacked; MLPs as in regularised
-ALIKE = {"cnns", "normalisation", "trained-mlps"}
+ALIKE = {"cnns", "normalisation", "trained-mlps", "depth"}
+
+
+CELLS = {
+    "linear": ["3.1"],
+    "random-mlps": ["4.1", "4.2"],
+    "trained-mlps": ["4.3"],
+    "cnns": ["5.1", "5.2"],
+    "normalisation": ["5.3"],
+}
 
 
 @pytest.mark.parametrize(
@@ -97,11 +108,11 @@ def test_every_experiment_in_small(name, tmp_path, monkeypatch):
     assert {claim["verdict"] for claim in proven} <= {"held", "not tested"}
     tested = [claim for claim in proven if claim["verdict"] == "held"]
     assert tested
-    if name != "kernels":
-        assert published.NOT_AT_HAND in html
+    for table in CELLS.get(name, ()):
+        assert f"Table {table}, cell by cell" in html
     # a second call draws the page from what is there
     for place in (study, kernels.increases, module):
-        for function in ("compare", "scaling", "increases"):
+        for function in ("compare", "scaling", "increases", "kappas"):
             if callable(getattr(place, function, None)):
                 monkeypatch.setattr(place, function, lambda *_, **__: pytest.fail("computed again"))
     monkeypatch.setattr("tfrobust.training.fit", lambda *_, **__: pytest.fail("trained again"))
@@ -110,14 +121,12 @@ def test_every_experiment_in_small(name, tmp_path, monkeypatch):
 
 
 def test_the_index_links_every_page(tmp_path, monkeypatch):
-    names = ("linear", "random-mlps")
+    names = ("linear", "regularised")
     some = {name: everything.STUDY.parts[name] for name in names}
     small_study = dataclasses.replace(everything.STUDY, parts=some)
-    monkeypatch.setitem(linear.PRESETS, "demo", linear.Settings(features=(2,), inputs=5))
-    small = random_mlps.Settings(
-        depths=(1,), activations=("tanh",), networks=1, inputs=3, attack="none"
-    )
-    monkeypatch.setitem(random_mlps.PRESETS, "demo", small)
+    monkeypatch.setitem(linear.PRESETS, "demo", linear.Settings(tests=(1,), classifiers=1))
+    small = regularised.Settings(datasets=("iris",), weights=(0.0,), seeds=(0,), epochs=1)
+    monkeypatch.setitem(regularised.PRESETS, "demo", small)
     index = execute_study(small_study, ["--preset", "demo", "--out", str(tmp_path)])
     html = index.read_text()
     for name in names:
@@ -145,26 +154,11 @@ def made_up():
             "certified": [0.5, 0.5, 0.5, 0.5],
             "tightened": [0.6, 0.7, 0.8, 0.9],
             "fast_gradient_sign": [2.0, 1.5, np.nan, 4.0],
+            "epsilon": [0.2, 0.15, np.nan, 0.4],
+            "becomes": [1, 0, -1, 2],
             "carlini_wagner": [1.5, 2.5, np.nan, 2.9],
         }
     )
-
-
-def test_violations_and_summary_against_numpy():
-    frame = made_up()
-    assert comparison.violations(frame, "printed") == 2  # 1.5 < 2 and 2.9 < 3
-    assert comparison.violations(frame, "certified") == 0
-    ratio = np.median([1 / 1.5, 2 / 1.5, 3 / 2.9])
-    assert comparison.ratio_median(frame, "printed") == pytest.approx(ratio)
-    table = comparison.summary({"net": frame}, "5.1", scale=255).set_index("quantity")
-    fgs = np.array([2.0, 1.5, 4.0]) * 255
-    row = table.loc["FGS"]
-    assert (row["mean"], row["median"], row["std"]) == pytest.approx(
-        (fgs.mean(), np.median(fgs), fgs.std())
-    )
-    assert row["examples"] == "3 of 4" and row["published mean"] == published.NOT_AT_HAND
-    assert table.loc["printed bound", "violations"] == 2
-    assert table.loc["certified bound, global", "published median"] == "ours only"
 
 
 def texts(figure):
@@ -176,10 +170,34 @@ def test_figures_without_a_success_say_so():
     nothing = made_up().assign(fast_gradient_sign=np.nan, carlini_wagner=np.nan)
     figure = figures.scatter({"a": nothing, "b": made_up()})
     assert texts(figure) == [["no attack succeeded"], []]
-    assert texts(figures.histograms(nothing, "a")) == [["no attack succeeded"], []]
-    unbounded = nothing.assign(**dict.fromkeys(comparison.BOUNDS, np.inf))
-    words = texts(figures.histograms(unbounded, "a"))
-    assert words == [["no attack succeeded"], ["no bound is positive and finite"]]
+    boxes = figures.boxplots({"a": np.array([1.0, 2.0]), "b": np.array([])}, ylabel="y")
+    assert texts(boxes) == [["no attack succeeded"]]
+
+
+def test_figures_show_what_they_are_given():
+    counts = study.class_changes(made_up(), 3)
+    np.testing.assert_array_equal(counts, [[0, 1, 1], [1, 0, 0], [0, 0, 0]])
+    figure = figures.heatmaps({"net": counts}, {"net": "abc"})
+    assert sorted(texts(figure)[0]) == ["1", "1", "1"]
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["a", "b", "c"]
+
+    images = np.random.default_rng(0).random((2, 5, 5, 3))
+    drawn = figures.gallery(255 * images, 0 * images + 51, ["a -> b", "c -> d"], (0, 255))
+    rows = np.array(drawn.axes).reshape(2, 2)
+    np.testing.assert_allclose(rows[0, 1].images[0].get_array(), images[1])
+    expected = np.clip(images[0] + 0.2, 0, 1)
+    np.testing.assert_allclose(rows[1, 0].images[0].get_array(), expected)
+    assert rows[1, 1].get_xlabel() == "c -> d"
+
+    panels = figures.panels(
+        [0, 0.1, 1],
+        {"iris": {"accuracy": [1, 0.9, 0.5]}, "wine": {"accuracy": [0.8, 0.7, 0.6]}},
+        xlabel="l",
+        ylabel="share",
+    )
+    assert [axis.get_title() for axis in panels.axes] == ["iris", "wine"]
+    np.testing.assert_array_equal(panels.axes[1].lines[0].get_ydata(), [0.8, 0.7, 0.6])
 
 
 @pytest.mark.parametrize(
@@ -228,60 +246,47 @@ def test_no_attack_succeeds_on_a_network(tmp_path):
     assert {claim["verdict"] for claim in judged} == {"not tested"}
 
 
-def test_a_published_figure_is_shown_once_it_is_known(monkeypatch):
-    monkeypatch.setitem(published.FIGURES, ("5.1", "net FGS", "median"), 0.25)
-    table = comparison.summary({"net": made_up()}, "5.1").set_index("quantity")
-    assert table.loc["FGS", "published median"] == 0.25
-
-
 def test_comparison_is_what_its_parts_say():
     model = randomise(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), 0)
     x = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
-    frame = comparison.compare(
-        model, x, (-30, 30), {"fast_gradient_value": {"max_epsilon": 40.0, "steps": 40}}
-    )
+    settings = {
+        comparison.FGS: {"max_epsilon": 40.0, **comparison.AS_PRINTED},
+        "fast_gradient_value": {"max_epsilon": 40.0, "steps": 40},
+    }
+    frame = comparison.compare(model, x, (-30, 30), settings)
     np.testing.assert_allclose(frame["tightened"], bounds.robustness(model, x).bound)
     # linear, two classes: printed, certified and FGV are all the exact distance
     np.testing.assert_allclose(frame["printed"], frame["certified"], rtol=1e-4)
     np.testing.assert_allclose(frame["printed"], frame["fast_gradient_value"], rtol=1e-3)
     assert comparison.violations(frame, "printed") == 0
+    np.testing.assert_allclose(frame[comparison.FGS], 3**0.5 * frame["epsilon"], rtol=1e-3)
+    np.testing.assert_array_equal(frame["becomes"], 1 - frame["predicted"])
+    assert (comparison.deviations(frame) > -1e-5).all()
 
 
-def test_claims_go_both_ways():
-    broken = claims.bounds_hold({"net": made_up()}, "Theorem 5.1")
-    assert [claim.verdict for claim in broken] == ["not held", "held", "held"]
-    assert broken[0].figure == "2 violations in 3 attacked examples (of 4): net 2"
-    assert broken[0].source == "Theorem 5.1" and broken[1].source == "certified rules"
-    nothing = made_up().assign(fast_gradient_sign=np.nan, carlini_wagner=np.nan)
-    for claim in claims.bounds_hold({"net": nothing}, "x"):
-        assert claim.verdict == "not tested"
-        assert claim.figure == "0 violations in 0 attacked examples (of 4)"
-    untested = claims.bounds_hold({"net": made_up().drop(columns="tightened")}, "x")
-    assert untested[2].verdict == "not tested"
-    rng = np.random.default_rng(0)
-    low = pd.DataFrame({"d": rng.normal(1, 0.1, 50)})
-    high = pd.DataFrame({"d": rng.normal(2, 0.1, 50)})
-    assert claims.is_larger("s", low, high, "d", "t").verdict == "held"
-    assert claims.is_larger("s", high, low, "d", "t").verdict == "not held"
-    assert claims.is_larger("s", low[:3], high, "d", "t").verdict == "not tested"
+def test_parameters_and_inputs_are_those_of_the_tables():
+    row = linear.setting(4)
+    assert row == {"features": 2, "classes": 5, "sample": (-10, 10), "parameter": (-1, 1)}
+    for test, expected in ((5, (3, 30, 5)), (6, (3, 10, 50)), (7, (3, 20, 5))):
+        row = random_mlps.setting(test)
+        assert (row["depth"], row["width"], row["classes"]) == expected
+    assert random_mlps.setting(8, 0.5)["networks"] == 5
+    assert random_mlps.setting(8)["samples"] == 100
 
 
-def test_a_claim_of_growth_is_on_means_over_networks():
-    def judged(settings, values):
-        return claims.is_increasing("s", pd.DataFrame({"a": settings, "b": values}), "t")
+def test_widths_of_equal_networks():
+    import reference_models
 
-    assert judged([0, 1, 2, 3], [1, 2, 3, 4]).verdict == "held"
-    assert judged([0, 1, 2, 3], [4, 3, 2, 1]).verdict == "not held"
-    assert judged([0, 1], [1, 2]).verdict == "not tested"
-    # means 2, 3, 4, 5 grow; the eight networks do so less strictly
-    claim = judged([0, 0, 1, 1, 2, 2, 3, 3], [0, 4, 1, 5, 2, 6, 3, 7])
-    ranks = np.array([[1, 1, 3, 3, 5, 5, 7, 7], [0, 4, 1, 5, 2, 6, 3, 7]])
-    assert claim.verdict == "held" and "Spearman 1.00 over 4 settings" in claim.figure
-    assert f"{np.corrcoef(ranks)[0, 1]:.2f} over 8 single networks" in claim.figure
-    gone = judged([0, 1, 2, 3, 9], [1, 2, 3, 4, np.nan])
-    assert gone.verdict == "held" and "without 9" in gone.figure
-    infinite = judged([0, 1, 2, 3, 3], [1, 2, 3, 4, np.inf])
-    assert infinite.verdict == "not tested" and "without 3" in infinite.figure
+    for number in (1, 2, 5):
+        width = depth.width_for(20, 4, number, 3000)
+        model = reference_models.build(
+            "mlp", input_shape=(20,), hidden=(width,) * number, classes=4
+        )
+        wider = reference_models.build(
+            "mlp", input_shape=(20,), hidden=(width + 1,) * number, classes=4
+        )
+        assert abs(model.count_params() - 3000) <= abs(wider.count_params() - 3000)
+        assert abs(model.count_params() / 3000 - 1) < 0.05
 
 
 def test_scaling_leaves_the_model_as_it_was():
@@ -290,12 +295,15 @@ def test_scaling_leaves_the_model_as_it_was():
     model = randomise(reference_models.build("lenet5", input_shape=(16, 16, 1)), 0, scale=0.1)
     before = [w.copy() for w in model.get_weights()]
     x = np.random.default_rng(0).random((3, 16, 16, 1), dtype=np.float32)
-    table = increases.scaling(model, x, (0.5, 1.0))
-    length = np.linalg.norm(before[0])
-    np.testing.assert_allclose(table["printed ratio"], [2 / length, 1 / length], rtol=1e-5)
-    np.testing.assert_allclose(table["measured"], table["proven"], rtol=0.05)
-    assert (table["measured"] >= table["proven"] * (1 - 1e-4)).all()
+    table = increases.scaling(model, x, np.array([0, 1, 2]), 0.5, 0.4)
+    np.testing.assert_allclose(table["ratio"], [1, 2, 4], rtol=1e-5)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    found = increases.kappas(model, x)
+    assert found["kind"].tolist() == ["Conv2D", "MaxPooling2D"] * 2
+    # kappa_1 = kappa_2 / ||W_1||, kappa_2 = kappa_3 / t_1
+    kernel = np.linalg.norm(before[0])
+    assert found["kappa"][0] == pytest.approx(found["kappa"][1] / kernel, rel=1e-5)
+    assert found["kappa"][1] == pytest.approx(found["kappa"][2] / 6, rel=1e-5)
 
 
 def small_chain():
@@ -331,46 +339,9 @@ def test_measured_increases_against_written_out_matrices():
 def test_increases_behind_a_first_layer_and_linear_layers_in_a_row():
     x = np.random.default_rng(0).uniform(0, 1, (3, 9, 9, 2)).astype(np.float32)
     table = increases.increases(small_chain().__class__(small_chain().layers[1:]), x)
-    assert set(table.loc[table["alone"], "rule"]) == {"Theorem 5.1", "Theorem 5.3, eq. (5.4)"}
-    above, near = claims.increases_are_proven(table, "layers", "t")
+    assert set(table.loc[table["alone"], "rule"]) == {"Theorem 5.1", "Theorem 5.3"}
+    above, near = layer_claims.increases_are_proven(table)
     assert (above.verdict, near.verdict) == ("held", "held")
-
-
-def test_claims_on_increases_go_both_ways():
-    def both(table):
-        return [claim.verdict for claim in claims.increases_are_proven(table, "layers", "t")]
-
-    table = pd.DataFrame({"measured": [1.0, 1.96], "proven": [1.0, 2.0]})
-    assert both(table) == [
-        "held",
-        "held",
-    ]
-    wrong = table.assign(proven=[1.0, 1.9])  # a norm that is too small
-    assert both(wrong) == [
-        "not held",
-        "held",
-    ]
-    loose = table.assign(proven=[1.0, 3.0])
-    assert both(loose)[1] == "not held"
-    nonlinear = loose.assign(linear=[True, False])
-    assert both(nonlinear)[1] == "held"
-    assert (
-        claims.increases_are_proven(loose.assign(linear=False), "layers", "t")[1].verdict
-        == "not tested"
-    )
-
-    ratios = pd.DataFrame({"printed ratio": [1.0, 2.0], "closed form, printed": [1.0, 2.0]})
-    assert claims.scaling_divides_kappa(ratios).verdict == "held"
-    ratios["printed ratio"] = [1.0, 1.0]  # as if scaling had been missed
-    assert claims.scaling_divides_kappa(ratios).verdict == "not held"
-
-    layers = pd.DataFrame(
-        {"layer": ["conv", "dense"], "printed": [2.0, 1.0], "alone": [True, False]}
-    )
-    assert claims.increases_obey_printed_rules(layers.assign(measured=[1.9, 9.0])).verdict == "held"
-    judged = claims.increases_obey_printed_rules(layers.assign(measured=[3.0, 9.0]))
-    assert judged.verdict == "not held" and "conv 1.5" in judged.figure
-    assert claims.increases_obey_printed_rules(layers.assign(alone=False)).verdict == "not tested"
 
 
 def test_devices_that_make_no_sense_here():
@@ -381,17 +352,18 @@ def test_devices_that_make_no_sense_here():
 @pytest.mark.parametrize(
     ("module", "given", "message"),
     [
-        (linear, "--classes 1", "--classes must be at least 2, got 1"),
-        (linear, "--inputs 0", "--inputs must be at least 1, got 0"),
-        (linear, "--features 2 2", "--features holds 2 more than once"),
-        (linear, "--features", "--features needs at least one value"),
-        (random_mlps, "--depths 0", "--depths must be at least 1, got 0"),
-        (trained_mlps, "--seeds -1", "--seeds must be at least 0, got -1"),
+        (linear, "--classifiers 0", "--classifiers must be at least 1, got 0"),
+        (linear, "--tests 2 2", "--tests holds 2 more than once"),
+        (linear, "--tests", "--tests needs at least one value"),
+        (linear, "--seed 4294967296", r"--seed must be from 0 to 2\^32 - 1, got 4294967296"),
+        (random_mlps, "--share 0", "--share must be finite and positive, got 0"),
+        (depth, "--depths 0", "--depths must be at least 1, got 0"),
+        (trained_mlps, "--seeds -1", r"--seeds must be from 0 to 2\^32 - 1, got -1"),
         (trained_mlps, "--learning-rate nan", "--learning-rate must be finite and positive"),
         (regularised, "--weights -1", "--weights must be finite and not negative, got -1"),
         (regularised, "--weights inf", "--weights must be finite"),
         (cnns, "--nin-weights x.keras", "--nin-weights needs --nin-data"),
-        (kernels, "--scales 0", "--scales must be finite and positive, got 0"),
+        (kernels, "--scale 0", "--scale must be finite and positive, got 0"),
         (kernels, "--batch-size 0", "--batch-size must be at least 1"),
     ],
 )
@@ -408,9 +380,10 @@ def test_settings_that_make_no_sense_leave_nothing_behind(module, given, message
         (random_mlps, "--attack", "foo", "deepfool"),
         # would be computed, and shown nowhere
         (random_mlps, "--attack", "LinfPGD", "deepfool"),
-        (random_mlps, "--activations", "gelu", "tanh"),
+        (random_mlps, "--activation", "gelu", "tanh"),
+        (random_mlps, "--tests", "9", "8"),
         (trained_mlps, "--datasets", "mnist", "spambase"),
-        (regularised, "--dataset", "digits", "iris"),
+        (regularised, "--datasets", "digits", "iris"),
         (normalisation, "--variants", "lenet6", "lenet5_lrn1"),
         (normalisation, "--dataset", "iris", "cifar10"),
         (cnns, "--lenet-data", "none", "cifar10"),
@@ -489,21 +462,22 @@ def test_other_contents_of_a_weights_file_are_noticed(module, setting, tmp_path,
 
 
 def test_weights_of_the_reward_in_any_order(tmp_path, monkeypatch):
-    settings = dataclasses.replace(regularised.PRESETS["demo"], weights=(0.5, 0.0), seeds=(0, 1))
+    settings = dataclasses.replace(
+        regularised.PRESETS["demo"], datasets=("iris",), weights=(0.5, 0.0), seeds=(0, 1)
+    )
     task = common.Task(Run(tmp_path, settings), settings, "demo", None)
     members = regularised.EXPERIMENT.members(settings)
-    for distance, member in zip([3.0, 5.0, 1.0, 2.0], members, strict=True):
-        frame = made_up().assign(fast_gradient_sign=distance)
-        task.run.frame_step(f"{member.folder}/compared.parquet", lambda frame=frame: frame)
-        task.run.write_json(f"{member.folder}/test.json", {"accuracy": 0.5, "loss": 1.0})
+    for accuracy, member in zip([0.5, 0.7, 0.9, 0.8], members, strict=True):
+        task.run.frame_step(f"{member.folder}/compared.parquet", made_up)
+        task.run.write_json(f"{member.folder}/test.json", {"accuracy": accuracy, "loss": 1.0})
     drawn = {}
     monkeypatch.setattr(
-        regularised.figures,
-        "curves",
-        lambda x, lines, **_: drawn.update(dict(zip(x, lines["FGS"], strict=True))),
+        regularised.figures, "panels", lambda x, lines, **_: drawn.update(x=x, **lines["iris"])
     )
     regularised.report(task, Progress(tuple(members), (), ())).drawings[0].draw()
-    assert drawn == {0.5: 4.0, 0.0: 1.5}
+    assert drawn["x"] == [0.0, 0.5]
+    assert drawn["accuracy"] == pytest.approx([0.85, 0.6])
+    assert drawn["error"] == pytest.approx([0.75, 0.75])
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
