@@ -21,8 +21,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.faults import FAULTS, Fault
+from benchmarks.faults import FAULTS as LIBRARY_FAULTS
+from benchmarks.faults import Fault
+from benchmarks.study_faults import STUDY_FAULTS
 
+FAULTS = (*LIBRARY_FAULTS, *STUDY_FAULTS)
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("tfrobust", "reference_models", "experiments", "benchmarks", "tests")
 WORKERS = 2

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import FAULTS
+from benchmarks.mutations import FAULTS
 
 ROOT = Path(__file__).parents[1]
 
