@@ -94,8 +94,8 @@ def summarize(
         summary |= {"evaluated": len(table), "undefined_rows": measures.undefined, **medians}
     for attack, frame in distances.items():
         values = frame["distance"].to_numpy(float)
-        success = np.isfinite(values) & (values > 0)
-        summary[f"median_{attack}"] = float(np.median(values[success])) if success.any() else None
+        counted = values[values > 0]  # a failed attack counts as infinitely far
+        summary[f"median_{attack}"] = float(np.median(counted)) if len(counted) else None
         summary[f"success_{attack}"] = float(np.isfinite(values).mean())
     return summary
 

@@ -195,7 +195,11 @@ def test_bad_images(cnn, images, change, message):
         ({"attack": 3}, ValueError, "unknown attack 3"),
         ({"epsilon": 3}, TypeError, "'gradient' has no setting epsilon; it takes epsilons, max_e"),
         ({"attack": "deepfool", "bisection_steps": 3}, TypeError, "takes candidates, loss, over"),
-        ({"attack": "FGSM", "stepsize": 3}, TypeError, "it takes bisection_steps, random_start"),
+        (
+            {"attack": "FGSM", "stepsize": 3},
+            TypeError,
+            "it takes bisection_steps, keep, random_start",
+        ),
         ({"attack": "FGSM", "bisection_steps": 0}, ValueError, "bisection_steps must be a whole"),
         ({"epsilons": 0}, ValueError, "epsilons must be a whole number of at least 1, got 0"),
         ({"max_epsilon": np.inf}, ValueError, "max_epsilon must be positive and finite, got inf"),
@@ -242,7 +246,7 @@ def test_summary():
         norm=2.0,
         attack="gradient",
     )
-    assert result.median() == 2.0
+    assert result.median() == 3.0  # of 1, 3 and infinity
     assert result.success_rate == 0.75
     frame = result.to_frame()
     assert frame["distance"].tolist() == [0, 1, 3, np.inf]

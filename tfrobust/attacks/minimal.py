@@ -57,7 +57,8 @@ def minimal(
             `clip` and `bracketed` of "fast_gradient_sign", "fast_gradient_value" and "hot_cold",
             `normalized` of the second, `hot` and `cold_weight` of the last; `targets`,
             `initial_const`, `steps`, `max_iterations`, `penalty` and `goal` of "lbfgs"; the
-            constructor's for Foolbox's, and `bisection_steps` for those of a fixed radius. Each is
+            constructor's for Foolbox's, whose lengths are in units of the range's width, and
+            `bisection_steps` for those of a fixed radius, `keep` for gradient descent. Each is
             described where the attack is, in the modules of `tfrobust.attacks`. With `clip=False`
             images may lie, and perturbations may lead, outside `value_range`.
 

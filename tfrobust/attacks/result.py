@@ -62,10 +62,10 @@ class MinimalPerturbation:
     def median(self) -> float:
         """Median distance over the examples with a distance > 0 (Etmann 2019, section 4).
 
-        Examples without an adversarial (infinite distance) are left out: report it together with
-        `success_rate`. NaN where none remains.
+        A failed attack counts as infinitely far. NaN where all examples are misclassified to begin
+        with.
         """
-        counted = self.distance[(self.distance > 0) & np.isfinite(self.distance)]
+        counted = self.distance[self.distance > 0]
         return float(np.median(counted)) if len(counted) else float("nan")
 
     def to_frame(self) -> pd.DataFrame:

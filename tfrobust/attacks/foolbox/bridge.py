@@ -15,16 +15,24 @@ from foolbox.attacks.gradient_descent_base import BaseGradientDescent
 
 from tfrobust.arguments import as_count
 from tfrobust.attacks.direction import AttackFunction, misclassified
-from tfrobust.attacks.foolbox.gradient_descent import with_radius_per_example, without_underflow
+from tfrobust.attacks.foolbox.gradient_descent import (
+    Iterates,
+    with_radius_per_example,
+    without_underflow,
+)
 from tfrobust.attacks.foolbox.smallest_radius import smallest_radius
-from tfrobust.classifier import Classifier, values_of
-from tfrobust.errors import TfrobustError
+from tfrobust.attacks.foolbox.unit_range import UNIT, UnitRange
+from tfrobust.errors import InputError, TfrobustError
 from tfrobust.norms import flatten, per_example
 
 # short names of Foolbox's attacks, with the settings of Etmann 2019, section 4
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
-    # Foolbox 1.8: steps of .05 in a ball of .3; it kept the ratio when it bisected the radius
-    "basic_iterative": ("L2BasicIterativeAttack", {"steps": 10, "rel_stepsize": 1 / 6}),
+    # Foolbox 1.8: steps of .05 in a ball of .3; it kept the ratio when it bisected the radius, and
+    # the smallest adversarial of all iterates
+    "basic_iterative": (
+        "L2BasicIterativeAttack",
+        {"steps": 10, "rel_stepsize": 1 / 6, "keep": "smallest"},
+    ),
     "carlini_wagner": (
         "L2CarliniWagnerAttack",
         {
@@ -73,7 +81,9 @@ def attack_class(name: str) -> type[foolbox.attacks.Attack] | None:
 def setting_names(cls: type[foolbox.attacks.Attack]) -> list[str]:
     """Names of the settings that `foolbox_attack` takes for an attack."""
     names = list(inspect.signature(cls).parameters)
-    return [*names, "bisection_steps"] if issubclass(cls, FixedEpsilonAttack) else names
+    if issubclass(cls, FixedEpsilonAttack):
+        names.append("bisection_steps")
+    return [*names, "keep"] if issubclass(cls, BaseGradientDescent) else names
 
 
 def foolbox_attack(
@@ -86,8 +96,10 @@ def foolbox_attack(
 ) -> AttackFunction:
     """An attack of Foolbox, prepared for a model.
 
-    Attacks that minimise the perturbation run unchanged. For those with a fixed radius, the
-    smallest successful radius, in the attack's norm, is bisected for each example.
+    It sees pixels in [0, 1], whatever the value range: its settings that are lengths are in units
+    of the range's width. Attacks that minimise the perturbation run unchanged. For those with a
+    fixed radius, the smallest successful radius, in the attack's norm, is bisected for each
+    example.
 
     Args:
         cls: the attack's class.
@@ -95,31 +107,43 @@ def foolbox_attack(
         x: (batch, *input), as `as_images` returns it.
         value_range: smallest and largest valid pixel.
         norm: p of the norm to minimise, for attacks that support several.
-        settings: of the attack's constructor; `bisection_steps`, where the radius is searched.
+        settings: of the attack's constructor; `bisection_steps`, where the radius is searched;
+            `keep` of gradient descent: the "last" iterate, as Foolbox does, or the "smallest"
+            adversarial of all.
 
     Raises:
         FoolboxError: Foolbox refuses the settings, or, when run, the inputs.
-        ValueError: `bisection_steps` is not a positive whole number.
+        ValueError: `bisection_steps` is not a positive whole number, or `keep` is unknown.
     """
     steps = as_count("bisection_steps", settings.pop("bisection_steps", BISECTION_STEPS), 1)
+    keep = settings.pop("keep", "last")
+    if keep not in ("last", "smallest"):
+        raise InputError(f'keep must be "last" or "smallest", got {keep!r}')
     if issubclass(cls, FlexibleDistanceMinimizationAttack):
         settings.setdefault("distance", foolbox.distances.LpDistance(norm))
     attack = _raising_foolbox_errors(cls, cls)(**settings)
-    logits = Classifier.of(model, x).compiled(values_of, batched_args=0)
+    in_unit_range = UnitRange(model, x, value_range)
     # without a device Foolbox looks for a GPU by a deprecated function
     device = tf.constant(x[:1]).device
-    wrapped = foolbox.TensorFlowModel(logits, bounds=value_range, device=device)
+    wrapped = foolbox.TensorFlowModel(in_unit_range.logits, bounds=UNIT, device=device)
+    iterates = None
     if isinstance(attack, BaseGradientDescent):
-        without_underflow(attack, model, x)
-    if not isinstance(attack, FixedEpsilonAttack):
-        return functools.partial(_minimised, cls, attack, wrapped)
+        iterates = without_underflow(attack, model, x, value_range)
+    if isinstance(attack, FixedEpsilonAttack):
+        kept = iterates if keep == "smallest" else None
+        try_radius = _radius_trial(cls, attack, wrapped, in_unit_range.logits, kept)
 
-    try_radius = _radius_trial(cls, attack, wrapped, logits)
+        def search(rows: tf.Tensor, labels: tf.Tensor) -> tuple[Any, Any]:
+            return smallest_radius(
+                try_radius, rows, labels, attack.distance.p, UNIT, bisection_steps=steps
+            )
+
+    else:
+        search = functools.partial(_minimised, cls, attack, wrapped)
 
     def run(rows: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return smallest_radius(
-            try_radius, rows, labels, attack.distance.p, value_range, bisection_steps=steps
-        )
+        images, success = search(in_unit_range.unit(rows), labels)
+        return in_unit_range.pixels(images, rows), success
 
     return run
 
@@ -162,8 +186,12 @@ def _radius_trial(
     attack: FixedEpsilonAttack,
     wrapped: foolbox.TensorFlowModel,
     logits: Callable[[tf.Tensor], tf.Tensor],
+    iterates: Iterates | None = None,
 ) -> Callable[[tf.Tensor, tf.Tensor, np.ndarray], tuple[tf.Tensor, tf.Tensor]]:
-    """A function from images, labels and radii (batch,) to candidates and their success."""
+    """A function from images, labels and radii (batch,) to candidates and their success.
+
+    With `iterates` the smallest adversarial of all iterates is the candidate.
+    """
     if isinstance(attack, BaseGradientDescent) and with_radius_per_example(attack):
 
         def all_radii(
@@ -171,8 +199,14 @@ def _radius_trial(
         ) -> tuple[tf.Tensor, tf.Tensor]:
             epsilon = per_example(tf.constant(radius, rows.dtype), rows)
             run = _raising_foolbox_errors(cls, attack.run)
+            if iterates is not None:
+                iterates.begin(rows, attack.distance.p)
             images = run(wrapped, rows, _criterion(labels), epsilon=epsilon)
-            return images, misclassified(logits(images), labels)
+            success = misclassified(logits(images), labels)
+            if iterates is None:
+                return images, success
+            iterates.seen(images, success)
+            return iterates.smallest, iterates.found
 
         return all_radii
 
