@@ -82,7 +82,8 @@ def test_carlini_wagner_on_a_linear_model_of_255():
     kernel = (rng.normal(size=(36, 2)) / 255).astype(np.float32)
     model.layers[-1].set_weights([kernel, np.zeros(2, np.float32)])
     x = rng.uniform(100, 155, (12, 6, 6, 1)).astype(np.float32)
-    result = minimal(model, x, "carlini_wagner", value_range=(0, 255), steps=100)
+    options = {"steps": 100, "binary_search_steps": 3}
+    result = minimal(model, x, "carlini_wagner", value_range=(0, 255), **options)
     assert result.success.all()
     normal = kernel[:, 1] - kernel[:, 0]
     exact = np.abs(x.reshape(12, 36) @ normal) / np.linalg.norm(normal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -23,8 +24,9 @@ __all__ = [
 ]
 
 # an attack prepared for one model: from images (batch, *input) and their classes (batch,) to
-# candidates (batch, *input) and whether they are adversarial (batch,)
-AttackFunction = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+# candidates (batch, *input) and whether they are adversarial (batch,), optionally also forward and
+# backward passes (batch,)
+AttackFunction = Callable[[tf.Tensor, tf.Tensor], tuple[Any, ...]]
 
 
 # rounding of a softmax near a tie, and of logits in single precision

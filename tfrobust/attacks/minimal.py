@@ -42,18 +42,21 @@ def minimal(
     Args:
         model: any classifier, also one that ends in a softmax.
         x: (batch, *input), inside `value_range` up to float rounding, which is clipped.
-        attack: built in are "gradient" (Etmann 2019), and "fast_gradient_sign",
+        attack: built in are "super_deepfool", "gradient" (Etmann 2019), and "fast_gradient_sign",
             "fast_gradient_value", "lbfgs" and "hot_cold" (Peck 2017, chapter 2); "basic_iterative",
             "carlini_wagner" and "deepfool" are Foolbox's with the settings of Etmann 2019; any
             other attack of Foolbox by the name of its class in `foolbox.attacks`.
         labels: (batch,) classes that the perturbation must leave; the model's predictions where
             None.
         value_range: smallest and largest valid pixel.
-        norm: p of the reported distance, 1, 2 or infinity. It does not change what an attack
-            minimises: an l2 attack's distances may be reported in another norm.
+        norm: p of the reported distance, 1, 2 or infinity. "super_deepfool" minimises it for 2 and
+            infinity, the others whatever is theirs: an l2 attack's distances may be reported in
+            another norm.
         batch_size: examples attacked at a time; bounds the memory. Attacks of Foolbox that use
             the whole batch, as "carlini_wagner" does to stop early, depend on it slightly.
-        settings: of the attack: `epsilons` and `max_epsilon` of "gradient"; `max_epsilon`, `steps`,
+        settings: of the attack: `steps`, `rounds`, `refinements` and `candidates` of
+            "super_deepfool"; `epsilons`
+            and `max_epsilon` of "gradient"; `max_epsilon`, `steps`,
             `clip` and `bracketed` of "fast_gradient_sign", "fast_gradient_value" and "hot_cold",
             `normalized` of the second, `hot` and `cold_weight` of the last; `targets`,
             `initial_const`, `steps`, `max_iterations`, `penalty` and `goal` of "lbfgs"; the
@@ -83,7 +86,7 @@ def minimal(
     if labels is None:
         labels = predictions(model, x, batch_size)
 
-    perturbation, success, adversarial_label, distance = in_batches(
+    perturbation, success, adversarial_label, distance, forward, backward = in_batches(
         lambda rows, row_labels: _attacked(original, run, rows, row_labels, within, norm),
         x,
         labels,
@@ -98,6 +101,8 @@ def minimal(
         adversarial_label=adversarial_label,
         norm=float(norm),
         attack=attack,
+        forward_passes=forward,
+        backward_passes=backward,
     )
 
 
@@ -108,21 +113,24 @@ def _attacked(
     labels: tf.Tensor,
     value_range: tuple[float, float],
     norm: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, tf.Tensor]:
-    """One batch: perturbations, successes, classes of the adversarials (-1 for none), distances."""
+) -> tuple[Any, ...]:
+    """One batch: perturbations, successes, classes (-1 for none), distances, passes."""
     predicted = np.argmax(original(x), axis=1).astype(np.int32)
     success = predicted != labels.numpy()
     perturbation = np.zeros(x.shape, np.float32)
+    forward, backward = (np.zeros(len(labels), np.float32) for _ in range(2))
     attacked = np.flatnonzero(~success)
     if len(attacked):
         rows, row_labels = tf.gather(x, attacked), tf.gather(labels, attacked)
-        candidates, claimed = run(rows, row_labels)
+        candidates, claimed, *passes = run(rows, row_labels)
         changes, classes, adversarial = verified(
             original, rows, candidates, row_labels, value_range
         )
         adversarial &= np.asarray(claimed)
+        forward[attacked], backward[attacked] = passes or (np.nan, np.nan)
         successful = attacked[adversarial]
         perturbation[successful], predicted[successful] = changes[adversarial], classes[adversarial]
         success[successful] = True
     distance = np.where(success, norms.norm(perturbation, norm), np.float32(np.inf))
-    return perturbation, success, np.where(success, predicted, -1).astype(np.int32), distance
+    classes = np.where(success, predicted, -1).astype(np.int32)
+    return perturbation, success, classes, distance, forward, backward

@@ -21,6 +21,7 @@ from tfrobust.attacks.foolbox import (
 from tfrobust.attacks.gradient import gradient_attack
 from tfrobust.attacks.hot_cold import hot_cold
 from tfrobust.attacks.lbfgs import lbfgs
+from tfrobust.attacks.super_deepfool import super_deepfool
 from tfrobust.errors import InputError, InputTypeError
 
 __all__ = ["BUILT_IN", "prepare"]
@@ -32,6 +33,7 @@ BUILT_IN: dict[str, Callable[..., AttackFunction]] = {
     "fast_gradient_value": fast_gradient_value,
     "hot_cold": hot_cold,
     "lbfgs": lbfgs,
+    "super_deepfool": super_deepfool,
 }
 
 
@@ -53,8 +55,10 @@ def prepare(
     """
     if attack in BUILT_IN:
         parameters = inspect.signature(BUILT_IN[attack]).parameters.values()
-        _check_settings(attack, settings, [p.name for p in parameters if p.kind == p.KEYWORD_ONLY])
-        return BUILT_IN[attack](model, x, value_range, **settings)
+        names = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
+        minimises = {"norm": norm} if "norm" in names else {}
+        _check_settings(attack, settings, [name for name in names if name != "norm"])
+        return BUILT_IN[attack](model, x, value_range, **minimises, **settings)
     name, defaults = ALIASES.get(attack, (attack, {}))
     cls = attack_class(str(name))
     if cls is None:

@@ -24,6 +24,8 @@ class MinimalPerturbation:
         adversarial_label: (batch,) int32, the class of the adversarial; -1 where there is none.
         norm: the p of the lp norm.
         attack: the attack's name.
+        forward_passes, backward_passes: (batch,) float32, what the search of each example took; NaN
+            where the attack does not tell.
     """
 
     distance: np.ndarray
@@ -33,6 +35,8 @@ class MinimalPerturbation:
     adversarial_label: np.ndarray
     norm: float
     attack: str
+    forward_passes: np.ndarray | None = None
+    backward_passes: np.ndarray | None = None
 
     @property
     def epsilon(self) -> np.ndarray:
