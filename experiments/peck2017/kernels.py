@@ -188,6 +188,7 @@ def _drawings(scaled: pd.DataFrame, layers: pd.DataFrame) -> list[Drawing]:
                 xlabel="kernels",
                 ylabel="relative increase",
                 log=False,
+                xticks=list(range(0, KERNELS + 1, 4)),
             ),
         ),
         Drawing(
