@@ -75,6 +75,14 @@ def test_a_page_is_one_file_that_needs_no_other(figure, tmp_path):
     assert "<td></td>" in html  # NaN
 
 
+def test_words_are_aligned_left_and_numbers_right(tmp_path):
+    table = pd.DataFrame({"name": ["net", ""], "share": ["3 of 4", "95.1%"], "n": [1.0, 2.0]})
+    content = dataclasses.replace(page(), sections=(report.Section("T", table=table),))
+    html = report.write(content, tmp_path / "a.html").read_text()
+    assert '<th class="word">name</th><th>share</th><th>n</th>' in html
+    assert '<td class="word">net</td><td>3 of 4</td><td>1</td>' in html
+
+
 def test_a_missing_figure_leaves_no_half_page(tmp_path):
     with pytest.raises(OSError, match="none"):
         report.write(page(tmp_path / "none.png"), tmp_path / "report.html")

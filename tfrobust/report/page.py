@@ -79,6 +79,7 @@ def write(page: Page, path: str | Path) -> Path:
     )
     environment.filters["inlined"] = _inlined
     environment.filters["rows"] = _rows
+    environment.filters["words"] = _words
     html = environment.get_template("page.html.j2").render(page=page)
     path = Path(path)
     with atomic_path(path) as temporary:
@@ -92,6 +93,17 @@ def _inlined(figure: Path) -> str:
 
 def _rows(table: pd.DataFrame) -> list[list[str]]:
     return [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+
+
+def _words(table: pd.DataFrame) -> list[bool]:
+    """Whether each column holds words, which are aligned left."""
+    columns = [table.iloc[:, place] for place in range(table.shape[1])]
+    return [any(map(_is_word, column)) for column in columns]
+
+
+def _is_word(value: Any) -> bool:
+    """Whether a cell is text that does not begin as a number does."""
+    return isinstance(value, str) and value[:1].isalpha()
 
 
 def _cell(value: Any) -> str:
