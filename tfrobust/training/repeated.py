@@ -113,8 +113,6 @@ class RepeatedFit:
         if data.examples < self.batch_size:
             raise InputError(f"{data.examples} examples do not fill one batch of {self.batch_size}")
         seed = as_seed("seed", seed)
-        if seed >= 2**32:
-            raise InputError(f"seed must be less than 2^32, got {seed}")
         self._restart(seed)
         if self._loop is None:
             self._loop = self._new_loop(data)
