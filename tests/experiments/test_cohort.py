@@ -97,7 +97,7 @@ def verdicts(folder):
 def test_a_member_that_diverges_is_a_row_and_the_others_go_on(experiment, tmp_path, capsys):
     page = execute(experiment(fails_at=2.0), ["--out", str(tmp_path)])
     html = page.read_text()
-    row = html.split("<td>value 2</td>")[1].split("</tr>")[0]
+    row = html.split('<td class="word">value 2</td>')[1].split("</tr>")[0]
     assert "failed" in row
     assert "NonFiniteLossError: loss is not finite in epoch 2, step 3 of 9." in row
     assert "2 of 3 are finished" in html

@@ -123,7 +123,7 @@ def test_a_model_that_diverges_is_named_and_the_other_is_shown(finished, tmp_pat
     with contextlib.closing(Run(tmp_path, settings)) as new:
         reseal(Results.open(finished), new, "models/lambda-10")
     html = mnist.main(arguments).read_text()
-    row = html.split("<td>lambda 1e+30</td>")[1].split("</tr>")[0]
+    row = html.split('<td class="word">lambda 1e+30</td>')[1].split("</tr>")[0]
     assert "failed" in row
     assert "NonFiniteLossError" in row and "epoch 1, step" in row
     models = pd.read_csv(tmp_path / "models.csv")
