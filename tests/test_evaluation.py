@@ -14,7 +14,9 @@ from tfrobust.errors import InputError
 
 layers = keras.layers
 COUNT, FEATURES, CLASSES = 60, 6, 4
-WIDE = (-100.0, 100.0)
+WIDE = (-6.0, 6.0)
+# Foolbox adds 1e-4 to a step of DeepFool, in units of the range's width
+SLACK = 1.02e-4 * 12 + 3e-4
 
 
 def linear(seed=0):
@@ -53,14 +55,14 @@ def test_a_linear_model_in_closed_form(linear_case):
     assert result.accuracy == np.mean(exact > 0) < 1
     # DeepFool ends 2 % and a little behind the boundary: no example may lie in between
     for epsilon in (0.0, 0.05, 0.2, 0.5, 1.0, 2.0):
-        assert not ((exact <= epsilon) & (1.02 * exact + 3e-4 > epsilon) & (exact > 0)).any()
+        assert not ((exact <= epsilon) & (1.02 * exact + SLACK > epsilon) & (exact > 0)).any()
         share = np.mean((exact > 0) & (exact > epsilon))
         assert result.robust_accuracy(epsilon) == share
         assert result.certified_accuracy(epsilon) == share
     assert result.robust_accuracy() == np.mean(exact > 0.5)
     right = exact > 0
     np.testing.assert_array_equal(result.correct, right)
-    np.testing.assert_allclose(result.distance[right], 1.02 * exact[right], atol=3e-4)
+    np.testing.assert_allclose(result.distance[right], 1.02 * exact[right], atol=SLACK)
     # less what is taken off for rounding
     np.testing.assert_allclose(result.certified_radius[right], exact[right], atol=2e-5)
     assert (result.certified_radius[right] <= exact[right] * (1 + 1e-6)).all()
@@ -74,7 +76,7 @@ def test_the_summary_of_a_linear_model(linear_case):
     summary = result.summary()
     assert summary["median_linearized_robustness"] == pytest.approx(np.median(exact[right]), 1e-4)
     assert summary["median_certified_radius"] == pytest.approx(np.median(exact[right]), 1e-4)
-    assert summary["median_distance"] == pytest.approx(1.02 * np.median(exact[right]), abs=3e-4)
+    assert summary["median_distance"] == pytest.approx(1.02 * np.median(exact[right]), abs=SLACK)
     expected = {
         "examples": COUNT,
         "epsilon": 0.5,
@@ -116,7 +118,7 @@ def test_other_norms_in_closed_form():
         norm=math.inf,
     )
     right = exact > 0
-    np.testing.assert_allclose(result.distance[right], 1.02 * exact[right], atol=3e-4)
+    np.testing.assert_allclose(result.distance[right], 1.02 * exact[right], atol=SLACK)
     l2 = closed_form(model, x, labels, 2) / math.sqrt(FEATURES)
     assert (result.certified_radius[right] <= l2[right] * (1 + 1e-6)).all()
     np.testing.assert_allclose(result.certified_radius[right], l2[right], atol=2e-5)

@@ -135,7 +135,7 @@ def table(out, title):
     page = (out / "report.html").read_text()
     part = page.split(f"<h2>{title}</h2>")[1].split("<h2>")[0]
     rows = [
-        [html.unescape(cell) for cell in re.findall(r"<t[hd]>(.*?)</t[hd]>", row, re.DOTALL)]
+        [html.unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)]
         for row in re.findall(r"<tr>(.*?)</tr>", part, re.DOTALL)
     ]
     return pd.DataFrame(rows[1:], columns=rows[0])

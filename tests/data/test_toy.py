@@ -132,7 +132,7 @@ def test_as_a_data_set():
         ({"count": 0}, "count must be a whole number of at least 1"),
         ({"count": 2.5}, "count must be a whole number"),
         ({"seed": -1}, "seed must be a whole number of at least 0"),
-        ({"seed": 2**32}, r"seed must be at most 2\^32 - 1"),
+        ({"seed": 2**32}, r"seed must be below 2\^32"),
     ],
 )
 def test_bad_settings(settings, message):

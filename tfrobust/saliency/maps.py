@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.arguments import as_seed
+from tfrobust.arguments import as_count
 from tfrobust.classifier import Classifier, gradients_at, in_batches
 from tfrobust.errors import InputError
 from tfrobust.saliency.explained import Explained, as_explained, cotangent
@@ -106,7 +106,7 @@ def random_map(x: Any, *, seed: int) -> np.ndarray:
     shape = np.shape(x)
     if len(shape) < 2:
         raise InputError(f"x must be a batch, (batch, ...), got shape {shape}")
-    rng = np.random.default_rng(as_seed("seed", seed))
+    rng = np.random.default_rng(as_count("seed", seed, 0))
     return rng.random(shape, np.float32)
 
 

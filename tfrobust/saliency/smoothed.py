@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.arguments import as_count, as_not_negative, as_seed
+from tfrobust.arguments import as_count, as_not_negative
 from tfrobust.classifier import Classifier, gradients_at, in_batches
 from tfrobust.errors import InputError
 from tfrobust.saliency.explained import Explained, as_explained, cotangent
@@ -253,7 +253,7 @@ def _smoothed(
 
 def _key(seed: Any) -> tf.Tensor:
     """The generator's key, uint64, of a seed of any size."""
-    sequence = np.random.SeedSequence(as_seed("seed", seed))
+    sequence = np.random.SeedSequence(as_count("seed", seed, 0))
     return tf.constant(sequence.generate_state(1, np.uint64)[0], tf.uint64)
 
 

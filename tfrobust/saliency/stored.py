@@ -14,7 +14,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from tfrobust.arguments import as_count, as_seed
+from tfrobust.arguments import as_count
 from tfrobust.classifier import Classifier, as_images, as_labels
 from tfrobust.distribution import broadcast_from_chief, is_chief
 from tfrobust.errors import InputError, MissingFileError, StorageError
@@ -152,7 +152,7 @@ def target_maps(
     batch_size, chunk = as_count("batch_size", batch_size, 1), as_count("chunk", chunk, 1)
     options = _as_options(method, options)
     as_explained(model, x[:1], labels[:1], options["of"], batch_size)  # refuses an unknown `of`
-    seed = as_seed("seed", seed) if method == "smoothgrad" else None
+    seed = as_count("seed", seed, 0) if method == "smoothgrad" else None
     provenance = {
         "method": method,
         "options": json.loads(json.dumps(options)),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tfrobust.arguments import as_not_negative, as_seed
+from tfrobust.arguments import as_count, as_not_negative
 from tfrobust.errors import InputError
 
 __all__ = ["permute", "threshold"]
@@ -75,7 +75,7 @@ def permute(maps: Any, probability: float, seed: int) -> np.ndarray:
         ValueError: maps are malformed, NaN or infinite, the probability lies outside [0, 1], or
             the seed is negative.
     """
-    maps, seed = _as_maps(maps), as_seed("seed", seed)
+    maps, seed = _as_maps(maps), as_count("seed", seed, 0)
     probability = as_not_negative("probability", probability)
     if probability > 1:
         raise InputError(f"probability must lie in [0, 1], got {probability:g}")

@@ -32,21 +32,16 @@ def evaluate(
 
     Raises:
         ValueError: malformed inputs or labels.
-        NotLogitsError: the model's output is not what its logits give, on the first examples.
     """
     data = as_stream(model, x if labels is None else (x, labels), "x")
 
     shape = np.zeros((1, *data.input_shape))
-    classifier = Classifier.of(model, shape, check=False)
-    run, checked = classifier.compiled(_losses_and_hits), False
+    run = Classifier.of(model, shape, check=False).compiled(_losses_and_hits)
     sums = np.zeros(3)
     with data.errors():
         for batch in data.evaluation_batches(
             batch_size, workers=worker_count(), worker=worker_index()
         ):
-            if not checked:
-                classifier.check(model, batch["images"])
-                checked = True
             losses, correct = run(batch["images"], batch["labels"])
             sums += [np.sum(losses, dtype=np.float64), np.sum(correct), len(losses)]
     loss, hits, count = gather_rows(sums[None]).sum(axis=0)
