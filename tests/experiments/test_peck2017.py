@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.commands import usage_error
+from helpers.compared import made_up
 from helpers.nets import randomise
 from helpers.pages import shown_claims
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -144,21 +145,6 @@ def test_every_experiment_is_in_the_index_and_tried_here():
         module, _ = SMALL[name]
         assert part.experiment is module.EXPERIMENT
         assert module.PRESETS.keys() == study.SCALES.keys()
-
-
-def made_up():
-    return pd.DataFrame(
-        {
-            "predicted": [0, 1, 2, 0],
-            "printed": [1.0, 2.0, 0.5, 3.0],
-            "certified": [0.5, 0.5, 0.5, 0.5],
-            "tightened": [0.6, 0.7, 0.8, 0.9],
-            "fast_gradient_sign": [2.0, 1.5, np.nan, 4.0],
-            "epsilon": [0.2, 0.15, np.nan, 0.4],
-            "becomes": [1, 0, -1, 2],
-            "carlini_wagner": [1.5, 2.5, np.nan, 2.9],
-        }
-    )
 
 
 def texts(figure):

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.compared import made_up
 
 from experiments.peck2017 import (
     claims,
@@ -15,21 +16,6 @@ from experiments.peck2017 import (
 )
 
 FGS = comparison.FGS
-
-
-def made_up():
-    return pd.DataFrame(
-        {
-            "predicted": [0, 1, 2, 0],
-            "printed": [1.0, 2.0, 0.5, 3.0],
-            "certified": [0.5, 0.5, 0.5, 0.5],
-            "tightened": [0.6, 0.7, 0.8, 0.9],
-            FGS: [2.0, 1.5, np.nan, 4.0],
-            "epsilon": [0.2, 0.15, np.nan, 0.4],
-            "becomes": [1, 0, -1, 2],
-            "carlini_wagner": [1.5, 2.5, np.nan, 2.9],
-        }
-    )
 
 
 def test_every_cell_is_there():

@@ -28,6 +28,9 @@ _WITH_PROJECTION = (L1BaseGradientDescent, L2BaseGradientDescent, LinfBaseGradie
 class Iterates:
     """The smallest adversarial of all iterates of a search, per example."""
 
+    def __init__(self) -> None:
+        self._x: tf.Tensor | None = None
+
     def begin(self, x: tf.Tensor, p: float) -> None:
         """A new search from images x, whose perturbations are measured in the lp norm."""
         self._x, self._p = x, p
@@ -40,8 +43,8 @@ class Iterates:
         return tf.math.is_finite(self._length)
 
     def seen(self, images: tf.Tensor, adversarial: tf.Tensor) -> None:
-        """Keep those that are adversarial and smaller than what was seen before."""
-        if not hasattr(self, "_x") or len(images) != len(self._x):
+        """Keep those that are adversarial and smaller than what was seen before, once begun."""
+        if self._x is None:
             return
         length = norm(images - self._x, self._p)
         better = adversarial & (length < self._length)
